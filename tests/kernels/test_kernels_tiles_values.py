@@ -1,0 +1,159 @@
+"""The tiles under Triton's interpreter against the definition in fp64 (collected where TRITON_INTERPRET=1)."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import Case, assert_as_near_as_eager, evaluate, operands
+
+from lightning_compile.kernels import tiles
+from lightning_compile.kernels.operator import linear_attention
+
+CHUNK = 64
+LENGTHS = (1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5)
+
+
+@pytest.fixture(autouse=True)
+def on_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operator takes the tiles although it is on the CPU."""
+    monkeypatch.setattr(tiles, "serves", lambda q, v: True)
+    monkeypatch.setattr(tiles, "_processors", lambda device: 8)
+
+
+@pytest.mark.parametrize("dtype, n", [
+    *((torch.float32, n) for n in LENGTHS),
+    *(pytest.param(torch.float16, n, marks=[] if n == CHUNK + 1 else pytest.mark.slow) for n in LENGTHS),
+], ids=str)  # fmt: skip
+def test_tiles_agree_with_the_definition_at_every_length(dtype: torch.dtype, n: int) -> None:
+    case = Case(n=n, d=32, e=32, batch=1, dtype=dtype)
+    assert_as_near_as_eager(linear_attention, case.but(decay="step", initial=True, final=True))
+    assert_as_near_as_eager(linear_attention, case.but(decay="head", normalizer=True, reverse=True))
+    assert_as_near_as_eager(linear_attention, case.but(strict=True))
+
+
+@pytest.mark.parametrize("case", [
+    Case(n=300, d=64, e=64, batch=1, heads=(1, 1, 2), decay="strong"),
+    Case(n=300, d=64, e=64, batch=1, heads=(1, 1, 2), decay="weak"),
+    Case(n=600, d=40, e=96, batch=1, heads=(2, 1, 1), decay="strong", normalizer=True, reverse=True),
+    Case(n=600, d=96, e=40, batch=1, heads=(1, 1, 1), decay="step", initial=True, final=True, reverse=True),
+    Case(n=600, d=64, e=64, batch=1, heads=(1, 1, 1), decay="head", initial=True, final=True, strict=True),
+    Case(n=600, d=64, e=64, batch=1, heads=(1, 1, 1), decay="strong", normalizer=True, dtype=torch.float16),
+    Case(n=600, d=64, e=64, batch=1, heads=(1, 1, 1), decay="weak", dtype=torch.float16),
+], ids=str)  # fmt: skip
+def test_the_gradient_of_a_decay_is_as_near_as_eager(case: Case) -> None:
+    """A step's own position cancels, however little is left beside it; its sum starts anew at each border."""
+    assert_as_near_as_eager(linear_attention, case)
+
+
+@pytest.mark.parametrize("d", [32, 60, 64, pytest.param(96, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+def test_tiles_take_any_number_of_features(dtype: torch.dtype, d: int) -> None:
+    case = Case(n=70, d=d, e=d, batch=1, dtype=dtype)
+    assert_as_near_as_eager(linear_attention, case.but(decay="step", initial=True, final=True))
+    assert_as_near_as_eager(linear_attention, case.but(normalizer=True))
+
+
+@pytest.mark.parametrize("d, e", [(20, 40), (1, 3), (96, 32)])
+def test_keys_and_values_may_have_different_widths(d: int, e: int) -> None:
+    case = Case(n=70, d=d, e=e, batch=1)
+    assert_as_near_as_eager(linear_attention, case.but(decay="head", initial=True, final=True, reverse=True))
+    assert_as_near_as_eager(linear_attention, case.but(decay="step", normalizer=True))
+
+
+@pytest.mark.parametrize("heads", [(4, 1, 2), pytest.param((1, 1, 4), marks=pytest.mark.slow)], ids=str)
+def test_heads_are_shared_by_groups(heads: tuple[int, int, int]) -> None:
+    case = Case(n=70, heads=heads, decay="step")
+    assert_as_near_as_eager(linear_attention, case.but(initial=True, final=True))
+    assert_as_near_as_eager(linear_attention, case.but(normalizer=True, lengthwise=True))
+
+
+@pytest.mark.parametrize("case", [
+    Case(n=2200, batch=1, heads=(1, 1, 1), d=32, e=32, decay="step", initial=True, final=True),
+    pytest.param(
+        Case(n=2200, batch=1, heads=(1, 1, 1), d=32, e=32, decay="head", normalizer=True, reverse=True),
+        marks=pytest.mark.slow,
+    ),
+    Case(n=1500, batch=1, heads=(1, 1, 1), d=80, e=20, normalizer=True, dtype=torch.float16),
+    pytest.param(
+        Case(n=1500, batch=1, heads=(2, 1, 1), d=20, e=80, final=True, reverse=True, initial=True),
+        marks=pytest.mark.slow,
+    ),
+], ids=str)  # fmt: skip
+def test_segments_are_joined_by_their_states(case: Case) -> None:
+    assert_as_near_as_eager(linear_attention, case)
+
+
+def test_a_reset_forgets_all_that_came_before() -> None:
+    assert_as_near_as_eager(linear_attention, Case(n=100, decay="step", reset=True, initial=True, final=True))
+
+
+def test_rounding_to_tf32_is_nearest() -> None:
+    """Half a unit is added before tensor cores cut; the interpreter does not cut, so only half a unit is seen."""
+    torch.set_float32_matmul_precision("high")
+    case = Case(n=70, d=32, e=32)
+    ours = evaluate(linear_attention, case)["o"].double()
+    torch.set_float32_matmul_precision("highest")
+    exact = evaluate(linear_attention, case, torch.float64)["o"]
+    assert float((ours - exact).norm() / exact.norm()) < 2e-3
+
+
+@pytest.mark.parametrize("case", [
+    Case(n=70, d=60, e=33, decay="step", initial=True, final=True, lengthwise=True),
+    Case(n=65, d=33, e=60, heads=(4, 2, 2), decay="head", normalizer=True),
+], ids=str)  # fmt: skip
+def test_every_output_is_written_in_full_and_nothing_beside_it(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is allocated is filled with NaN and lies between guards; guards stay, no NaN does."""
+    guarded: list[tuple[torch.Tensor, int]] = []
+    empty, pad, mark = torch.Tensor.new_empty, 97, 12345.0
+
+    def poisoned(self: torch.Tensor, *size: object, dtype: torch.dtype | None = None, **options: object) -> torch.Tensor:
+        shape = size[0] if len(size) == 1 and not isinstance(size[0], int) else size
+        count = math.prod(shape)  # type: ignore[arg-type]
+        if count == 0:
+            return empty(self, shape, dtype=dtype, **options)
+        room = empty(self, (count + 2 * pad,), dtype=dtype, **options).fill_(mark)
+        guarded.append((room, count))
+        room[pad : pad + count] = math.nan
+        return room[pad : pad + count].view(shape)
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
+    values = evaluate(linear_attention, case)
+    assert len(guarded) >= 5
+    for name, x in values.items():
+        assert bool(torch.isfinite(x).all()), name
+    for room, count in guarded:
+        marked = torch.full((pad,), mark, dtype=room.dtype)
+        assert torch.equal(room[:pad], marked) and torch.equal(room[pad + count :], marked), tuple(room.shape)
+
+
+def test_padded_strides_are_read_and_their_padding_is_not() -> None:
+    """Operands are windows of larger tensors full of NaN."""
+    case = Case(n=70, d=20, e=24, decay="step", initial=True)
+    plain = operands(case)
+    windows: list[torch.Tensor | None] = []
+    for x in plain:
+        if x is None or x.dim() != 4:
+            windows.append(x)
+            continue
+        b, h, n, d = x.shape
+        room = torch.full((b, h + 1, n + 3, d + 5), math.nan, dtype=x.dtype)
+        room[:, :h, :n, :d] = x.detach()
+        windows.append(room[:, :h, :n, :d].requires_grad_())
+    ours, expected = (linear_attention(*args, *case.options)[0] for args in (windows, plain))
+    assert torch.equal(ours, expected)
+    for x, y in zip(
+        torch.autograd.grad(ours.sum(), [x for x in windows if x is not None]),
+        torch.autograd.grad(expected.sum(), [x for x in plain if x is not None]),
+    ):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decay", ["none", "head", "step"])
+@pytest.mark.parametrize("d", [32, 60, 64, 96, 128, 192, 256])
+def test_every_width_with_every_option(d: int, decay: str) -> None:
+    case = Case(n=70, d=d, e=d, batch=1, heads=(1, 1, 1), decay=decay)
+    assert_as_near_as_eager(linear_attention, case.but(initial=True, final=True, strict=True, reverse=True))
+    assert_as_near_as_eager(linear_attention, case.but(normalizer=True, dtype=torch.float16))
