@@ -1,0 +1,1 @@
+"""Causal linear attention in graphs: interpretation, normal form, recognition. Knows no kernels."""

@@ -1,0 +1,308 @@
+"""Laws of values: sums, products, cumulative sums, conditions and exponentials of normal forms."""
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import sympy
+import torch
+
+from .axes import align
+from .evaluate import fold
+from .index import Affine, Index, Unknown, mixed_radix, product, var
+from .normal_form import MAX_TERMS, Numbers, Position, Read, Term, Value, constant, rename
+
+VANISHES = -1e4  # exp of this is zero in every dtype, whatever a log-decay adds to it
+
+
+def wider(a: torch.dtype | None, b: torch.dtype | None) -> torch.dtype | None:
+    return b if a is None else a if b is None else torch.promote_types(a, b)
+
+
+def times(a: Term, b: Term) -> Term:
+    if set(a.bound) & set(b.bound):
+        b = b.fresh()
+    return Term(a.coef * b.coef, a.factors + b.factors, a.indicators | b.indicators, a.exponent + b.exponent,
+                a.bound + b.bound, wider(a.dtype, b.dtype), a.via | b.via)
+
+
+def multiply(a: Value, b: Value) -> Value:
+    """Products distribute over sums. Infinity times something that never changes its sign stays infinity."""
+    for x, y in ((a, b), (b, a)):
+        if x.masked is not None and (sign := definite_sign(y)) is not None:
+            finite = multiply(replace(x, masked=None), y)
+            axes, (mask, _) = align(replace(x, terms=()), y)
+            axes, (finite, mask) = align(finite, mask)
+            return Value(axes, finite.terms, mask.masked, x.sign * sign)
+    axes, (a, b) = align(a.finite(), b.finite())
+    terms = tuple(times(s, t) for s in a.terms for t in b.terms)
+    if len(terms) > MAX_TERMS:
+        raise Unknown(f"a product of sums has {len(terms)} terms")
+    return Value(axes, terms)
+
+
+def definite_sign(v: Value) -> int | None:
+    """1 or -1 if every element of a value that reads no tensor is known to have that sign, else None."""
+    if v.masked is not None or v.leaves() or not v.terms or any(t.indicators or t.exponent or t.bound for t in v.terms):
+        return None
+    signs = set()
+    constant_part = False
+    for t in v.terms:
+        if isinstance(t.coef, sympy.Basic) or not all(_not_negative(f) for f in t.factors):
+            return None
+        constant_part = constant_part or all(isinstance(f, Numbers) for f in t.factors)
+        signs.add(1 if t.coef > 0 else -1)
+    return signs.pop() if len(signs) == 1 and constant_part else None
+
+
+def _not_negative(f: Any) -> bool:
+    if isinstance(f, Numbers):
+        return min(f.values) > 0
+    return isinstance(f, Position) and isinstance(f.at.const, int) and f.at.const >= 0 and all(
+        isinstance(c, int) and c >= 0 for c in f.at.coef.values())
+
+
+def _join(s: Term, t: Term) -> Term | None:
+    """s + t as one term, where they differ in the coefficient only, or cover a condition and its complement."""
+    if (s.factors, s.exponent, s.bound) != (t.factors, t.exponent, t.bound):
+        return None
+    if s.indicators == t.indicators:
+        return replace(s, coef=s.coef + t.coef)
+    for one, other in ((s, t), (t, s)):
+        extra = other.indicators - one.indicators
+        if one.indicators < other.indicators and len(extra) == 1 and one.coef == -other.coef:  # x - x [e] = x [not e]
+            (e,) = extra
+            return replace(one, indicators=one.indicators | {negation(e)})
+    if s.coef == t.coef:
+        only_s, only_t = s.indicators - t.indicators, t.indicators - s.indicators
+        if len(only_s) == len(only_t) == 1 and negation(*only_s) == next(iter(only_t)):  # x [e] + x [not e] = x
+            return replace(s, indicators=s.indicators & t.indicators)
+    return None
+
+
+def add(a: Value, b: Value, alpha: Any = 1) -> Value:
+    """a + alpha * b."""
+    axes, (a, b) = align(a, b)
+    masked = None if a.masked is None and b.masked is None else (a.masked or frozenset()) | (b.masked or frozenset())
+    sign = a.sign if b.masked is None else b.sign if alpha > 0 else -b.sign
+    if a.masked is not None and b.masked is not None and a.sign != sign:
+        raise Unknown("infinities of both signs")
+    terms = list(a.terms)
+    for t in b.terms:
+        t = replace(t, coef=t.coef * alpha)
+        for k, s in enumerate(terms):
+            if (joined := _join(s, t)) is not None:
+                terms[k] = joined
+                break
+        else:
+            terms.append(t)
+    if len(terms) > MAX_TERMS:
+        raise Unknown(f"a sum has {len(terms)} terms")
+    return Value(axes, tuple(t for t in terms if t.coef != 0), masked, sign)
+
+
+def negation(e: Affine) -> Affine:
+    """not [e <= 0] is [1 - e <= 0], for integers."""
+    return Affine(1) - e
+
+
+def complement(v: Value) -> Value:
+    return add(constant(1), v.finite(), -1)
+
+
+def sum_over(v: Value, dims: Sequence[int], keepdim: bool, dtype: torch.dtype | None) -> Value:
+    """Sums bind index variables; a variable that a term does not use counts its size."""
+    v.finite()
+    bound = [x for d in dims for x in v.axes[d]]
+    terms = []
+    for t in v.terms:
+        used = t.variables()
+        mapping = {x: var(rename(x)) for x in bound if x in used}
+        unused = product(x.size for x in bound if x not in used)
+        names = tuple(x for a in mapping.values() for x in a.coef)
+        terms.append(replace(t.substitute(mapping), coef=t.coef * unused, bound=t.bound + names,
+                             dtype=wider(t.dtype, dtype), via=t.via | {"sum"}))
+    axes = tuple(() if d in dims else axis for d, axis in enumerate(v.axes) if keepdim or d not in dims)
+    return Value(axes, tuple(terms))
+
+
+def cumsum(v: Value, dim: int, dtype: torch.dtype | None) -> Value:
+    """A cumulative sum binds a new variable j and adds the indicator j <= i."""
+    v.finite()
+    axis = v.axes[dim]
+    if not axis:
+        return v
+    if len(axis) != 1:
+        raise Unknown("cumulative sum along a merged axis")
+    i, terms = axis[0], []
+    for t in v.terms:
+        if i in t.variables():
+            j = rename(i)
+            t = t.substitute({i: var(j)})
+            terms.append(replace(t, indicators=t.indicators | {Affine(0, {j: 1, i: -1})}, bound=t.bound + (j,),
+                                 dtype=wider(t.dtype, dtype), via=t.via | {"cumsum"}))
+        else:                                               # sum over j <= i of a constant is i + 1 times it
+            terms += [replace(t, factors=t.factors + (Position(var(i)),)), t]
+    return Value(v.axes, tuple(terms))
+
+
+def matmul(a: Value, b: Value, dtype: torch.dtype | None) -> Value:
+    """[..., i, c] x [..., c, j]."""
+    rank = len(a.axes)
+    left = replace(a, axes=a.axes + ((),))
+    right = replace(b, axes=b.axes[:-2] + ((),) + b.axes[-2:])
+    return sum_over(multiply(left, right), [rank - 1], False, dtype)
+
+
+def affine(v: Value) -> Affine:
+    """The integer index expression that a value is; Unknown if it is none."""
+    result = Affine()
+    for t in v.finite().terms:
+        if t.indicators or t.exponent or t.bound or len(t.factors) > 1 or t.coef != int(t.coef):
+            raise Unknown("not an expression of positions")
+        if not t.factors:
+            result = result.shift(int(t.coef))
+        elif isinstance(t.factors[0], Position):
+            result = result + t.factors[0].at.scale(int(t.coef))
+        else:
+            raise Unknown("not an expression of positions")
+    return result
+
+
+def is_indicator(v: Value) -> bool:
+    """One term that is only a number times indicators: it takes that number and 0."""
+    return v.masked is None and len(v.terms) == 1 and not (
+        v.terms[0].factors or v.terms[0].exponent or v.terms[0].bound)
+
+
+_MIRROR = {"gt": "lt", "lt": "gt", "ge": "le", "le": "ge", "eq": "eq", "ne": "ne"}
+
+
+def compare(op: str, a: Value, b: Value) -> Value:
+    """Comparisons of positions are indicators; a mask compared with a number is the mask or its complement."""
+    for x, y, o in ((a, b, op), (b, a, _MIRROR[op])):
+        if is_indicator(x) and x.terms[0].indicators and (c := y.number()) is not None:
+            at_zero, at_one = (getattr(operator, o)(k, c) for k in (0, x.terms[0].coef))
+            x = align(x, y)[1][0]
+            if at_zero == at_one:
+                return replace(x, terms=(Term(1),) if at_zero else ())
+            mask = replace(x, terms=(replace(x.terms[0], coef=1),))
+            return mask if at_one else complement(mask)
+    axes, (a, b) = align(a, b)
+    d = affine(a) - affine(b)
+    conditions = {"le": [d], "lt": [d.shift(1)], "ge": [-d], "gt": [(-d).shift(1)], "eq": [d, -d], "ne": [d, -d]}[op]
+    if not d.coef and not isinstance(d.const, sympy.Basic):
+        return replace(constant(int(getattr(operator, op)(d.const, 0)), len(axes)), axes=axes)
+    mask = Value(axes, (Term(1, indicators=frozenset(conditions)),))
+    return complement(mask) if op == "ne" else mask
+
+
+def where(c: Value, x: Value, y: Value) -> Value:
+    """c x + (1 - c) y; a branch that is infinite everywhere turns the condition into the mask of infinity."""
+    axes, (c, n, x, y) = align(c, complement(c), x, y)
+    for branch, other, cond in ((x, y, c), (y, x, n)):
+        if other.infinite():
+            if not is_indicator(cond) or cond.terms[0].coef != 1:
+                raise Unknown("infinity under a condition that is not a conjunction of comparisons of positions")
+            if branch.masked is not None and branch.sign != other.sign:
+                raise Unknown("infinities of both signs")
+            return Value(axes, branch.terms, (branch.masked or frozenset()) | cond.terms[0].indicators, other.sign)
+    chosen = multiply(c, x) if x.terms or x.masked else Value(axes, ())
+    rest = multiply(n, y) if y.terms or y.masked else Value(axes, ())
+    return add(chosen, rest)
+
+
+def exponential(v: Value) -> Value:
+    """exp of a sum goes into the exponent; -inf becomes an indicator."""
+    if v.masked is not None and v.sign > 0:
+        raise Unknown("exponential of +inf")
+    holds, exponent = set(v.masked or ()), []
+    for t in v.terms:
+        if not (t.factors or t.bound or t.exponent) and len(t.indicators) == 1 and t.coef <= VANISHES:
+            holds.add(negation(*t.indicators))              # a large number in place of -inf
+        else:
+            exponent.append(t)
+    return Value(v.axes, (Term(1, indicators=frozenset(holds), exponent=tuple(exponent)),))
+
+
+def inverse_of_exponential(v: Value) -> Value | None:
+    """1 / exp(x) = exp(-x), where v is an exponential."""
+    if v.masked is None and len(v.terms) == 1 and v.terms[0].pure_exponent():
+        t = v.terms[0]
+        return replace(v, terms=(replace(t, exponent=tuple(replace(e, coef=-e.coef) for e in t.exponent)),))
+    return None
+
+
+def clamp(v: Value, low: Any, high: Any) -> Value:
+    """max(low, min(x, high)) of an expression of positions: the parts meet where the expression reaches a bound."""
+    for bound, upper in ((high, True), (low, False)):
+        if bound is None or bound == (math.inf if upper else -math.inf):
+            continue
+        if bound != int(bound):
+            raise Unknown("a bound that is no integer")
+        e = affine(v).shift(-int(bound))
+        e = e if upper else -e                              # the value itself where e <= 0, else the bound
+        inside = Value(v.axes, (Term(1, indicators=frozenset({e})),))
+        v = add(multiply(inside, v), multiply(complement(inside), constant(int(bound))))
+    return v
+
+
+def absolute(v: Value) -> Value:
+    """|x| of an expression of positions."""
+    negative = Value(v.axes, (Term(1, indicators=frozenset({affine(v).shift(1)})),))
+    return add(v, multiply(negative, v), -2)
+
+
+def table(numbers: Any, v: Value) -> Value:
+    """The value with the axes of v and the given numbers: one number, positions, or a table."""
+    variables = [x for axis in v.axes for x in axis]
+    flat = numbers.reshape(-1)
+    if not all(map(math.isfinite, flat)):
+        raise Unknown("numbers that are not finite")
+    if (flat == flat[0]).all():
+        return Value(v.axes, (Term(float(flat[0])),) if flat[0] != 0 else ())
+    if len(variables) == 1:
+        if flat[0] == int(flat[0]) and (flat == flat[0] + np.arange(len(flat))).all():
+            start = (Term(float(flat[0])),) if flat[0] != 0 else ()
+            return Value(v.axes, (Term(1, (Position(var(variables[0])),)), *start))
+    return Value(v.axes, (Term(1, (Numbers(tuple(map(float, flat)), mixed_radix(variables)),)),))
+
+
+def logarithm(v: Value) -> Value | None:
+    """The logarithm of a value that is an exponential, or of positive numbers; None for any other."""
+    if v.masked is None and len(v.terms) == 1 and v.terms[0].pure_exponent():
+        return replace(v, terms=v.terms[0].exponent)
+    numbers = fold(v)
+    if numbers is None or not (numbers > 0).all():
+        return None
+    return table(np.log(numbers), v)
+
+
+def triangle(v: Value, diagonal: int, lower: bool) -> Value:
+    """tril keeps j <= i + diagonal, triu keeps j >= i + diagonal."""
+    rows, columns = v.axes[-2:]
+    if len(rows) != 1 or len(columns) != 1:
+        raise Unknown("triangle over merged or single-element axes")
+    e = Affine(-diagonal, {columns[0]: 1, rows[0]: -1})
+    e = e if lower else -e
+    if v.masked is not None:
+        if not v.infinite():
+            raise Unknown("triangle of a value that is partly infinite")
+        return Value(v.axes, (), frozenset({negation(e)}), v.sign)  # zero outside, infinite inside
+    return replace(v, terms=tuple(replace(t, indicators=t.indicators | {e}) for t in v.terms))
+
+
+def straighten(t: Term) -> Term:
+    """Turns round bound variables that are only read backwards, so that a doubly flipped axis reads forwards again."""
+    mapping = {}
+    for b in t.bound:
+        found: set[Any] = {c for f in t.factors if isinstance(f, Read) for a in f.index
+                           for x, c in a.coef.items() if x is b}
+        if found and all(isinstance(c, int) and c < 0 for c in found):
+            new: Index = rename(b)
+            mapping[b] = Affine(b.size - 1, {new: -1})
+    return t.substitute(mapping) if mapping else t

@@ -1,0 +1,152 @@
+"""The table of codes: why a candidate is not rewritten. `docs/codes.md` is generated from here (`python -m
+lightning_compile.patterns.codes`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Code:
+    """One reason. `reason` may have fields in braces; `wrong` and `right` are lines of user code, `right` empty where no
+    rewriting of the user's code helps."""
+
+    code: str
+    title: str
+    reason: str
+    hint: str
+    wrong: str = ""
+    right: str = ""
+
+
+_TABLE = (
+    # ------------------------------------------------------------------------ LC1xx: another function than the operator's
+    Code("LC101", "not causal",
+         "every position sums over all positions: no mask and no cumulative sum restricts j to j <= i",
+         "add a causal mask if the model is meant to be causal; two-sided linear attention is already linear in the length "
+         "when it is written as q @ (k.T @ v)",
+         "(q @ k.mT) @ v", "(q @ k.mT).tril() @ v"),
+    Code("LC102", "a nonlinear function of the scores",
+         "{function} is applied to the scores of pairs (i, j), so the sum over j cannot be carried as a state",
+         "only maps of q and of k separately (feature maps) keep attention linear; for softmax attention use "
+         "scaled_dot_product_attention",
+         "torch.relu((q @ k.mT).tril()) @ v", "(torch.relu(q) @ torch.relu(k).mT).tril() @ v"),
+    Code("LC103", "sees later positions",
+         "position i also sums over j up to i + {offset}", "check the diagonal of the mask: causal is tril(0)",
+         "(q @ k.mT).tril(1) @ v", "(q @ k.mT).tril() @ v"),
+    Code("LC104", "a window", "position i sums over a window of positions, not over all j <= i",
+         "a window is no running state; use a windowed kernel (flex_attention) for it",
+         "((q @ k.mT) * ((i - j >= 0) & (i - j < w))) @ v"),
+    Code("LC105", "shifted", "position i sums over j <= i - {offset} only",
+         "the operator includes or excludes the own position; shift k and v by a slice if the delay is meant",
+         "(q @ k.mT).tril(-2) @ v", "(q @ k.mT).tril(-1) @ v"),
+    Code("LC106", "other weights",
+         "the weights of the pairs (i, j) are none the operator has: {seen}",
+         "write the deviating part (often the own position) as a separate sum with its own q and k",
+         "(s.tril() + 2 * s.triu(1)) @ v", "s.tril() @ v"),
+    Code("LC107", "a cumulative sum over features",
+         "the cumulative sum or mask runs along an axis that is no sequence of both keys and values",
+         "check the dim of the cumulative sum",
+         "(k[..., None] * v[..., None, :]).cumsum(-2)", "(k[..., None] * v[..., None, :]).cumsum(2)"),
+    Code("LC108", "lengths differ", "queries have {queries} positions, keys {keys}",
+         "pass the earlier positions as a state (initial_state of lightning_compile.linear_attention) instead of longer "
+         "keys",
+         "(q[:, :, -1:] @ k.mT).tril() @ v"),
+    Code("LC109", "a sum of different attentions",
+         "the sum mixes terms that read different tensors, so it is no single attention",
+         "assign each attention to a variable of its own and add the results",
+         "((q @ k.mT).tril() + (x @ y.mT).tril()) @ v", "(q @ k.mT).tril() @ v + (x @ y.mT).tril() @ v"),
+    Code("LC110", "a factor of pairs",
+         "{leaf} multiplies the scores and depends on both positions i and j",
+         "only factors that depend on i alone or on j alone, or a decay of i - j, can be carried in a state; a mask that "
+         "is passed as an argument has unknown values: build it inside the model or register it as a buffer",
+         "((q @ k.mT) * bias).tril() @ v", "((q @ k.mT) * torch.ones(n, n).tril()) @ v"),
+    Code("LC111", "an extra contraction",
+         "an index is summed that the operator does not sum: {seen}", "contract it before or after the attention",
+         "torch.einsum('bhid,bhjd,bhje,bhif->bhe', ...)"),
+    Code("LC112", "the state is not an outer product",
+         "{leaf} enters the state with both feature axes, so keys and values cannot be told apart",
+         "let k and v reach the sum as two tensors", "kv_projection(x).unflatten(-1, (d, e)).cumsum(1)"),
+    # ---------------------------------------------------------------------------------------------------- LC2xx: decay
+    Code("LC201", "a decay that is no running product",
+         "the exponent of the pair (i, j) is not a difference of sums up to i and j: {seen}",
+         "a decay must be exp(G[i] - G[j]) with G a cumulative sum of log-decays, one number a head and step",
+         "torch.exp(-0.1 * (i + j))", "torch.exp(-0.1 * (i - j))"),
+    Code("LC202", "a decay per feature", "the decay depends on the feature index",
+         "the operator has one decay a head and step; per-feature decays (GLA, RWKV) are a different kernel",
+         "k * torch.exp(-G[..., :])"),
+    Code("LC203", "weights by position numbers", "the sum is weighted by the number of a position",
+         "multiply k or v by a tensor of weights made outside of the attention",
+         "((q @ k.mT) * (i - j)).tril() @ v"),
+    # ---------------------------------------------------------------------------------- LC3xx: what the program does else
+    Code("LC301", "written to after it was read", "{leaf} is changed in place after the attention read it",
+         "make a new tensor instead: k = k * 2", "s = q @ k.mT; k.mul_(2)", "s = q @ k.mT; k = k * 2"),
+    Code("LC303", "dropout inside", "dropout is active on the scores or the state",
+         "apply dropout to the output, or train with attention dropout 0",
+         "F.dropout((q @ k.mT).tril(), 0.1) @ v", "F.dropout((q @ k.mT).tril() @ v, 0.1)"),
+    # ----------------------------------------------------------------------------------------- LC4xx: operator's limits
+    Code("LC401", "features too wide", "the feature size is {size}; the kernels hold up to 256",
+         "use more heads with fewer features", "q: [B, H, N, 512]", "q: [B, 2 * H, N, 256]"),
+    Code("LC402", "dtype", "the sum runs in {dtype}; the operator takes float16, bfloat16, float32 and float64",
+         "cast the operands to a floating-point type", "(q.long() @ k.long().mT).tril() @ v.long()"),
+    Code("LC404", "no view", "an operand cannot be written as a view of {leaf}: {seen}",
+         "make the tensor with the axes that the attention sums over"),
+    # ------------------------------------------------------------------------------------------------ LC5xx: the checks
+    Code("LC501", "check of the normal form failed",
+         "at small sizes the operator differs from the normal form: {seen}",
+         "this is a bug of lightning_compile; the original code runs. Please report it with the printed algebra"),
+    Code("LC502", "replay of the graph failed",
+         "at small sizes the operator differs from the recorded operations: {seen}",
+         "this is a bug of lightning_compile; the original code runs. Please report it with the printed algebra"),
+    Code("LC503", "not checkable", "the match could not be checked at compile time: {seen}",
+         "options={'verify': 'off'} rewrites without the check, at your own risk"),
+    # -------------------------------------------------------------------------------------------------- LC6xx: the cost
+    Code("LC601", "not profitable",
+         "at these sizes the original is estimated at {original} us, the operator at {operator} us",
+         "options={'when': 'always'} rewrites it anyway"),
+    # ---------------------------------------------------------------------------------------------------- LC9xx: errors
+    Code("LC901", "error in the pass", "{seen}",
+         "the model runs with plain Inductor. Please report it with the traceback (TORCH_LOGS='+lightning_compile')"),
+)
+
+CODES: dict[str, Code] = {c.code: c for c in _TABLE}
+
+
+@dataclass(unsafe_hash=True)  # not frozen: an exception on its way is written to
+class NearMiss(Exception):
+    """A candidate that is not rewritten: a code and what was seen, as values for the fields of the reason."""
+
+    code: str
+    seen: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def reason(self) -> str:
+        return CODES[self.code].reason.format(**dict(self.seen))
+
+    @property
+    def hint(self) -> str:
+        return CODES[self.code].hint
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.reason}"
+
+
+def near_miss(code: str, **seen: object) -> NearMiss:
+    return NearMiss(code, tuple((k, str(v)) for k, v in sorted(seen.items())))
+
+
+def page() -> str:
+    """docs/codes.md."""
+    lines = ["# Codes", "",
+             "Why a candidate was not rewritten. The original code then runs under Inductor, with the result it always "
+             "had. This page is generated: `python -m lightning_compile.patterns.codes > docs/codes.md`.", ""]
+    for c in _TABLE:
+        lines += [f"## {c.code}: {c.title}", "", f"Reason: {c.reason}.", "", f"What to do: {c.hint}.", ""]
+        if c.wrong:
+            lines += ["```python", f"{c.wrong}  # {c.code}"] + ([f"{c.right}  # rewritten"] if c.right else [])
+            lines += ["```", ""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(page(), end="")

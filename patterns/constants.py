@@ -1,0 +1,102 @@
+"""Masks and decays that are registered buffers, recognised by their values.
+
+Only inputs that Dynamo calls static count: what a caller passes may have other values next time.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.fx as fx
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from .index import Affine, Index, var
+from .normal_form import Numbers, Position, Term, Value
+
+MAX_ELEMENTS = 1 << 26
+
+
+def static(node: fx.Node) -> bool:
+    """Whether a graph input is a buffer of a module (or another object whose identity Dynamo fixes)."""
+    if node.op == "get_attr":
+        return True
+    return bool(node.meta.get("tensor_dict", {}).get("_dynamo_static_input_type"))
+
+
+def mask_value(real: Any) -> Value | None:
+    """The normal form of a tensor [..., n, m] that is, below or above one of its diagonals, one number or an exponential of
+    the distance from the diagonal (one rate for each index of at most one further axis), and 0 or -inf elsewhere; None for
+    any other tensor."""
+    if not isinstance(real, Tensor) or real.dim() < 2 or real.numel() > MAX_ELEMENTS or real.requires_grad:
+        return None
+    heads = [d for d, s in enumerate(real.shape[:-2]) if s != 1]
+    if len(heads) > 1 or min(real.shape[-2:]) < 2 or real.dtype.is_complex:
+        return None
+    with _disable_current_modes(), torch.no_grad():
+        x = real.detach()
+        rank, count = x.dim(), x.shape[heads[0]] if heads else 1
+        found = _mask_value(x.reshape(count, *x.shape[-2:]))
+    if found is None:
+        return None
+    head, row, column, term, masked = found
+    axes: list[tuple[Index, ...]] = [()] * (rank - 2) + [(row,), (column,)]
+    if heads:
+        axes[heads[0]] = (head,)
+    return Value(tuple(axes), (term,) if term is not None else (), masked)
+
+
+def _mask_value(x: Tensor) -> tuple[Index, Index, Index, Term | None, frozenset[Affine] | None] | None:
+    count, n, m = x.shape
+    additive = x.is_floating_point() and bool(torch.isneginf(x[0, 0, -1]) | torch.isneginf(x[0, -1, 0]))
+    on = x == 0 if additive else x != 0
+    ends = torch.stack((on[0, 0, -1], on[0, -1, 0])).tolist()
+    shape = torch.ones(n, m, dtype=torch.bool, device=x.device)
+    head, row, column = Index(count), Index(n), Index(m)
+    if not additive and not ends[0] and not ends[1]:            # a decay that has underflowed in the corner
+        lower, diagonal = bool(on[0, 1, 0]), 0
+    elif ends[0] == ends[1]:
+        return None                                             # both corners: no triangle
+    else:
+        lower = ends[1]
+        diagonal = int(on[0, 0].sum()) - 1 if lower else m - int(on[0, 0].sum())
+    inside = shape.tril(diagonal) if lower else shape.triu(diagonal)
+    below = Affine(-diagonal, {column: 1, row: -1})
+    indicators = frozenset({below if lower else -below})
+    if additive:
+        exact = torch.equal(on, inside.expand_as(on)) and bool(torch.isneginf(x[~on]).all())
+        return (head, row, column, None, indicators) if exact else None
+    if bool((x[..., ~inside] != 0).any()):
+        return None
+    first = x[0, inside][0].item()
+    if math.isfinite(first) and bool((x[:, inside] == first).all()):
+        return head, row, column, Term(1 if first is True else first, indicators=indicators), None
+    rates = _rates(x, inside) if x.is_floating_point() and lower and diagonal == 0 and n == m else None
+    if rates is None:
+        return None
+    slope = Numbers(tuple(rates.tolist()), Affine(0, {head: 1}))
+    exponent = (Term(1, (slope, Position(var(row)))), Term(-1, (slope, Position(var(column)))))
+    return head, row, column, Term(1, indicators=indicators, exponent=exponent), None
+
+
+def _rates(x: Tensor, inside: Tensor) -> Tensor | None:
+    """s where x[h, i, j] = exp(s[h] (i - j)) for j <= i, to the precision of its dtype."""
+    count, n, _ = x.shape
+    eps, tiny = torch.finfo(x.dtype).eps, torch.finfo(x.dtype).tiny
+    first = x[:, :, 0].double()                                  # by distance
+    if bool((first < 0).any()) or bool((first[:, 0] != 1).any()):
+        return None
+    use = (first > 1e-6).long().cumprod(1).sum(1) - 1            # the longest distance that is still precise
+    if bool((use < 1).any()):
+        return None
+    rates = first.gather(1, use[:, None])[:, 0].log() / use
+    i = torch.arange(n, device=x.device)
+    distance = (i[:, None] - i[None, :]).double()
+    for h in range(count):
+        wanted = torch.where(inside, (rates[h] * distance).exp(), 0.0)
+        room = wanted * eps * (8 + 4 * (rates[h] * distance).abs()) + 8 * tiny
+        if bool(((x[h].double() - wanted).abs() > room).any()):
+            return None
+    return rates.cpu()

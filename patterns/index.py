@@ -1,0 +1,191 @@
+"""Index variables, their sizes, and affine expressions over them.
+
+Sizes are ints, or sympy expressions where a length is dynamic. All comparisons are structural: none of them asks the
+shape environment for a decision, so interpretation installs no guards.
+"""
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import sympy
+import torch
+
+Size = Any  # int | sympy.Expr
+
+_ids = itertools.count()
+
+
+class Unknown(Exception):
+    """A value cannot be expressed in normal form; it becomes a leaf. Carries the reason."""
+
+
+_hints: dict[Any, int] = {}  # values that the symbols of dynamic sizes have in the example
+
+
+def hint_of(symbol: Any) -> int:
+    """The value of a symbol in the example inputs."""
+    return _hints.get(symbol, 4096)
+
+
+def size_of(s: int | torch.SymInt) -> Size:
+    """The int or sympy expression of a tensor's size."""
+    if isinstance(s, torch.SymInt):
+        maybe = s.node.maybe_as_int()
+        if maybe is None and getattr(s.node.expr, "is_Symbol", False) and isinstance(s.node.hint, int):
+            _hints[s.node.expr] = s.node.hint
+        return int(maybe) if maybe is not None else s.node.expr
+    return int(s)
+
+
+def same(a: Size, b: Size) -> bool:
+    """Whether two sizes are equal for every value of the symbols in them."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a == b
+    return _same(a, b)
+
+
+@functools.lru_cache(maxsize=4096)
+def _same(a: Size, b: Size) -> bool:
+    return bool(a == b) or sympy.expand(sympy.sympify(a) - b) == 0
+
+
+def divide(a: Size, b: Size) -> Size | None:
+    """The exact quotient a / b, or None where there is none for every value of the symbols."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a // b if b and a % b == 0 else None
+    return _divide(a, b)
+
+
+@functools.lru_cache(maxsize=4096)
+def _divide(a: Size, b: Size) -> Size | None:
+    quotient = sympy.sympify(a) / b
+    if sympy.denom(quotient) != 1:
+        quotient = sympy.cancel(quotient)
+    if sympy.denom(quotient) != 1:
+        return None
+    return int(quotient) if quotient.is_Integer else quotient
+
+
+def product(sizes: Iterable[Size]) -> Size:
+    result: Size = 1
+    for s in sizes:
+        result = result * s
+    return result
+
+
+def hint(s: Size, sizes: Mapping[Any, int] | None = None) -> int:
+    """A number for a size: itself, or the expression at the given (default 4096) values of its symbols."""
+    if isinstance(s, int):
+        return s
+    s = sympy.sympify(s)
+    return int(s.subs({x: (sizes or {}).get(x, 4096) for x in s.free_symbols}))
+
+
+class Index:
+    """An index variable. `splits` records how reshapes and broadcasts tied it to finer variables (each entry is a
+    row-major list whose sizes multiply to this one), `parents` the other way round; `window` records the (variable,
+    start, step) that it is a slice of, `padded` the (variable, zeros in front) that it was padded to."""
+
+    __slots__ = ("id", "size", "splits", "parents", "window", "padded")
+
+    def __init__(self, size: Size) -> None:
+        self.id = next(_ids)
+        self.size = size
+        self.splits: list[tuple[Index, ...]] = []
+        self.parents: list[Index] = []
+        self.window: tuple[Index, Any, Any] | None = None
+        self.padded: tuple[Index, Any] | None = None
+
+    def split(self, group: Iterable[Index]) -> None:
+        """Ties this variable to finer ones."""
+        group = tuple(group)
+        self.splits.append(group)
+        for x in group:
+            x.parents.append(self)
+
+    def slice_of(self, whole: Index, start: Any, step: int) -> None:
+        self.window = (whole, start, step)
+        whole.parents.append(self)
+
+    def pad_to(self, whole: Index, front: Any) -> None:
+        self.padded = (whole, front)
+        whole.parents.append(self)
+
+    def __repr__(self) -> str:
+        return f"x{self.id}"
+
+    def __lt__(self, other: Index) -> bool:
+        return self.id < other.id
+
+
+class Affine:
+    """constant + sum of coefficient * index variable. Immutable, hashable."""
+
+    __slots__ = ("const", "coef", "_hash")
+
+    def __init__(self, const: Size = 0, coef: Mapping[Index, Size] | None = None) -> None:
+        self.const = const
+        self.coef = {x: c for x, c in coef.items() if c != 0} if coef else {}
+        self._hash: int | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Affine) and self.const == other.const and self.coef == other.coef
+
+    def __hash__(self) -> int:
+        if self._hash is None:
+            self._hash = hash((self.const, frozenset(self.coef.items())))
+        return self._hash
+
+    def __add__(self, other: Affine) -> Affine:
+        coef = dict(self.coef)
+        for x, c in other.coef.items():
+            coef[x] = coef.get(x, 0) + c
+        return Affine(self.const + other.const, coef)
+
+    def __neg__(self) -> Affine:
+        return self.scale(-1)
+
+    def __sub__(self, other: Affine) -> Affine:
+        return self + other.scale(-1)
+
+    def shift(self, by: Size) -> Affine:
+        return Affine(self.const + by, self.coef)
+
+    def scale(self, by: Size) -> Affine:
+        return Affine(self.const * by, {x: c * by for x, c in self.coef.items()})
+
+    def substitute(self, mapping: Mapping[Index, Affine]) -> Affine:
+        if not any(x in mapping for x in self.coef):
+            return self
+        result = Affine(self.const)
+        for x, c in self.coef.items():
+            result = result + (mapping[x].scale(c) if x in mapping else Affine(0, {x: c}))
+        return result
+
+    def only(self) -> Index | None:
+        """The variable, if the expression is one variable and nothing else."""
+        if self.const == 0 and len(self.coef) == 1:
+            (x, c), = self.coef.items()
+            return x if c == 1 else None
+        return None
+
+    def __repr__(self) -> str:
+        parts = [f"{x}" if c == 1 else f"{c}*{x}" for x, c in self.coef.items()]
+        return " + ".join(parts + ([str(self.const)] if self.const != 0 or not parts else []))
+
+
+def var(x: Index) -> Affine:
+    """The expression that is one variable."""
+    return Affine(0, {x: 1})
+
+
+def mixed_radix(group: Iterable[Index]) -> Affine:
+    """The row-major position in a merged axis of the given variables."""
+    result, stride = Affine(), 1
+    for x in reversed(list(group)):
+        result = result + Affine(0, {x: stride})
+        stride = stride * x.size
+    return result

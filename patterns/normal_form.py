@@ -1,0 +1,206 @@
+"""The normal form of a tensor: a sum of terms over index variables.
+
+    value[axes] = sum over terms of  coefficient * product of factors * exp(exponent) * indicators,
+                  each summed over the term's bound index variables
+
+An axis is a tuple of index variables: a merged (b*h) axis is (b, h), an axis of size 1 is (). An indicator is an affine
+expression e that stands for [e <= 0]. A factor is a read of a leaf at affine indices, or the number of a position.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.fx as fx
+
+from .index import Affine, Index, Size, Unknown, var
+
+MAX_TERMS = 16  # a sum with more terms than any attention has is a leaf
+
+
+@dataclass(eq=False)
+class Leaf:
+    """A tensor that the normal form does not look into: a graph input, a feature map, a projection ...
+
+    `node` is the graph node that holds it (None while it exists only inside a composite operation); `dirty` says that
+    it was written to after it was read, so that the node's value is no longer the value meant. `scores` names the function
+    that made it, if that was applied to products of two tensors (softmax of scores). `positive` says that its values cannot
+    be negative, whatever the inputs are.
+    """
+
+    shape: tuple[Size, ...]
+    tensor: torch.Tensor
+    node: fx.Node | None = None
+    parameter: bool = False
+    dirty: bool = False
+    scores: str = ""
+    positive: bool = False
+
+    def __repr__(self) -> str:
+        return self.node.name if self.node is not None else f"tmp{id(self) & 0xFFF:x}"
+
+
+@dataclass(frozen=True)
+class Read:
+    """leaf[index], through an elementwise function ('' is the identity)."""
+
+    leaf: Leaf
+    index: tuple[Affine, ...]
+    function: str = ""  # "", "reciprocal", "log"
+
+    def substitute(self, mapping: Mapping[Index, Affine]) -> Read:
+        return Read(self.leaf, tuple(a.substitute(mapping) for a in self.index), self.function)
+
+    def variables(self) -> set[Index]:
+        return {x for a in self.index for x in a.coef}
+
+    def __repr__(self) -> str:
+        text = f"{self.leaf}[{', '.join(map(repr, self.index))}]"
+        return f"{self.function}({text})" if self.function else text
+
+
+@dataclass(frozen=True)
+class Position:
+    """The number of an index expression, as `arange` gives it."""
+
+    at: Affine
+
+    def substitute(self, mapping: Mapping[Index, Affine]) -> Position:
+        return Position(self.at.substitute(mapping))
+
+    def variables(self) -> set[Index]:
+        return set(self.at.coef)
+
+    def __repr__(self) -> str:
+        return f"({self.at!r})"
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A table of numbers that are known while compiling, read at an index expression."""
+
+    values: tuple[float, ...]
+    at: Affine
+
+    def substitute(self, mapping: Mapping[Index, Affine]) -> Numbers:
+        return Numbers(self.values, self.at.substitute(mapping))
+
+    def variables(self) -> set[Index]:
+        return set(self.at.coef)
+
+    def __repr__(self) -> str:
+        return f"table({self.at!r})"
+
+
+Factor = Read | Position | Numbers
+
+
+@dataclass(frozen=True)
+class Term:
+    """One product of the sum; see the module's docstring. `dtype` is the widest type in which a contraction of the term
+    ran (None: none did), `via` says how its bound variables came about ("cumsum", "sum")."""
+
+    coef: Any = 1
+    factors: tuple[Factor, ...] = ()
+    indicators: frozenset[Affine] = frozenset()
+    exponent: tuple[Term, ...] = ()
+    bound: tuple[Index, ...] = ()
+    dtype: torch.dtype | None = None
+    via: frozenset[str] = frozenset()
+
+    def substitute(self, mapping: Mapping[Index, Affine]) -> Term:
+        bound = tuple(x for b in self.bound for x in (mapping[b].coef if b in mapping else (b,)))
+        return replace(self, factors=tuple(f.substitute(mapping) for f in self.factors),
+                       indicators=frozenset(a.substitute(mapping) for a in self.indicators),
+                       exponent=tuple(t.substitute(mapping) for t in self.exponent), bound=bound)
+
+    def variables(self) -> set[Index]:
+        found = {x for f in self.factors for x in f.variables()}
+        found.update(x for a in self.indicators for x in a.coef)
+        for t in self.exponent:
+            found |= t.free()
+        return found
+
+    def free(self) -> set[Index]:
+        return self.variables().difference(self.bound)
+
+    def leaves(self) -> set[Leaf]:
+        found = {f.leaf for f in self.factors if isinstance(f, Read)}
+        for t in self.exponent:
+            found |= t.leaves()
+        return found
+
+    def fresh(self) -> Term:
+        """The same term with new names for its bound variables."""
+        if not self.bound:
+            return self
+        mapping = {}
+        for b in self.bound:
+            mapping[b] = var(rename(b))
+        return self.substitute(mapping)
+
+    def pure_exponent(self) -> bool:
+        """Whether the term is exp(exponent) and nothing else."""
+        return bool(self.exponent) and self.coef == 1 and not (self.factors or self.indicators or self.bound)
+
+    def is_number(self) -> bool:
+        return not (self.factors or self.indicators or self.exponent or self.bound)
+
+
+def rename(x: Index) -> Index:
+    """A new variable for the same range, tied to the old one."""
+    new = Index(x.size)
+    x.split((new,))
+    return new
+
+
+Axes = tuple[tuple[Index, ...], ...]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor in normal form. Where one of `masked` fails the value is infinite (None: nowhere), with the given sign."""
+
+    axes: Axes
+    terms: tuple[Term, ...]
+    masked: frozenset[Affine] | None = field(default=None)
+    sign: int = -1
+
+    def leaves(self) -> set[Leaf]:
+        return {leaf for t in self.terms for leaf in t.leaves()}
+
+    def substitute(self, mapping: Mapping[Index, Affine], axes: Axes) -> Value:
+        masked = None if self.masked is None else frozenset(a.substitute(mapping) for a in self.masked)
+        return Value(axes, tuple(t.substitute(mapping) for t in self.terms), masked, self.sign)
+
+    def finite(self) -> Value:
+        """The value itself; Unknown if it is infinite anywhere, because infinity follows no rule of products and sums."""
+        if self.masked is not None:
+            raise Unknown("infinity takes part in a product or a sum")
+        return self
+
+    def infinite(self) -> bool:
+        """Whether the value is infinite everywhere."""
+        return not self.terms and self.masked == frozenset({Affine(1)})
+
+    def number(self) -> Any | None:
+        """The number that this value is everywhere, or None."""
+        if self.masked is not None or len(self.terms) > 1 or not all(t.is_number() for t in self.terms):
+            return None
+        return self.terms[0].coef if self.terms else 0
+
+    def variables(self) -> set[Index]:
+        return {x for axis in self.axes for x in axis}
+
+
+def constant(value: Any, rank: int = 0) -> Value:
+    return Value(((),) * rank, (Term(value),) if value != 0 else ())
+
+
+def leaf_value(leaf: Leaf, function: str = "") -> Value:
+    """The value that reads a leaf at every index."""
+    axes = tuple(() if isinstance(s, int) and s == 1 else (Index(s),) for s in leaf.shape)
+    index = tuple(var(a[0]) if a else Affine() for a in axes)
+    return Value(axes, (Term(1, (Read(leaf, index, function),)),))

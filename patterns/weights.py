@@ -1,0 +1,381 @@
+"""The small-grid check: the weight with which position i sums position p, evaluated term by term in numbers.
+
+The terms of a sum (a part inside a chunk, the state of earlier chunks, an own position taken out) are put in together: what
+counts is the total weight of each pair. Where exponents take part, the total is compared with exp(G[i] - G[p]), where G is
+the cumulative sum of one log-decay. That log-decay is found from one of the terms and holds for all of them, or there is
+no match. The tensors that exponents read are random numbers here, so equal weights are equal formulas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .codes import near_miss
+from .evaluate import Array, Grid
+from .index import Affine, Index, hint_of, product
+from .normal_form import Factor, Leaf, Read, Term
+
+CELLS = 1 << 22  # pairs (times further bound variables) of one term
+SPARE = 4        # positions that a grid has beyond the largest constant
+ROWS = 24        # sizes up to this are taken whole
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one term says about positions: the query's at `query`, the key's at `key`, both affine in `variables`. `factors`
+    are weights by numbers of positions."""
+
+    coef: Any
+    indicators: frozenset[Affine]
+    exponent: tuple[Term, ...]
+    factors: tuple[Factor, ...]
+    query: Affine
+    key: Affine
+    variables: tuple[Index, ...]
+
+    def affine(self) -> list[Affine]:
+        return [*self.indicators, self.query, self.key]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """All parts; `i` are the digits of the query's position, `batch` the variables of heads and batches, `lengths` of the
+    tensors that queries and keys are read from."""
+
+    parts: tuple[Part, ...]
+    i: tuple[Index, ...]
+    batch: tuple[Index, ...]
+    lengths: tuple[Any, Any]
+
+
+@dataclass(frozen=True)
+class Density:
+    """One summand of the log-decay: numbers over batch variables, times reads. `at` says where in the reads the position
+    stands: (number of the read, axis) pairs; without one, the log-decay is the same at all positions."""
+
+    numbers: Array
+    over: tuple[Index, ...]
+    reads: tuple[Read, ...]
+    at: frozenset[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """coef * [j <= i] * exp(G[i] - G[j]). `low` are the first positions of queries and keys in their tensors; `whole` is
+    false where the digits of the query's position go beyond its tensor, which was padded."""
+
+    coef: float
+    reverse: bool
+    strict: bool
+    densities: tuple[Density, ...]
+    low: tuple[int, int]
+    whole: bool
+
+
+def solve(problem: Problem) -> Weights:
+    """The weights of all terms together; NearMiss where they are none of the operator's."""
+    symbols = _symbols(problem)
+    sizes = _Sizes(problem, symbols)
+    atoms = _atoms(problem)
+    numbers: list[Array] = [np.zeros(())] * len(atoms)
+    assignments = [dict.fromkeys(problem.batch, 0)] if not atoms else [
+        dict.fromkeys(problem.batch, 0), {x: sizes.number(x.size) - 1 for x in problem.batch}]
+    result: tuple[float, bool, bool] | None = None
+    for n, fixed in enumerate(assignments):
+        pairs = _Pairs(problem, sizes, atoms, fixed)
+        if n == 0:
+            numbers = [pairs.ratio(a) for a in atoms]
+        at = tuple(fixed[x] for x in problem.batch)
+        u = pairs.total([float(np.broadcast_to(x, [sizes.number(y.size) for y in problem.batch])[at]) for x in numbers])
+        found = causality(u, pairs.rows, pairs.columns, bool(atoms))
+        if result is not None and found != result:
+            raise near_miss("LC201", seen="it differs between heads")
+        result = found
+    assert result is not None
+    densities = tuple(Density(*_squeeze(x, problem.batch), a.reads, a.at) for a, x in zip(atoms, numbers) if x.any())
+    whole = sizes.need is not None or int(pairs.counts[0]) == sizes.number(product(x.size for x in problem.i))
+    return Weights(*result, densities, pairs.low, whole)
+
+
+def _squeeze(x: Array, batch: Sequence[Index]) -> tuple[Array, tuple[Index, ...]]:
+    """Without the axes along which nothing changes."""
+    keep = [p for p in range(x.ndim) if x.shape[p] > 1 and not np.allclose(x, x.take([0], p), rtol=1e-12, atol=0)]
+    if any(not isinstance(batch[p].size, int) for p in keep):
+        raise near_miss("LC201", seen="numbers for a dynamic number of heads")
+    index = tuple(slice(None) if p in keep else 0 for p in range(x.ndim))
+    rounded = np.round(x, 12)                               # 1 and not 1.0000000000000002
+    x = np.where(np.isclose(x, rounded, rtol=1e-12, atol=0), rounded, x)
+    return x[index], tuple(batch[p] for p in keep)
+
+
+# ------------------------------------------------------------------------------------------------------------- sizes
+def _symbols(problem: Problem) -> dict[Any, int]:
+    """Numbers for the symbols of dynamic sizes: those of the example, made larger than every constant."""
+    expressions = [e for p in problem.parts for e in p.affine()]
+    sizes = [x.size for p in problem.parts for x in p.variables] + [x.size for x in problem.batch] + list(problem.lengths)
+    for p in problem.parts:
+        for t in p.exponent:
+            expressions += [a for f in t.factors if isinstance(f, Read) for a in f.index] + list(t.indicators)
+            sizes += [x.size for x in t.bound] + [s for f in t.factors if isinstance(f, Read) for s in f.leaf.shape]
+    numbers = [c for e in expressions for c in (e.const, *e.coef.values())]
+    largest = max([abs(c) for c in numbers if isinstance(c, int)], default=0)
+    step = max([c for e in expressions for c in e.coef.values() if isinstance(c, int)], default=1)
+    found = {}
+    for s in {x for n in [*sizes, *numbers] for x in getattr(n, "free_symbols", ())}:
+        value = hint_of(s)
+        while value <= largest + SPARE:
+            value += max(step, 1) * max(1, (largest + SPARE) // max(step, 1))
+        found[s] = value
+    return found
+
+
+class _Sizes(Grid):
+    """How many positions to look at: all, or as many as decide where every position is one variable."""
+
+    def __init__(self, problem: Problem, symbols: Mapping[Any, int]) -> None:
+        super().__init__(symbols=symbols)
+        expressions = [e for p in problem.parts for e in p.affine()]
+        tensors = [t for p in problem.parts for t in p.exponent]
+        nested = [*expressions, *(e for t in tensors for e in t.indicators),
+                  *(a for t in tensors for f in t.factors for a in (f.index if isinstance(f, Read) else (f.at,)))]
+        simple = all(isinstance(c, int) and abs(c) == 1 for e in nested for c in e.coef.values()) and all(
+            isinstance(e.const, int) for e in nested) and all(len(p.query.coef) <= 1 for p in problem.parts)
+        self.need = max([abs(e.const) for e in nested if isinstance(e.const, int)], default=0) + SPARE if simple else None
+        self.i = problem.i
+        self.marks = {abs(self.number(e.const)) for e in nested}
+
+    def extent(self, x: Index) -> int:
+        """How many values of a digit are looked at, at most."""
+        n = int(self.number(x.size))
+        return n if self.need is None else min(n, self.need)
+
+    def position(self, x: Index, bound: bool) -> Array:
+        """Values of a position's digit."""
+        n = self.number(x.size)
+        if self.need is not None:
+            return np.arange(min(n, self.need))
+        if bound or n <= ROWS:
+            return np.arange(n)
+        near = {m + d for m in (0, n // 2, n - 1, *(m % n for m in self.marks)) for d in (-1, 0, 1)} | {2, n - 3}
+        return np.array(sorted(m for m in near if 0 <= m < n))
+
+
+# --------------------------------------------------------------------------------------------------------- exponents
+@dataclass(frozen=True)
+class _Atom:
+    """Exponent terms that read the same tensors, in all parts."""
+
+    reads: tuple[Read, ...]
+    at: frozenset[tuple[int, int]]
+    terms: tuple[tuple[Term, ...], ...]  # of each part
+
+
+def _atoms(problem: Problem) -> list[_Atom]:
+    groups: dict[Any, tuple[tuple[Read, ...], frozenset[tuple[int, int]], list[list[Term]]]] = {}
+    batch = set(problem.batch)
+    for n, part in enumerate(problem.parts):
+        for t in part.exponent:
+            reads = tuple(sorted((f for f in t.factors if isinstance(f, Read)), key=lambda r: (id(r.leaf), r.function)))
+            at = set()
+            signature = []
+            for number, r in enumerate(reads):
+                index: list[Affine | None] = []
+                for axis, a in enumerate(r.index):
+                    if a.coef and not set(a.coef) <= batch:
+                        if set(a.coef) & batch:
+                            raise near_miss("LC201", seen=f"{r.leaf} is read where batch and position share an axis")
+                        at.add((number, axis))
+                        index.append(None)
+                    else:
+                        index.append(a)
+                signature.append((id(r.leaf), r.function, tuple(index)))
+            stray = t.free() - batch - set(part.variables)
+            if stray:
+                raise near_miss("LC202")
+            entry = groups.setdefault(tuple(signature), (reads, frozenset(at), [[] for _ in problem.parts]))
+            entry[2][n].append(t)
+    return [_Atom(reads, at, tuple(map(tuple, terms))) for reads, at, terms in groups.values()]
+
+
+class _Pairs:
+    """Pairs of positions with the exponents of each part, for one value of the batch variables."""
+
+    def __init__(self, problem: Problem, sizes: _Sizes, atoms: Sequence[_Atom], fixed: Mapping[Index, int]) -> None:
+        self.problem, self.sizes, self.atoms, self.fixed = problem, sizes, atoms, fixed
+        self.random: dict[tuple[Leaf, str], Array] = {}
+        self.generator = np.random.default_rng(1)
+        low, high = zip(*(self._range([getattr(p, name) for p in problem.parts]) for name in ("query", "key")))
+        self.low = tuple(max(0, x) for x in low)
+        lengths = [sizes.number(x) for x in problem.lengths]
+        self.counts = [min(h + 1, n) - x for h, n, x in zip(high, lengths, self.low)]
+        self.columns = np.arange(self.counts[1])
+        self.cells = [self._cells(p) for p in problem.parts]
+        self.rows = np.unique(np.concatenate([every for *_, every in self.cells]))
+        self.rows = self.rows[self.rows >= 0]
+        self.levels = [self._level(a) for a in atoms]
+
+    def _range(self, expressions: Sequence[Affine]) -> tuple[int, int]:
+        """The least and the greatest value on the grid."""
+        n = self.sizes
+
+        def ends(e: Affine) -> tuple[int, int]:
+            spans = [n.number(c) * (n.extent(x) - 1) for x, c in e.coef.items()]
+            return (n.number(e.const) + sum(min(0, x) for x in spans), n.number(e.const) + sum(max(0, x) for x in spans))
+
+        every = [ends(e) for e in expressions]
+        return min(x for x, _ in every), max(x for _, x in every)
+
+    def _grid(self, part: Part, batch: bool = True) -> Grid:
+        values = {x: self.sizes.position(x, x not in self.sizes.i) for x in part.variables}
+        if batch:
+            values.update({x: np.array([v]) for x, v in self.fixed.items()})
+        for t in part.exponent if self.sizes.need is not None else ():
+            values.update({x: self.sizes.position(x, True) for x in t.bound})
+        return Grid(values, self.sizes.symbols, self._read)
+
+    def _cells(self, part: Part) -> tuple[Array, Array, Array, Array, Array]:
+        """(rows, columns, values of the flat grid, weights, all rows) of the pairs whose indicators hold."""
+        grid = self._grid(part)
+        over = part.variables
+        shape = [len(grid.of(x)) for x in over]
+        count = int(np.prod(shape))
+        if count > CELLS * 8:
+            raise near_miss("LC106", seen=f"{count} pairs are too many to check")
+        holds = np.ones(shape, dtype=bool)
+        for e in part.indicators:
+            holds &= grid.affine(e, over) <= 0
+        query = np.broadcast_to(grid.affine(part.query, over), shape)
+        key = np.broadcast_to(grid.affine(part.key, over), shape)
+        weight: Array = np.full(shape, float(self.sizes.number(part.coef)))
+        if part.factors:
+            weight = weight * grid.term(Term(1, part.factors), over)
+        row, column = query - self.low[0], key - self.low[1]
+        inside = (row >= 0) & (column >= 0) & (column < len(self.columns))
+        if np.any(weight[holds & ~inside]):
+            raise near_miss("LC106", seen="positions outside of the sequence take part")
+        flat = np.flatnonzero(holds & inside)
+        return row.ravel()[flat], column.ravel()[flat], flat, weight.ravel()[flat], np.unique(row)
+
+    def _read(self, r: Read, grid: Grid) -> Array:
+        """Random numbers by position; batch variables choose among none of them."""
+        variables = list(dict.fromkeys(x for a in r.index for x in a.coef))
+        position, stride = Affine(), 1
+        for a, size in zip(reversed(r.index), reversed(r.leaf.shape)):
+            if a.coef and not set(a.coef) <= set(self.problem.batch):
+                position = position + a.scale(stride)
+                stride = stride * self.sizes.number(size)
+        table = self.random.get((r.leaf, r.function))
+        if table is None:
+            scale = 1.0 / np.sqrt(max(stride, 1))
+            table = self.random[r.leaf, r.function] = (0.5 + self.generator.random(max(stride, 1))) * scale
+        at = np.clip(grid.affine(position, variables), 0, len(table) - 1)
+        return np.broadcast_to(table[at], [len(grid.of(x)) for x in variables])
+
+    def _exponent(self, n: int, atom: _Atom, flat: Array) -> Array:
+        """The exponent's part at the cells of part n."""
+        part = self.problem.parts[n]
+        if not atom.terms[n]:
+            return np.zeros(len(flat))
+        grid = self._grid(part)
+        total: Array = np.zeros(())
+        for t in atom.terms[n]:
+            total = total + grid.term(t, [*part.variables, *self.fixed])
+        total = total.reshape(total.shape[:len(part.variables)] or (1,) * len(part.variables))
+        shape = [len(grid.of(x)) for x in part.variables]
+        return np.broadcast_to(total, shape).ravel()[flat]
+
+    def _level(self, atom: _Atom) -> Array:
+        """The cumulative sum of the density at each position."""
+        count = max(int(self.rows.max(initial=0)), int(self.columns.max(initial=0))) + 1
+        for n, terms in enumerate(atom.terms):              # tables of random numbers are made when they are first read
+            if terms and any((r.leaf, r.function) not in self.random for r in atom.reads):
+                self._exponent(n, atom, self.cells[n][2][:0])
+        density: Array = np.ones(count)
+        for number, r in enumerate(atom.reads):
+            table = self.random[r.leaf, r.function]
+            if any(n == number for n, _ in atom.at):
+                at = np.arange(count) + self.low[0]
+                density = density * np.where(at < len(table), table[np.minimum(at, len(table) - 1)], 0.0)
+            else:
+                density = density * table[0]
+        return np.cumsum(density)
+
+    def ratio(self, atom: _Atom) -> Array:
+        """The numbers, over batch variables, by which the atom's density is to be multiplied."""
+        level = self._level(atom)
+        best: tuple[float, int, int] | None = None
+        for n, (query, key, *_) in enumerate(self.cells):
+            if len(query) and atom.terms[n]:
+                distance = np.abs(level[query] - level[key])
+                where = int(distance.argmax())
+                if distance[where] > 0 and (best is None or distance[where] > best[0]):
+                    best = (float(distance[where]), n, where)
+        batch = self.problem.batch
+        if best is None:
+            return np.zeros([1] * len(batch))
+        _, n, cell = best
+        query, key, flat, _, _ = self.cells[n]
+        part = self.problem.parts[n]
+        grid = self._grid(part)
+        at = np.unravel_index(flat[cell], [len(grid.of(x)) for x in part.variables])
+        one = self._grid(part, batch=False)
+        one.values.update({x: grid.of(x)[[k]] for x, k in zip(part.variables, at)})
+        total: Array = np.zeros(())
+        for t in atom.terms[n]:
+            total = total + one.term(t, [*batch, *part.variables])
+        total = total.reshape(total.shape[:len(batch)])
+        return total / (level[query[cell]] - level[key[cell]])
+
+    def total(self, ratios: Sequence[float]) -> Array:
+        """The weights divided by exp(G[i] - G[p]): rows and columns counted from the first position."""
+        size = max(int(self.rows.max(initial=0)), int(self.columns.max(initial=0))) + 1
+        place = np.full(size + 1, -1)
+        place[self.rows] = np.arange(len(self.rows))
+        u = np.zeros((len(self.rows), len(self.columns)))
+        for n, (query, key, flat, weight, _) in enumerate(self.cells):
+            exponent: Array = np.zeros(len(flat))
+            for a, level, ratio in zip(self.atoms, self.levels, ratios):
+                exponent = exponent + self._exponent(n, a, flat) - ratio * (level[query] - level[key])
+            np.add.at(u, (place[query], key), weight * np.exp(np.minimum(exponent, 700.0)))
+        outside = self.rows >= self.counts[0]
+        if np.any(u[outside]) or self.counts[0] != self.counts[1]:
+            raise near_miss("LC108", queries=self.counts[0], keys=self.counts[1])
+        self.rows = self.rows[~outside]
+        return u[~outside]
+
+
+def causality(u: Array, rows: Array, columns: Array, decayed: bool) -> tuple[float, bool, bool]:
+    """(coefficient, reverse, strict) of the weights; NearMiss where they are none of the operator's."""
+    scale = float(np.abs(u).max(initial=0.0))
+    if scale == 0:
+        raise near_miss("LC106", seen="all zero")
+    i, p = rows[:, None], columns[None, :]
+    below = u[p <= i]
+    middle = float(np.median(below[np.abs(below) > 1e-9 * scale])) if np.any(np.abs(below) > 1e-9 * scale) else float(
+        u.flat[np.abs(u).argmax()])
+    sign = middle if middle else scale
+    w = u / sign
+    masks = ((False, False, p <= i), (False, True, p < i), (True, False, p >= i), (True, True, p > i))
+    for reverse, strict, mask in masks:
+        if np.allclose(w, mask, rtol=0, atol=1e-6 if decayed else 1e-9):
+            return sign, reverse, strict
+    on = np.abs(w) > 1e-6
+    binary = np.allclose(w, on, rtol=0, atol=1e-6)
+    if not binary and decayed:
+        raise near_miss("LC201", seen="the weight of a pair is another function of its positions")
+    if on.all() and binary:
+        raise near_miss("LC101")
+    offsets = np.broadcast_to(p - i, w.shape)[on]
+    if binary and np.array_equal(on, p - i <= offsets.max()):
+        raise near_miss("LC103", offset=int(offsets.max())) if offsets.max() > 0 else \
+            near_miss("LC105", offset=int(-offsets.max()))
+    if binary and np.array_equal(on, (p - i <= offsets.max()) & (p - i >= offsets.min())):
+        raise near_miss("LC104")
+    own = sorted({round(float(x), 6) for x in w[np.broadcast_to(p == i, w.shape)]})
+    before = sorted({round(float(x), 6) for x in w[np.broadcast_to(p < i, w.shape)]})
+    after = sorted({round(float(x), 6) for x in w[np.broadcast_to(p > i, w.shape)]})
+    raise near_miss("LC106", seen=f"own position {own[:3]}, earlier ones {before[:3]}, later ones {after[:3]}")
