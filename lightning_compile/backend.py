@@ -1,0 +1,190 @@
+"""The backend of `torch.compile(backend="lightning")`: the pass in front of Inductor."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.fx as fx
+from torch._dynamo.utils import counters
+from torch._guards import TracingContext, detect_fake_mode
+from torch._inductor.custom_graph_pass import CustomGraphPass
+
+from .guards import Assumption, guarded
+from .options import Options, inductor_config, split
+from .patterns.codes import CODES
+from .report import Candidate, Report
+from .rewrite import Outcome, rewrite
+
+log = logging.getLogger("lightning_compile")
+
+# Without one of these a graph has no order of positions, and is not looked at.
+CAUSAL = frozenset({
+    "cumsum", "cumsum_", "tril", "tril_", "triu", "triu_", "where", "masked_fill", "masked_fill_", "arange", "ge", "gt",
+    "le", "lt", "cumprod", "segsum", "stack", "cat", "tril_indices"})
+PRODUCTS = frozenset({"einsum", "matmul", "bmm", "baddbmm", "mm", "__matmul__", "sum", "inner", "tensordot", "mul"})
+
+
+class TooFewRewrites(RuntimeError):
+    """Fewer sites were rewritten than `min_rewrites` asks for."""
+
+
+def lightning(gm: fx.GraphModule, example_inputs: Sequence[Any], *, mode: str | None = None,
+              options: dict[str, Any] | None = None, name: str | None = None, **unknown: Any) -> Callable[..., Any]:
+    """Rewrites causal linear attention in the graph, then compiles with Inductor. Not called by hand: `torch.compile`
+    finds it by its name.
+
+    Raises:
+        ValueError: an unknown option, or a value that an option does not take.
+        TooFewRewrites: see option `min_rewrites`.
+    """
+    if unknown:
+        raise TypeError(f"backend 'lightning' takes mode= and options=, not {sorted(unknown)}")
+    own, rest = split(options)
+    config = inductor_config(mode, rest)
+    outcome = examine(gm, example_inputs, own)
+    count(outcome.report)
+    if len(outcome.report.rewritten) < own.min_rewrites:
+        raise TooFewRewrites(f"min_rewrites is {own.min_rewrites}, but {outcome.report}")
+    compiled = _inductor(outcome.graph or gm, example_inputs, config, own, name)
+    if outcome.inputs and outcome.graph is not None:
+        placeholders = [n for n in outcome.graph.graph.nodes if n.op == "placeholder"]
+        assumptions = [Assumption.of(placeholders.index(n), n.meta["grapharg"].example) for n in outcome.inputs
+                       if n.op == "placeholder"]
+        return guarded(assumptions, compiled, gm.forward) if assumptions else compiled
+    return compiled
+
+
+def _reset() -> None:
+    from torch._inductor.cudagraph_trees import reset_cudagraph_trees
+
+    reset_cudagraph_trees()
+
+
+lightning.reset = _reset  # type: ignore[attr-defined]
+
+
+def examine(gm: fx.GraphModule, example_inputs: Iterable[Any], options: Options, thorough: bool = False) -> Outcome:
+    """The pass on a copy of the graph. Whatever fails in it is reported, and leaves the graph as it was.
+
+    A graph without any source of causality is not even looked at, unless `thorough`.
+    """
+    if not (worth_a_look(gm) or thorough):
+        return Outcome()
+    try:
+        context = TracingContext.try_get()
+        fake = (context and context.fake_mode) or detect_fake_mode(list(example_inputs))
+        if fake is None:
+            raise RuntimeError("no fake tensor mode is active")
+        mine = fx.GraphModule(gm, copy.deepcopy(gm.graph))
+        mine.meta.update(gm.meta)
+        for child, sub in list(mine.named_children()):
+            if isinstance(sub, fx.GraphModule):
+                inner = fx.GraphModule(sub, copy.deepcopy(sub.graph))
+                inner.meta.update(sub.meta)
+                setattr(mine, child, inner)
+        return rewrite(mine, fake, options)
+    except Exception as e:
+        log.warning("the pass failed; the model is compiled by Inductor alone (%s: %s)", type(e).__name__, e)
+        log.debug("traceback", exc_info=True)
+        code = CODES["LC901"]
+        reason = code.reason.format(seen=f"{type(e).__name__}: {str(e)[:200]}")
+        return Outcome(None, Report((Candidate("rejected", code.code, reason, "the whole graph", code.hint, ""),)))
+
+
+def count(report: Report) -> None:
+    counters["lightning"]["rewritten"] += len(report.rewritten)
+    counters["lightning"]["rejected"] += len(report.rejected)
+
+
+def worth_a_look(gm: fx.GraphModule) -> bool:
+    """Whether the graph has an operation that could make sums causal, and one that could sum products. Masks may also
+    come as buffers, which are inputs of rank two or more with two last axes of the same size."""
+    names, masks = set(), False
+    for module in gm.modules():
+        if isinstance(module, fx.GraphModule):
+            for n in module.graph.nodes:
+                if n.op == "call_method":
+                    names.add(n.target)
+                elif n.op == "call_function":
+                    names.add(getattr(n.target, "__name__", "").split(".")[0])
+                elif n.op in ("placeholder", "get_attr"):
+                    masks = masks or "_dynamo_static_input_type" in n.meta.get("tensor_dict", {})
+    return bool(names & PRODUCTS) and (bool(names & CAUSAL) or masks)
+
+
+class _Salt(CustomGraphPass):
+    """Does nothing to the graph; its uuid puts our sources and options into the keys of Inductor's caches. A pass that the
+    user has set keeps running, and keeps its own part of the key."""
+
+    def __init__(self, options: Options, previous: Any) -> None:
+        self.options, self.previous = options, previous
+
+    def __call__(self, graph: fx.Graph) -> None:
+        for p in self._passes():
+            p(graph)
+
+    def _passes(self) -> list[Any]:
+        if self.previous is None:
+            return []
+        return list(self.previous) if isinstance(self.previous, (list, tuple)) else [self.previous]
+
+    def uuid(self) -> Any:
+        ids: list[Any] = [source_hash(), repr(self.options)]
+        for p in self._passes():
+            one = p.uuid() if isinstance(p, CustomGraphPass) else None
+            if one is None:
+                return None                                     # Inductor then does not cache, as it would without us
+            ids.append(one)
+        return tuple(ids)
+
+
+@functools.cache
+def source_hash() -> str:
+    """Of all our sources: a changed kernel or rule must not meet a cached graph of the old one."""
+    from . import __path__ as folders
+
+    digest = hashlib.sha256()
+    here = Path(folders[0])
+    roots = [here] if (here / "patterns").is_dir() else [here, here.parent / "patterns", here.parent / "kernels"]
+    for root in roots:
+        for file in sorted(root.rglob("*.py")):
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def _teach_inductor() -> None:
+    """Puts our decompositions into Inductor's table. As an argument of compile_fx they would become a part of the key of its
+    cache, which cannot be made from functions. Where a decomposition declines, the operator is called as it is."""
+    from torch._inductor import decomposition, lowering
+
+    from .kernels.operator import decompositions
+
+    table = decompositions()
+    decomposition.decompositions.update(table)
+    decomposition.fast_random_decomps.cache_clear()
+    for op in table:
+        constraint = lowering.tag_to_layout_constraint(torch.Tag.needs_exact_strides)
+        lowering.make_fallback(op, layout_constraint=constraint, warn=False, override_decomp=True)
+
+
+def _inductor(gm: fx.GraphModule, example_inputs: Sequence[Any], config: dict[str, Any], own: Options,
+              name: str | None) -> Callable[..., Any]:
+    from torch._inductor import config as inductor
+    from torch._inductor.compile_fx import compile_fx
+
+    _teach_inductor()
+    slot = "post_grad_custom_pre_pass"
+    previous = config.get(slot)
+    config = {**config, slot: _Salt(own, getattr(inductor, slot) if previous is None else previous)}
+    named = "compile_region_name" in inspect.signature(compile_fx).parameters and name is not None
+    extra: dict[str, Any] = {"compile_region_name": name} if named else {}
+    return compile_fx(gm, list(example_inputs), config_patches=config, **extra)

@@ -1,0 +1,285 @@
+"""Writes a match as calls: views of the leaves, the operator, and the way back to the user's axes.
+
+The same code writes nodes into a graph and, for the checks, runs on small tensors; a Builder tells the two apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import sympy
+import torch
+
+from .patterns.codes import near_miss
+from .patterns.index import Index, hint, product, same
+from .patterns.normal_form import Leaf, Read
+from .patterns.recognise import Match
+
+
+class Builder(Protocol):
+    """Makes calls and knows sizes."""
+
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any: ...
+
+    def leaf(self, leaf: Leaf) -> Any: ...
+
+    def size(self, x: Index) -> Any:
+        """The size of an index variable."""
+
+    def number(self, s: Any) -> Any:
+        """A number or an expression of sizes."""
+
+    def full(self, leaf: Leaf, axis: int, digits: Sequence[Index]) -> bool:
+        """Whether the digits cover an axis of a leaf."""
+
+    def numbers(self, x: Any, dtype: torch.dtype) -> Any:
+        """A tensor of numbers that are known while compiling."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place to rewrite: an attention, with the normaliser of the same q and k; or a normaliser alone."""
+
+    main: Match
+    normaliser: Match | None = None
+
+    def matches(self) -> tuple[Match, ...]:
+        return (self.main,) if self.normaliser is None else (self.main, self.normaliser)
+
+
+def read(b: Builder, r: Read, order: Sequence[Index]) -> Any:
+    """A leaf with one axis for each variable of `order`, of size 1 where the read has no such variable."""
+    x, have = b.leaf(r.leaf), list[Index]()
+    for axis in reversed(range(len(r.index))):
+        a = r.index[axis]
+        digits = sorted(a.coef, key=lambda y: -abs(hint(a.coef[y])))
+        if not digits:
+            x = b.call(torch.select, x, axis, b.number(a.const))
+            continue
+        below: Any = 1
+        for y in reversed(digits):
+            if len(digits) > 1 and not same(a.coef[y], below):
+                raise near_miss("LC404", leaf=r.leaf, seen=f"it is read at {a}")
+            below = below * y.size
+        step = a.coef[digits[0]] if len(digits) == 1 else 1
+        if not isinstance(step, int) or step < 1:
+            raise near_miss("LC404", leaf=r.leaf, seen=f"it is read at {a}")
+        if a.const != 0 or step != 1 or not b.full(r.leaf, axis, digits):
+            length = product_of(b, digits)
+            if step == 1:
+                x = b.call(torch.narrow, x, axis, b.number(a.const), length)
+            else:
+                start = b.number(a.const)
+                x = b.call(torch.ops.aten.slice.Tensor, x, axis, start, span(b, start, step, length), step)
+        if len(digits) > 1:
+            x = b.call(torch.unflatten, x, axis, tuple(b.size(y) for y in digits))
+        have = digits + have
+    if len(set(have)) != len(have):
+        raise near_miss("LC404", leaf=r.leaf, seen="one index stands on two of its axes")
+    if set(have) - set(order):
+        raise near_miss("LC404", leaf=r.leaf, seen="it has an axis that its role has not")
+    places = [have.index(y) for y in order if y in have]
+    if places != sorted(places):
+        x = b.call(torch.permute, x, tuple(places))
+    for p, y in enumerate(order):
+        if y not in have:
+            x = b.call(torch.unsqueeze, x, p)
+    if r.function:
+        x = b.call(getattr(torch, r.function), x)
+    return x
+
+
+def span(b: Builder, start: Any, step: int, length: Any) -> Any:
+    """The end of a slice of `length` elements."""
+    end = b.call(_multiply, length, step) if not isinstance(length, int) else length * step
+    return start + end if isinstance(start, int) and isinstance(end, int) else b.call(_add, start, end)
+
+
+def _multiply(a: Any, c: Any) -> Any:
+    return a * c
+
+
+def _add(a: Any, c: Any) -> Any:
+    return a + c
+
+
+def _subtract(a: Any, c: Any) -> Any:
+    return a - c
+
+
+def product_of(b: Builder, xs: Sequence[Index]) -> Any:
+    """The product of the sizes of variables."""
+    sizes = [b.size(x) for x in xs]
+    if all(isinstance(s, int) for s in sizes):
+        return product(sizes)
+    return b.number(product(x.size for x in xs))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How batch variables become the operator's two axes B and H: operands may lack the last variables of H."""
+
+    outer: tuple[Index, ...]
+    heads: tuple[Index, ...]
+
+    def order(self) -> tuple[Index, ...]:
+        return self.outer + self.heads
+
+
+def layout(m: Match) -> Layout:
+    """Variables of all operands first; those that an operand lacks last, as heads that share its head."""
+    operands = [reads for reads in (m.q, m.k, m.v) if reads]
+    has = [{x for r in reads for x in r.variables()} for reads in operands]
+    count = {x: sum(x in h for h in has) for x in m.batch}
+    shared = [x for x in m.batch if count[x] == len(has)]
+    lacking = sorted((x for x in m.batch if count[x] < len(has)), key=lambda x: -count[x])
+    decayed = {x for g in m.decay for x in g.over} | {x for g in m.decay for r in g.reads for x in r.variables()}
+    if len(shared) > 1:
+        heads = [x for x in shared if x in decayed and not m.per_position()] or shared[-1:]
+        return Layout(tuple(x for x in shared if x not in heads), (*heads, *lacking))
+    if shared and shared[0] in decayed and not m.per_position():
+        return Layout((), (*shared, *lacking))
+    return Layout(tuple(shared), tuple(lacking))
+
+
+def _all_heads(m: Match, at: Layout) -> bool:
+    """Whether some head occurs in the decay only: then one operand has to be as wide as the output."""
+    used = {y for reads in (m.q, m.k, m.v) for r in reads for y in r.variables()}
+    return bool(set(at.heads) - used)
+
+
+def operand(b: Builder, reads: Sequence[Read], at: Layout, position: Sequence[Index], features: Sequence[Index],
+            dtype: torch.dtype | None, all_heads: bool = False) -> Any:
+    """[B, Hx, N, F], a view wherever the leaves allow it."""
+    order = (*at.outer, *at.heads, *position, *features)
+    x: Any = None
+    for r in reads:
+        y = read(b, r, order)
+        if dtype is not None:
+            y = b.call(torch.Tensor.to, y, dtype)
+        x = y if x is None else b.call(torch.mul, x, y)
+    has = {y for r in reads for y in r.variables()}
+    last = max((p for p, y in enumerate(at.heads) if y in has or all_heads), default=-1)  # heads behind it are shared
+    heads = at.heads[: last + 1]
+    wanted = tuple(1 if y in at.heads[last + 1:] else b.size(y) for y in order)
+    if set(order) - has - set(at.heads[last + 1:]):
+        x = b.call(torch.Tensor.expand, x, wanted)
+    if (len(at.outer), len(at.heads), len(position), len(features)) != (1, 1, 1, 1):
+        x = b.call(torch.reshape, x, tuple(product_of(b, group) for group in (at.outer, heads, position, features)))
+    return x
+
+
+def log_decay(b: Builder, m: Match, at: Layout) -> Any:
+    """The operator's log-decay: None, [H], or [B, H, N]."""
+    if not m.decay:
+        return None
+    dtype = torch.float64 if m.dtype == torch.float64 else torch.float32
+    used = {y for g in m.decay for y in (*g.over, *(x for r in g.reads for x in r.variables()))}
+    per_position = m.per_position() or bool(used & set(at.outer))
+    order = (*at.outer, *at.heads, *m.j) if per_position else at.heads
+    total: Any = None
+    for g in m.decay:
+        x: Any = None
+        for r in g.reads:
+            y = b.call(torch.Tensor.to, read(b, r, order), dtype)
+            x = y if x is None else b.call(torch.mul, x, y)
+        if g.over:
+            places = [g.over.index(y) for y in order if y in g.over]
+            numbers = g.numbers.transpose(places).reshape([y.size if y in g.over else 1 for y in order])
+            n = b.numbers(numbers, dtype)
+            x = n if x is None else b.call(torch.mul, x, n)
+        elif x is None:
+            x = b.numbers(g.numbers.reshape((1,) * len(order)), dtype)
+        elif float(g.numbers) != 1:
+            x = b.call(torch.mul, x, float(g.numbers))
+        total = x if total is None else b.call(torch.add, total, x)
+    total = b.call(torch.Tensor.expand, total, tuple(b.size(y) for y in order))
+    groups = (at.outer, at.heads, m.j) if per_position else (at.heads,)
+    if any(len(group) != 1 for group in groups):
+        total = b.call(torch.reshape, total, tuple(product_of(b, group) for group in groups))
+    return total
+
+
+def number_of(m: Match) -> Any:
+    return complex(m.coef).real if isinstance(m.coef, sympy.Basic) and m.coef.is_number else m.coef
+
+
+def call_operator(b: Builder, site: Site, operator: Callable[..., Any]) -> tuple[Any, Any, Layout]:
+    """(o, z, layout): the operator's outputs for a site, `[B, H, N, E]` and `[B, H, N]`, without the coefficient."""
+    m = site.main
+    at = layout(m)
+    q = operand(b, m.q, at, m.i, m.d, m.dtype)
+    k = operand(b, m.k, at, m.j, m.d, m.dtype)
+    if m.v:
+        v = operand(b, m.v, at, m.j, m.e, m.dtype, _all_heads(m, at))
+    else:
+        v = b.call(torch.ones_like, b.call(torch.narrow, k, 3, 0, 1))
+    normalizer = site.normaliser is not None
+    outputs = b.call(operator, q, k, v, log_decay(b, m, at), None, _scale(m), m.reverse, m.strict, normalizer, False)
+    z = b.call(_item, outputs, 1) if site.normaliser is not None else None
+    return b.call(_item, outputs, 0), z, at
+
+
+def _item(x: Any, index: int) -> Any:
+    return x[index]
+
+
+def _scale(m: Match) -> float:
+    c = number_of(m)
+    return float(c) if isinstance(c, (int, float)) else 1.0
+
+
+def finish(b: Builder, m: Match, x: Any, at: Layout, applied: float, shape: Sequence[Any],
+           dtype: torch.dtype | None) -> Any:
+    """From the operator's output to the user's axes: factors outside the sum, order, merged axes, dtype. `applied` is the
+    coefficient that the operator has already multiplied by."""
+    order = at.order() + m.rows + m.e
+    if m.i != m.rows and len(m.i) == 1:
+        n, wanted_n = b.size(m.i[0]), product_of(b, m.rows)
+        if n is not wanted_n and n != wanted_n:             # the user's sequence goes on where its tensors were padded
+            more = b.call(_subtract, wanted_n, n)
+            x = b.call(torch.nn.functional.pad, x, (0, 0) * bool(m.v) + (0, more))
+    if (len(at.outer), len(at.heads), len(m.rows), len(m.e)) != (1, 1, 1, 1):
+        x = b.call(torch.reshape, x, tuple(b.size(y) for y in order))
+    coef = number_of(m)
+    if isinstance(coef, (int, float)):
+        if (left := float(coef) / applied) != 1:
+            x = b.call(torch.mul, x, left)
+    else:
+        x = b.call(torch.mul, x, b.number(coef))
+    wanted = [y for axis in m.value.axes for y in axis]
+    extra = [y for y in wanted if y not in order]
+    used = {y for r in m.out for y in r.variables()}
+    if used - set(wanted):
+        raise near_miss("LC111", seen="a factor outside of the sum")
+    for r in m.out:
+        x = b.call(torch.mul, x, read(b, r, order)) if not extra else x
+    places = [order.index(y) for y in wanted if y in order]
+    if places != sorted(places):
+        x = b.call(torch.permute, x, tuple(places))
+    if extra:
+        for p, y in enumerate(wanted):
+            if y in extra:
+                x = b.call(torch.unsqueeze, x, p)
+        x = b.call(torch.Tensor.expand, x, tuple(b.size(y) for y in wanted))
+        for r in m.out:
+            x = b.call(torch.mul, x, read(b, r, wanted))
+    if any(len(axis) != 1 for axis in m.value.axes):
+        x = b.call(torch.reshape, x, tuple(shape))
+    return b.call(torch.Tensor.to, x, dtype) if dtype is not None else x
+
+
+def emit(b: Builder, places: Sequence[Builder], site: Site, operator: Callable[..., Any], shapes: Sequence[Sequence[Any]],
+         dtypes: Sequence[torch.dtype | None]) -> list[Any]:
+    """The values of the site's matches, in the order of `site.matches()`. `b` calls the operator, `places` write what
+    comes after it, one for each match: an attention may be divided by its normaliser, which then comes first."""
+    o, z, at = call_operator(b, site, operator)
+    main, applied = site.main, _scale(site.main)
+    if not main.v:
+        o = places[0].call(torch.squeeze, o, 3)
+    values = [finish(places[0], main, o, at, applied, shapes[0], dtypes[0])]
+    if site.normaliser is not None:
+        values.append(finish(places[1], site.normaliser, z, at, applied, shapes[1], dtypes[1]))
+    return values

@@ -1,0 +1,64 @@
+"""What the backend would make of a model, without compiling it for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.fx as fx
+from torch.utils._pytree import tree_map_only
+
+from .options import inductor_config, split
+from .report import Report
+
+
+def explain(model: Callable[..., Any], *inputs: Any, options: Mapping[str, Any] | None = None, **kwargs: Any) -> Report:
+    """The candidates for causal linear attention in `model(*inputs, **kwargs)`: which would be rewritten, which not, why.
+
+    Traces the model as `torch.compile` does, but runs none of its operations: graphs return zeros, and nothing is
+    written to the model or the inputs. Where Dynamo breaks the graph, the code in between sees these zeros. Dynamo's
+    caches are reset, so a compiled model compiles again at its next call.
+
+    Args:
+        model: a function or module, compiled or not.
+        options: as for `torch.compile(backend="lightning", options=...)`.
+
+    Raises:
+        ValueError: an unknown option, or a value that an option does not take.
+    """
+    from .backend import examine
+
+    own, rest = split(options)
+    inductor_config(None, rest)
+    found = Report()
+
+    def look(gm: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
+        nonlocal found
+        found = found + examine(gm, example_inputs, own, thorough=True).report
+        outputs = next(n for n in gm.graph.nodes if n.op == "output").args[0]
+        results = torch.fx.node.map_arg(outputs, lambda n: n.meta.get("example_value"))
+        return lambda *args: tree_map_only(torch.Tensor, _zeros, _numbers(results))
+
+    plain = getattr(model, "_orig_mod", model)
+    torch._dynamo.reset()
+    try:
+        torch.compile(plain, backend=look)(*inputs, **kwargs)
+    finally:
+        torch._dynamo.reset()
+    return found
+
+
+def _numbers(results: Any) -> Any:
+    return tree_map_only(torch.SymInt, _hint, results)
+
+
+def _hint(s: Any) -> int:
+    return int(s.node.hint) if isinstance(s, torch.SymInt) and s.node.hint is not None else int(s)
+
+
+def _zeros(t: torch.Tensor) -> torch.Tensor:
+    """A tensor of zeros like a fake one."""
+    shape, strides = [_hint(s) for s in t.shape], [_hint(s) for s in t.stride()]
+    x = torch.empty_strided(shape, strides, dtype=t.dtype, device=t.device).zero_()
+    return x.requires_grad_(t.requires_grad and t.is_floating_point())

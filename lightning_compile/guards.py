@@ -1,0 +1,47 @@
+"""Values that the rewritten graph relies on, checked at each call."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """Input number `index` still is this tensor, and nobody has written to it."""
+
+    index: int
+    tensor: weakref.ref[torch.Tensor]
+    version: int
+
+    @classmethod
+    def of(cls, index: int, tensor: torch.Tensor) -> Assumption:
+        return cls(index, weakref.ref(tensor), tensor._version)
+
+    def holds(self, args: Sequence[Any]) -> bool:
+        held = self.tensor()
+        return held is not None and held is args[self.index] and held._version == self.version
+
+
+def guarded(assumptions: Sequence[Assumption], fast: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+    """`fast` while all assumptions hold, else `original`."""
+    told: list[bool] = []
+
+    def run(*args: Any) -> Any:
+        for a in assumptions:
+            if not a.holds(args):
+                if not told:
+                    told.append(True)
+                    log.warning("a mask buffer changed after compiling: the original code runs, results stay right. "
+                                "Call torch.compile again after the change to be fast.")
+                return original(*args)
+        return fast(*args)
+
+    return run

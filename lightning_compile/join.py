@@ -1,0 +1,72 @@
+"""Which normaliser belongs to which attention: the one with the same queries, keys and pairs of positions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .emit import Site
+from .patterns.index import Affine, Index, var
+from .patterns.normal_form import Read
+from .patterns.recognise import Match
+
+
+def joined(main: Match, z: Match) -> Site | None:
+    """The site of both, with the normaliser's variables renamed to the attention's; None if they are of different sums."""
+    if z.v or not main.v or (main.reverse, main.strict) != (z.reverse, z.strict) or main.dtype != z.dtype:
+        return None
+    if len(main.q) != len(z.q) or len(main.k) != len(z.k):
+        return None
+    mapping: dict[Index, Index] = {}
+    for mine, theirs in ((main.q, z.q), (main.k, z.k)):
+        left = list(theirs)
+        for r in mine:
+            for s in left:
+                if (found := _same(r, s, mapping)) is not None:
+                    mapping.update(found)
+                    left.remove(s)
+                    break
+            else:
+                return None
+    groups = ((main.i, z.i), (main.j, z.j), (main.d, z.d))
+    if any(tuple(mapping.get(x, x) for x in b) != a for a, b in groups):
+        return None
+    if {mapping.get(x, x) for x in z.batch} != set(main.batch) or len(set(mapping.values())) != len(mapping):
+        return None
+    if not _same_decay(main, z, mapping):
+        return None
+    free = {x: y for x, y in mapping.items() if x in {v for axis in z.value.axes for v in axis}}
+    substitution = {x: var(y) for x, y in free.items()}
+    axes = tuple(tuple(free.get(x, x) for x in axis) for axis in z.value.axes)
+    value = z.value.substitute(substitution, axes)
+    return Site(main, replace(z, value=value, q=main.q, k=main.k, batch=main.batch, i=main.i, j=main.j, rows=main.rows,
+                              d=main.d, decay=main.decay,
+                              out=tuple(r.substitute(substitution) for r in z.out)))
+
+
+def _same_decay(main: Match, z: Match, mapping: dict[Index, Index]) -> bool:
+    if len(main.decay) != len(z.decay):
+        return False
+    substitution = {x: var(y) for x, y in mapping.items()}
+    for a, b in zip(main.decay, z.decay):
+        if tuple(mapping.get(x, x) for x in b.over) != a.over or a.numbers.shape != b.numbers.shape or \
+                not (a.numbers == b.numbers).all() or tuple(r.substitute(substitution) for r in b.reads) != a.reads:
+            return False
+    return True
+
+
+def _same(r: Read, s: Read, mapping: dict[Index, Index]) -> dict[Index, Index] | None:
+    """Names for the variables of s under which it is r, in agreement with `mapping`."""
+    if r.leaf is not s.leaf or r.function != s.function:
+        return None
+    found: dict[Index, Index] = {}
+    for a, b in zip(r.index, s.index):
+        for x, y in zip(_digits(b), _digits(a)):
+            if found.setdefault(x, y) is not y or mapping.get(x, y) is not y:
+                return None
+        if b.substitute({x: var(y) for x, y in found.items()}) != a:
+            return None
+    return found
+
+
+def _digits(a: Affine) -> list[Index]:
+    return sorted(a.coef, key=lambda x: str(a.coef[x]))

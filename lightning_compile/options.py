@@ -1,0 +1,48 @@
+"""The options of `torch.compile(backend="lightning", options=...)`: ours, checked here, and Inductor's, checked by it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+When = Literal["profitable", "always"]
+Verify = Literal["off", "compile", "run"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """`when`: rewrite where the cost model says that it pays, or wherever it is right. `min_rewrites`: the least number of
+    sites in a graph. `verify`: check matches while compiling, or also compare with the original on real inputs."""
+
+    when: When = "profitable"
+    min_rewrites: int = 0
+    verify: Verify = "compile"
+
+    def __post_init__(self) -> None:
+        for name, choices in (("when", get_args(When)), ("verify", get_args(Verify))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"option {name!r} is {getattr(self, name)!r}; it must be one of {list(choices)}")
+        if isinstance(self.min_rewrites, bool) or not isinstance(self.min_rewrites, int) or self.min_rewrites < 0:
+            raise ValueError(f"option 'min_rewrites' is {self.min_rewrites!r}; it must be a number of sites, 0 or more")
+
+
+NAMES = tuple(f.name for f in fields(Options))
+
+
+def split(options: Mapping[str, Any] | None) -> tuple[Options, dict[str, Any]]:
+    """(ours, Inductor's). ValueError for a value that is none of ours."""
+    rest = dict(options or {})
+    return Options(**{name: rest.pop(name) for name in NAMES if name in rest}), rest
+
+
+def inductor_config(mode: str | None, options: dict[str, Any]) -> dict[str, Any]:
+    """What Inductor makes of a mode and its options. ValueError, with all known names, for one that nobody knows."""
+    import torch
+    from torch._inductor import config
+
+    known = config.get_config_copy()
+    unknown = [name for name in options if name.replace("-", "_") not in known]
+    if unknown:
+        raise ValueError(f"unknown option {unknown[0]!r}. Known are lightning's {list(NAMES)} and Inductor's {sorted(known)}")
+    return dict(torch._TorchCompileInductorWrapper(mode, options, None).config)

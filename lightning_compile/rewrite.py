@@ -1,0 +1,288 @@
+"""The pass: finds candidates in a graph, decides about each, and writes the accepted ones as calls of the operator."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+import torch.fx as fx
+import torch.utils._pytree as pytree
+from torch._dispatch.python import enable_python_dispatcher
+from torch._guards import detect_fake_mode
+from torch._subclasses import FakeTensorMode
+
+from . import cost, verify
+from .emit import Site, _add, _item, _multiply, _subtract, emit
+from .join import joined
+from .kernels.operator import linear_attention
+from .options import Options
+from .patterns import candidates as cand
+from .patterns.codes import NearMiss, near_miss
+from .patterns.constants import mask_value, static
+from .patterns.index import Index, product, same
+from .patterns.interpret import GraphInterpreter, Key, Record
+from .patterns.normal_form import Leaf, Value
+from .patterns.recognise import Match
+from .report import Candidate, Report, location
+from .small import leaf_key, region
+from .strides import restore
+from .watch import watched
+
+log = logging.getLogger("lightning_compile")
+
+
+class GraphBuilder:
+    """Builder that adds nodes before a node. Leaves that are sites themselves are read from where they were rewritten."""
+
+    def __init__(self, interpreter: GraphInterpreter, before: fx.Node, replaced: dict[fx.Node, fx.Node],
+                 device: torch.device) -> None:
+        self.interpreter, self.before, self.replaced, self.device = interpreter, before, replaced, device
+        self.graph = before.graph
+        self.made: list[fx.Node] = []
+        self._sizes: dict[Any, Any] = {}
+
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        methods = {torch.Tensor.to: "to", torch.Tensor.expand: "expand", torch.Tensor.contiguous: "contiguous"}
+        functions = {_item: operator.getitem, _multiply: operator.mul, _add: operator.add, _subtract: operator.sub}
+        if function in (_multiply, _add, _subtract) and not any(isinstance(a, fx.Node) for a in args):
+            return function(*args)
+        with self.graph.inserting_before(self.before):
+            if function in methods:
+                node = self.graph.call_method(methods[function], args, kwargs)
+            else:
+                node = self.graph.call_function(functions.get(function, function), args, kwargs)
+        for key in ("stack_trace", "nn_module_stack"):
+            if key in self.before.meta:
+                node.meta[key] = self.before.meta[key]
+        node.meta["example_value"] = self._example(function, args, kwargs)
+        self.made.append(node)
+        return node
+
+    def _example(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """What the node yields, on fake tensors: AOTAutograd's cache wants to know which methods are methods of tensors."""
+        args, kwargs = fx.node.map_arg((args, kwargs), lambda n: n.meta.get("example_value"))
+        fake = detect_fake_mode(pytree.tree_leaves((args, kwargs))) or self.interpreter.fake
+        try:
+            with fake, enable_python_dispatcher(), torch.no_grad():
+                return function(*args, **kwargs)
+        except Exception:                                       # a real tensor among fake ones: nothing but the cache is lost
+            return None
+
+    def leaf(self, leaf: Leaf) -> fx.Node:
+        assert leaf.node is not None
+        return self.replaced.get(leaf.node, leaf.node)
+
+    def size(self, x: Index) -> Any:
+        return self.number(x.size)
+
+    def number(self, s: Any) -> Any:
+        """A Python number, or the node of a symbolic one."""
+        if not isinstance(s, sympy.Basic):
+            return s
+        if s.is_number:
+            return int(s) if s.is_Integer else float(s)
+        if s not in self._sizes:
+            self._sizes[s] = self._symbolic(s)
+        return self._sizes[s]
+
+    def _symbolic(self, s: sympy.Basic) -> Any:
+        node = self.interpreter.symbols.get(str(s))
+        if node is not None and node < self.before:
+            return node
+        for leaf_node, tensor in self.interpreter.env.items():
+            if isinstance(tensor, torch.Tensor) and leaf_node.op == "placeholder":
+                for axis, n in enumerate(tensor.shape):
+                    if isinstance(n, torch.SymInt) and n.node.expr == s:
+                        return self.call(torch.ops.aten.sym_size.int, leaf_node, axis)
+        if isinstance(s, (sympy.Mul, sympy.Add)):
+            function = operator.mul if isinstance(s, sympy.Mul) else operator.add
+            return functools.reduce(lambda a, b: self.call(function, a, b), map(self.number, s.args))
+        if isinstance(s, sympy.Pow) and s.exp == -1:
+            return self.call(operator.truediv, 1, self.number(s.base))
+        raise near_miss("LC404", leaf="the graph", seen=f"no node holds the size {s}")
+
+    def numbers(self, x: Any, dtype: torch.dtype) -> fx.Node:
+        return self.call(torch.tensor, x.tolist(), dtype=dtype, device=self.device)
+
+    def full(self, leaf: Leaf, axis: int, digits: Sequence[Index]) -> bool:
+        return same(product(x.size for x in digits), leaf.shape[axis])
+
+    def undo(self) -> None:
+        for node in reversed(self.made):
+            self.graph.erase_node(node)
+
+
+@dataclass
+class Outcome:
+    """What the pass did to one graph. `graph` is None where it is untouched; `inputs` are the placeholders whose values
+    it relies on."""
+
+    graph: fx.GraphModule | None = None
+    report: Report = field(default_factory=Report)
+    inputs: tuple[fx.Node, ...] = ()
+
+
+def rewrite(gm: fx.GraphModule, fake: FakeTensorMode, options: Options) -> Outcome:
+    """Rewrites the graph in place."""
+    found = cand.find(gm, fake, _constants)
+    pass_ = _Pass(gm, found, options)
+    pass_.run()
+    report = Report(tuple(c for _, c in sorted(pass_.decided.items(), key=lambda item: item[0])))
+    changed = gm if pass_.changed else None
+    for name, sub in _bodies(gm):
+        outcome = rewrite(sub, fake, options)
+        report = report + outcome.report
+        if outcome.graph is not None:
+            changed = gm
+            setattr(gm, name, sub)
+    if changed is not None:
+        gm.graph.lint()
+        gm.recompile()
+    # what a body reads is an input of the body: its values are not looked at, so it relies on none
+    return Outcome(changed, report, tuple(pass_.relied))
+
+
+def _bodies(gm: fx.GraphModule) -> list[tuple[str, fx.GraphModule]]:
+    """Bodies of checkpoints and other higher-order operators."""
+    return [(name, sub) for name, sub in gm.named_children() if isinstance(sub, fx.GraphModule)]
+
+
+def _constants(node: fx.Node, real: Any) -> Value | None:
+    return mask_value(real) if static(node) else None
+
+
+class _Pass:
+    def __init__(self, gm: fx.GraphModule, found: cand.Findings, options: Options) -> None:
+        self.gm, self.options = gm, options
+        self.candidates, self.interpreter = found.candidates, found.interpreter
+        self.table = found.interpreter.table
+        self.order = {n: p for p, n in enumerate(gm.graph.nodes)}
+        self.decided: dict[tuple[int, int], Candidate] = {}
+        self.relied: dict[fx.Node, None] = {}
+        self.replaced: dict[fx.Node, fx.Node] = {}
+        self.changed = False
+
+    def run(self) -> None:
+        """Later matches first: one that holds an earlier one makes it dead."""
+        matches = [(c, c.found) for c in self.candidates if isinstance(c.found, Match)]
+        attentions = [(c, m) for c, m in matches if m.kind == "attention"]
+        normalisers = [(c, m) for c, m in matches if m.kind == "normaliser"]
+        live = self._live()
+        for c, m in reversed(attentions):
+            if c.node in live:
+                with_z = next(((z, s) for z, n in normalisers if z.node in live and (s := joined(m, n)) is not None
+                               and self._values_before(c, z)), None)
+                if with_z is not None and self._site((c, with_z[0]), with_z[1]) or self._site((c,), Site(m)):
+                    live = self._live()
+        for c, m in reversed(normalisers):
+            if c.node in live and c.node not in self.replaced and "cumsum" not in m.via:
+                if self._site((c,), Site(m)):
+                    live = self._live()
+        told: list[cand.Candidate] = []
+        for c in self.candidates:
+            if isinstance(c.found, NearMiss) and c.node in live and not any(self._contains(c, t) for t in told):
+                told.append(c)
+                self._reject(c, c.found)
+
+    def _values_before(self, c: cand.Candidate, z: cand.Candidate) -> bool:
+        """Whether one call can serve both: all that it reads exists where the first of the two is used."""
+        assert isinstance(c.found, Match)
+        first = min(self.order[c.node], self.order[z.node])
+        return all(r.leaf.node is not None and self.order[r.leaf.node] < first for r in c.found.q + c.found.k + c.found.v)
+
+    def _contains(self, c: cand.Candidate, inner: cand.Candidate) -> bool:
+        """Whether a near miss is but a larger piece of one that is reported already."""
+        seen, todo = set(), [c.node]
+        while todo:
+            n = todo.pop()
+            if n is inner.node:
+                return True
+            for m in n.all_input_nodes:
+                if m not in seen and self.order.get(m, -1) >= self.order[inner.node]:
+                    seen.add(m)
+                    todo.append(m)
+        return False
+
+    def _site(self, members: Sequence[cand.Candidate], site: Site) -> bool:
+        """Decides about one site and writes it. True if the graph changed."""
+        targets = [c.key for c in members]
+        stop = {leaf_key(self.table, leaf) for m in site.matches() for leaf in m.leaves()}
+        records = [r for key in targets for r in region(self.table, key, stop)]
+        refusal: NearMiss | None = None
+        if self.options.when == "profitable":
+            device = self.table.tensors[targets[0].tensor].device.type
+            before, after = cost.seconds(self.table, site, records, device)
+            if after >= before:
+                refusal = near_miss("LC601", original=round(before * 1e6), operator=round(after * 1e6))
+        if refusal is None and self.options.verify != "off":
+            refusal = verify.check(self.table, site, targets)
+        if refusal is None:
+            refusal = self._write(members, site)
+        if refusal is not None:
+            self._reject(members[0], refusal)
+            return False
+        self.changed = True
+        for key in {a for r in records for a in _keys(r)} - stop:
+            node = self.table.node_of.get(key.tensor)
+            given = (key.tensor, key.version) not in self.table.records
+            if given and node is not None and node.op in ("placeholder", "get_attr"):
+                self.relied[node] = None
+        checks = "checked: " + ", ".join(verify.CHECKS) if self.options.verify != "off" else "not checked (verify is off)"
+        if site.normaliser is not None:
+            checks = "with its normaliser; " + checks
+        self._decide(members[0], Candidate("rewritten", "", checks, location(members[0].node), "", site.main.algebra()))
+        return True
+
+    def _write(self, members: Sequence[cand.Candidate], site: Site) -> NearMiss | None:
+        first = min((c.node for c in members), key=lambda n: self.order[n])
+        device = self.table.tensors[members[0].key.tensor].device
+        builders = [GraphBuilder(self.interpreter, n, self.replaced, device) for n in (first, *(c.node for c in members))]
+        try:
+            shapes = [tuple(b.number(product(x.size for x in axis)) for axis in m.value.axes)
+                      for b, m in zip(builders[1:], site.matches())]
+            values = emit(builders[0], builders[1:], site, linear_attention, shapes, [c.dtype for c in members])
+        except NearMiss as e:
+            for b in reversed(builders):
+                b.undo()
+            return e
+        for c, b, value in zip(members, builders[1:], values):
+            value = restore(b, value, c.node, c.node.meta.get("example_value"))
+            if self.options.verify == "run":
+                value = watched(GraphBuilder(self.interpreter, c.node.next, self.replaced, device), value, c.node)
+            c.node.replace_all_uses_with(value, delete_user_cb=lambda user, v=value: user is not v)
+            self.replaced[c.node] = value
+        return None
+
+    def _reject(self, c: cand.Candidate, why: NearMiss) -> None:
+        algebra = c.found.algebra() if isinstance(c.found, Match) else ""
+        self._decide(c, Candidate("rejected", why.code, why.reason, location(c.node), why.hint, algebra))
+
+    def _decide(self, c: cand.Candidate, decision: Candidate) -> None:
+        self.decided[self.order[c.node], len(self.decided)] = decision
+        log.info(decision.line())
+
+    def _live(self) -> set[fx.Node]:
+        """Nodes that an output or an effect on something live depends on."""
+        live: set[fx.Node] = set()
+        todo = [n for n in self.gm.graph.nodes if n.op in ("output", "placeholder", "get_attr")]
+        waiting = [(s, n) for s, n in self.table.mutations if n is not None]
+        while todo:
+            n = todo.pop()
+            if n not in live:
+                live.add(n)
+                todo += n.all_input_nodes
+            if not todo:
+                due = [(s, m) for s, m in waiting if m not in live and any(
+                    self.table.node_of.get(id(t)) in live for t in self.table.storages.get(s, ()))]
+                todo += [m for _, m in due]
+        return live
+
+
+def _keys(r: Record) -> list[Key]:
+    return [a for a in pytree.tree_leaves((r.args, r.kwargs)) if isinstance(a, Key)]

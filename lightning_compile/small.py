@@ -1,0 +1,343 @@
+"""The same computation at small sizes: sizes for index variables, and recorded ATen operations run again with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import sympy
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from .patterns.index import Affine, Index, hint, product, same
+from .patterns.interpret import Key, Record, SideTable
+from .patterns.normal_form import Leaf, Numbers, Position, Term, Value
+
+KEPT = 8  # sizes and constants up to this are the same at small sizes
+PAD = 3   # elements that a larger padding has at small sizes
+
+
+class Unsolvable(Exception):
+    """No consistent small sizes were found, or an operation cannot run at them."""
+
+
+class Sizes:
+    """Sizes for index variables: some given, the others from how reshapes and broadcasts tied them together, and where
+    nothing ties them their own."""
+
+    def __init__(self, given: Mapping[Index, int], universe: Iterable[Index], symbols: Mapping[Any, int],
+                 positions: Iterable[Index] = (), pad: int = PAD) -> None:
+        self.pad = pad
+        self.positions = self._same_axis(positions)
+        self.known: dict[Index, int] = {}
+        self._scale: dict[int, int] | None = None
+        self.symbols = dict(symbols)
+        for x, n in given.items():
+            self._set(x, n)
+        every = self._closure([*universe, *given])
+        self._propagate(every)
+        for x in every:
+            if x not in self.known and not any(y in self.known for group in x.splits for y in group):
+                self._set(x, hint(x.size, self.symbols))
+                self._propagate(every)
+
+    @staticmethod
+    def _closure(start: Iterable[Index]) -> list[Index]:
+        seen: dict[Index, None] = {}
+        todo = list(start)
+        while todo:
+            x = todo.pop()
+            if x not in seen:
+                seen[x] = None
+                todo += [y for group in x.splits for y in group]
+                todo += x.parents
+                todo += [x.window[0]] if x.window else []
+                todo += [x.padded[0]] if x.padded else []
+        return sorted(seen)
+
+    @staticmethod
+    def _same_axis(start: Iterable[Index]) -> frozenset[Index]:
+        """Variables that run along the same axis as the given digits: renamed, sliced, padded, split or put together."""
+        seen: set[Index] = set()
+        todo = list(start)
+        while todo:
+            x = todo.pop()
+            if x in seen:
+                continue
+            seen.add(x)
+            todo += [y for group in x.splits for y in group]
+            todo += [y for y in (x.window and x.window[0], x.padded and x.padded[0]) if y]
+            todo += [y for y in x.parents if y.window and y.window[0] is x or y.padded and y.padded[0] is x
+                     or any(x in group and seen.issuperset(group) for group in y.splits)]
+        return frozenset(seen)
+
+    def _set(self, x: Index, n: int) -> bool:
+        if self.known.setdefault(x, n) != n:
+            raise Unsolvable(f"an axis of size {x.size} would have to be {self.known[x]} and {n}")
+        return True
+
+    def _propagate(self, every: Sequence[Index]) -> None:
+        changed = True
+        while changed:
+            changed = False
+            for x in every:
+                if (tie := _tied(x, self.pad)) is not None:
+                    whole, more = tie
+                    if whole not in self.known and x in self.known:
+                        changed = self._set(whole, self.known[x] + more)
+                    elif whole in self.known and x not in self.known and self.known[whole] > more:
+                        changed = self._set(x, self.known[whole] - more)
+                for group in x.splits:
+                    open_ = [y for y in group if y not in self.known]
+                    if not open_ and x not in self.known:
+                        changed = self._set(x, product(self.known[y] for y in group))
+                    elif not open_ and self.known[x] != product(self.known[y] for y in group):
+                        raise Unsolvable(f"an axis of size {x.size} splits into sizes that do not multiply to it")
+                    elif len(open_) == 1 and x in self.known:
+                        rest = product(self.known[y] for y in group if y in self.known)
+                        if self.known[x] % rest:
+                            raise Unsolvable(f"an axis of size {x.size} does not divide")
+                        changed = self._set(open_[0], self.known[x] // rest)
+
+    def of(self, x: Index) -> int:
+        return self.known[x] if x in self.known else hint(x.size, self.symbols)
+
+    def shape(self, axes: Sequence[Sequence[Index]]) -> tuple[int, ...]:
+        return tuple(product(self.of(x) for x in axis) for axis in axes)
+
+    def number(self, x: Any) -> Any:
+        """A number for an int, a SymInt, a SymFloat or an expression."""
+        if isinstance(x, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+            x = x.node.expr
+        if isinstance(x, sympy.Basic):
+            x = x.subs({s: self.symbols.get(s, 4096) for s in x.free_symbols})
+            return int(x) if x.is_Integer else float(x)
+        return x
+
+    def affine(self, e: Affine) -> Affine:
+        """The expression with its strides made for these sizes: a stride that was the number of positions below stays
+        that number."""
+        strides: dict[Any, list[Index]] = {}
+        for x, c in e.coef.items():
+            key = abs(c) if isinstance(c, int) else c
+            found = next((s for s in strides if same(s, key)), key)
+            strides.setdefault(found, []).append(x)
+        order = sorted(strides, key=lambda s: hint(s))
+        coef: dict[Index, int] = {}
+        below_old: Any = 1
+        below_new = 1
+        for s in order:
+            tied = same(s, below_old)
+            for x in strides[s]:
+                sign = -1 if hint(e.coef[x]) < 0 else 1
+                coef[x] = sign * (below_new if tied else self.scaled(self.number(s)))
+            x = strides[s][0]
+            below_old, below_new = s * x.size, (below_new if tied else self.scaled(self.number(s))) * self.of(x)
+        const = self.number(e.const)
+        return Affine(self.scaled(const) if self.positions & set(coef) else const, coef)
+
+    def scaled(self, c: Any) -> int:
+        """A constant of an index expression at these sizes: one that lies next to (a multiple of) the size of a variable
+        moves with it. Only the checks trust this; where it is wrong, they fail."""
+        if abs(c) <= KEPT:
+            return int(c)
+        if self._scale is None:
+            self._scale = {x.size: n for x, n in self.known.items()
+                           if x in self.positions and isinstance(x.size, int) and x.size > KEPT}
+        sign, size = (-1, -c) if c < 0 else (1, c)
+        if (small := self._next_to(size)) is not None:
+            return sign * small
+        for whole, part in self._scale.items():             # the end of a padded sequence, shifted by a chunk
+            if whole < size and (small := self._next_to(size - whole)) is not None:
+                return sign * (part + small)
+        return int(c)
+
+    def _next_to(self, size: int) -> int | None:
+        assert self._scale is not None
+        for times in (1, 2, 3, 4):
+            for by in (0, -1, 1, -2, 2):
+                if (size - by) % times == 0 and (small := self._scale.get((size - by) // times)) is not None:
+                    return times * small + by
+        return None
+
+
+def _tied(x: Index, pad: int) -> tuple[Index, int] | None:
+    """(y, n) if x is all of y but n of its elements: it stays so at small sizes (a shift by a slice, a pad)."""
+    if x.padded is not None:
+        whole = x.padded[0]
+        return whole, min(hint(whole.size) - hint(x.size), pad)
+    if x.window is None or x.window[2] != 1:
+        return None
+    whole = x.window[0]
+    more = whole.size - x.size
+    more = int(more) if isinstance(more, int) or more.is_Integer else None
+    return (whole, more) if more is not None and abs(more) <= KEPT else None
+
+
+def evaluate(value: Value, terms: Sequence[Term], sizes: Sizes, leaves: Mapping[Leaf, Tensor]) -> Tensor:
+    """A normal form by brute force over all its variables."""
+    free = [x for axis in value.axes for x in axis]
+    total = torch.zeros([1] * len(free), dtype=torch.float64)
+    for t in terms:
+        total = total + _evaluate(t, free, sizes, leaves)
+    return total.expand([sizes.of(x) for x in free]).reshape(sizes.shape(value.axes))
+
+
+def _evaluate(t: Term, free: Sequence[Index], sizes: Sizes, leaves: Mapping[Leaf, Tensor]) -> Tensor:
+    """A term over the given variables (of length 1 where it has none of one), its own summed."""
+    order = [*free, *t.bound]
+    grid = {x: torch.arange(sizes.of(x)).view([-1 if y is x else 1 for y in order]) for x in order}
+
+    def at(e: Affine) -> Tensor:
+        small = sizes.affine(e)
+        return sum((grid[x] * c for x, c in small.coef.items()), torch.tensor(small.const))
+
+    x = torch.full([1] * len(order), float(sizes.number(t.coef)), dtype=torch.float64)
+    holds = torch.ones([1] * len(order), dtype=torch.bool)
+    for e in t.indicators:
+        holds = holds & (at(e) <= 0)
+    for f in t.factors:
+        if isinstance(f, Position):
+            x = x * at(f.at)
+        elif isinstance(f, Numbers):
+            table = torch.tensor(f.values, dtype=torch.float64)
+            x = x * table[at(f.at).clamp(0, len(table) - 1)]
+        else:                                               # out of range only where an indicator says no
+            leaf = leaves[f.leaf]
+            part = leaf[tuple(at(a).clamp(0, n - 1) for a, n in zip(f.index, leaf.shape))]
+            x = x * (getattr(torch, f.function)(part) if f.function else part)
+    if t.exponent:
+        exponent: Tensor = sum((_evaluate(e, order, sizes, leaves) for e in t.exponent), torch.zeros(()))
+        x = torch.where(holds, x, 0) * torch.where(holds, exponent, 0).exp()
+    else:
+        x = x * holds
+    if t.bound:
+        x = x.expand([n if y in t.bound else m for y, n, m in zip(order, map(sizes.of, order), x.shape)])
+        x = x.sum(list(range(len(free), len(order))))
+    return x
+
+
+def region(table: SideTable, target: Key, stop: set[Key]) -> list[Record]:
+    """The records that the target is made of, in order, back to the tensors of `stop`."""
+    found: dict[int, Record] = {}
+    todo = [target]
+    while todo:
+        key = todo.pop()
+        record = table.records.get((key.tensor, key.version))
+        if record is None or key in stop or record.number in found:
+            continue
+        found[record.number] = record
+        todo += [a for a in pytree.tree_leaves((record.args, record.kwargs)) if isinstance(a, Key)]
+    return [found[n] for n in sorted(found)]
+
+
+_SHAPED = frozenset({"view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy", "squeeze", "unsqueeze",
+                     "unflatten", "flatten"})
+_FILLED = {"ones": 1, "zeros": 0, "ones_like": 1, "zeros_like": 0, "new_ones": 1, "new_zeros": 0}
+_PIECES = frozenset({"split", "split_with_sizes", "chunk", "unbind"})
+
+
+def _dtype(d: torch.dtype | None) -> torch.dtype | None:
+    return torch.float64 if d is not None and d.is_floating_point else d
+
+
+def run_again(record: Record, get: Callable[[Key], Tensor], sizes: Sizes, out_dtype: torch.dtype) -> list[Tensor]:
+    """The outputs of a recorded call at small sizes, in fp64 where it was of a floating-point type."""
+    name = record.func._schema.name.split("::")[1]
+    name = name[:-1] if record.func._schema.is_mutable and name.endswith("_") else name
+    named: dict[str, Any] = {a.name: x for a, x in zip(record.func._schema.arguments, record.args)}
+    named.update(record.kwargs)
+    shape = sizes.shape(record.values[0].axes)
+    dtype = _dtype(out_dtype)
+
+    def tensor(x: Any) -> Any:
+        return get(x) if isinstance(x, Key) else x
+
+    x = tensor(named.get("self"))
+    if name in _SHAPED:
+        return [x.reshape(shape)]
+    if name == "expand":
+        return [x.expand(shape)]
+    if name in _FILLED or "fill_value" in named:
+        fill = _FILLED[name] if name in _FILLED else sizes.number(named["fill_value"])
+        return [torch.full(shape, fill, dtype=dtype)]
+    if name == "arange":
+        start, step = sizes.number(named.get("start", 0)), sizes.number(named.get("step", 1))
+        return [(start + step * torch.arange(product(shape))).to(dtype)]
+    if name == "repeat":
+        rank = len(shape)
+        before = (1,) * (rank - x.dim()) + tuple(x.shape)
+        return [x.repeat([n // m for n, m in zip(shape, before)])]
+    if name == "slice":
+        dim, start, step = named.get("dim", 0) % x.dim(), sizes.number(named.get("start") or 0), named.get("step", 1)
+        length = shape[dim]
+        if length == x.shape[dim]:
+            return [x]
+        if start < 0:
+            start = start + x.shape[dim]
+        elif sizes.positions & set(record.values[0].axes[dim]):
+            start = sizes.scaled(start)
+        return [x[(slice(None),) * dim + (slice(start, start + (length - 1) * step + 1, step),)]]
+    if name == "select":
+        dim, index = named.get("dim", 0) % x.dim(), sizes.number(named["index"])
+        return [x.select(dim, index if index < x.shape[dim] else sizes.scaled(index))]
+    if name in _PIECES:
+        dim = named.get("dim", 0) % x.dim()
+        lengths = [1 if name == "unbind" else sizes.shape(v.axes)[dim] for v in record.values]
+        steps = lengths
+        if sum(lengths) != x.shape[dim]:                    # the pieces shrank, the whole (several things in one) did not
+            steps = [hint(product(y.size for y in v.axes[dim])) for v in record.values]
+        starts = [sum(steps[:p]) for p in range(len(steps))]
+        pieces = [x.narrow(dim, at, n) for at, n in zip(starts, lengths)]
+        return [p.squeeze(dim) for p in pieces] if name == "unbind" else pieces
+    if name == "unfold":
+        return [x.unfold(named["dimension"], shape[-1], sizes.number(named["step"]) if named["step"] != named["size"]
+                         else shape[-1])]
+    if name == "constant_pad_nd":
+        spec: list[int] = []
+        for k, (n, m) in enumerate(zip(reversed(shape), reversed(x.shape))):
+            low = sizes.number(named["pad"][2 * k]) if 2 * k < len(named["pad"]) else 0
+            high = sizes.number(named["pad"][2 * k + 1]) if 2 * k < len(named["pad"]) else 0
+            low = low if high == 0 or low <= n - m else min(low, sizes.pad)
+            low = n - m if high == 0 else low
+            spec += [low, n - m - low]
+        return [torch.nn.functional.pad(x, spec)]
+    if name == "_to_copy":
+        return [x.to(dtype)]
+    args, kwargs = pytree.tree_map(
+        lambda a: get(a) if isinstance(a, Key) else _dtype(a) if isinstance(a, torch.dtype) else sizes.number(a),
+        (record.args, record.kwargs))
+    kwargs = {k: torch.device("cpu") if isinstance(a, torch.device) else a for k, a in kwargs.items()
+              if k not in ("layout", "pin_memory", "memory_format")}
+    if record.func._schema.is_mutable:
+        args = (args[0].clone(), *args[1:])
+    out = record.func(*args, **kwargs)
+    return [out] if isinstance(out, Tensor) else list(out)
+
+
+def replay(records: Sequence[Record], target: Key, inputs: Mapping[Key, Tensor], table: SideTable, sizes: Sizes) -> Tensor:
+    """The target, from the inputs, by the recorded operations."""
+    env: dict[Key, Tensor] = dict(inputs)
+
+    def get(key: Key) -> Tensor:
+        if key not in env:                                  # an input known by its value (a mask buffer), or a constant
+            v = table.values.get(key.tensor)
+            if v is None or v.leaves() or v.masked is not None:
+                raise Unsolvable("an input of the region is not among the leaves")
+            env[key] = evaluate(v, v.terms, sizes, {}).to(_dtype(table.tensors[key.tensor].dtype))
+        return env[key]
+
+    for record in records:
+        dtype = table.tensors[record.outputs[0][0]].dtype
+        outs = run_again(record, get, sizes, dtype)
+        for (tensor, version), v, x in zip(record.outputs, record.values, outs):
+            if tuple(x.shape) != sizes.shape(v.axes):
+                raise Unsolvable(f"{record.func} gives {tuple(x.shape)} where {sizes.shape(v.axes)} was expected")
+            env.setdefault(Key(tensor, version), x)
+    return env[target]
+
+
+def leaf_key(table: SideTable, leaf: Leaf) -> Key:
+    return Key(id(leaf.tensor), table.versions.get(id(leaf.tensor), 0))
+

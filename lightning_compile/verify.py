@@ -1,0 +1,262 @@
+"""The two checks of every match, at compile time, on small sizes in fp64 (see `check`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from .emit import Site, emit
+from .kernels import reference
+from .kernels.operator import linear_attention
+from .patterns.codes import NearMiss, near_miss
+from .patterns.index import Affine, Index, product, same
+from .patterns.interpret import Key, Record, SideTable
+from .patterns.normal_form import Leaf, Numbers
+from .patterns.recognise import MAX_FEATURES, Match
+from .small import KEPT, PAD, Sizes, Unsolvable, evaluate, leaf_key, region, replay
+
+TOLERANCE = 1e-7  # of fp64 results, relative to the largest element
+POSITIONS = 5     # small lengths are this, plus the largest offset
+WHOLE = 128       # lengths up to this may be checked as they are
+FEATURES = ((3, 4), (4, 6), (8, 8), (MAX_FEATURES, MAX_FEATURES))  # sizes of d and e, at most the user's own
+CHECKS = ("normal form against operator", "gradients", "replay of the recorded operations")
+
+_passed: set[Any] = set()
+
+
+class Eager:
+    """Builder that runs the calls on small tensors."""
+
+    def __init__(self, sizes: Sizes, leaves: dict[Leaf, Tensor]) -> None:
+        self.sizes, self.leaves = sizes, leaves
+
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        args = tuple(torch.float64 if isinstance(a, torch.dtype) and a.is_floating_point else a for a in args)
+        return function(*args, **kwargs)
+
+    def leaf(self, leaf: Leaf) -> Tensor:
+        return self.leaves[leaf]
+
+    def size(self, x: Index) -> int:
+        return self.sizes.of(x)
+
+    def number(self, s: Any) -> Any:
+        return self.sizes.number(s)
+
+    def numbers(self, x: Any, dtype: torch.dtype) -> Tensor:
+        return torch.tensor(x, dtype=torch.float64)
+
+    def full(self, leaf: Leaf, axis: int, digits: Sequence[Index]) -> bool:
+        return self.leaves[leaf].shape[axis] == product(self.sizes.of(x) for x in digits)
+
+
+def check(table: SideTable, site: Site, targets: Sequence[Key]) -> NearMiss | None:
+    """None if the site may be rewritten, else the check that failed.
+
+    1. The normal form, evaluated by brute force, against the calls that are going to replace it, with the quadratic
+       reference for the operator; then with the operator itself, whose gradients must be those of the normal form.
+    2. The recorded operations of the user's code, run again, against the same: this does not trust the rules.
+    """
+    stop = {leaf_key(table, leaf) for m in site.matches() for leaf in m.leaves()}
+    regions = [region(table, key, stop) for key in targets]
+    signature = _signature(site, table, regions, stop)
+    if signature in _passed:
+        return None
+    try:
+        with _disable_current_modes(), torch.random.fork_rng(devices=()), torch.enable_grad(), \
+                torch.autocast("cpu", enabled=False):
+            failed = _check(table, site, targets, regions)
+    except NearMiss as e:
+        return e
+    except (Unsolvable, RuntimeError, IndexError, TypeError, ValueError) as e:
+        return near_miss("LC503", seen=f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"[:200])
+    if failed is None:
+        _passed.add(signature)
+    return failed
+
+
+def _check(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequence[list[Record]]) -> NearMiss | None:
+    """At small sizes; where these do not fit (features that are split somewhere else), at others; and where a check fails
+    that had to guess how constants shrink, with the user's own length, if it is short enough."""
+    failed: NearMiss | None = None
+    n = product(x.size for x in site.main.rows)
+    lengths = (False, True) if isinstance(n, int) and n <= WHOLE else (False,)
+    for whole in lengths:
+        for features in FEATURES:
+            try:
+                sizes = Sizes(*_small(site, table, regions, features, whole), site.main.rows, n if whole else PAD)
+                failed = _compare(table, site, targets, regions, sizes)
+            except (Unsolvable, RuntimeError, IndexError) as e:
+                failed = near_miss("LC503", seen=f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"[:200])
+                continue
+            if failed is None:
+                return None
+    return failed
+
+
+def _compare(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequence[list[Record]],
+             sizes: Sizes) -> NearMiss | None:
+    leaves = _random_leaves(site, table, sizes)
+    builder = Eager(sizes, leaves)
+    shapes = [sizes.shape(m.value.axes) for m in site.matches()]
+    plain = [None] * len(shapes)
+    wanted = [evaluate(m.value, m.value.terms, sizes, leaves) for m in site.matches()]
+    by_reference = emit(builder, [builder] * len(shapes), site, reference.linear_attention, shapes, plain)
+    by_operator = emit(builder, [builder] * len(shapes), site, linear_attention, shapes, plain)
+    for w, r, o in zip(wanted, by_reference, by_operator):
+        for name, x in (("reference", r), ("operator", o)):
+            if (error := _difference(w, x)) > TOLERANCE:
+                return near_miss("LC501", seen=f"the {name} is off by {error:.1e}")
+    operands = [x for x in leaves.values() if x.requires_grad]
+    cotangents = [torch.randn_like(w) for w in wanted]
+    expected = torch.autograd.grad(wanted, operands, cotangents, allow_unused=True)
+    found = torch.autograd.grad(by_operator, operands, cotangents, allow_unused=True)
+    for x, e, f in zip(operands, expected, found):
+        if (error := _difference(_or_zero(e, x), _or_zero(f, x))) > TOLERANCE:
+            return near_miss("LC501", seen=f"a gradient is off by {error:.1e}")
+    inputs = {leaf_key(table, leaf): x.detach() for leaf, x in leaves.items()}
+    with torch.no_grad():
+        for key, records, r in zip(targets, regions, by_reference):
+            x = replay(records, key, inputs, table, sizes)
+            if (error := _difference(x, r)) > TOLERANCE:
+                return near_miss("LC502", seen=f"off by {error:.1e}")
+    return None
+
+
+def _or_zero(g: Tensor | None, x: Tensor) -> Tensor:
+    return torch.zeros_like(x) if g is None else g
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    """Relative to the largest element; infinite for other shapes and for NaN."""
+    if a.shape != b.shape:
+        return float("inf")
+    a, b = a.detach().double(), b.detach().double()
+    error = float((a - b).abs().max()) / max(float(a.abs().max()), 1e-30)
+    return error if error == error else float("inf")
+
+
+def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], features: tuple[int, int],
+           whole: bool) -> tuple[dict[Index, int], set[Index], dict[Any, int]]:
+    """Distinct small sizes for the variables of the site; all variables of its regions; values for the symbols."""
+    offsets = [abs(c) for m in site.matches() for t in m.value.terms for e in t.indicators
+               if isinstance(c := e.const, int)]
+    offsets += [abs(a.const) for m in site.matches() for r in (*m.q, *m.k, *m.v) for a in r.index
+                if isinstance(a.const, int) and set(a.coef) & {*m.i, *m.j}]
+    length = POSITIONS + max([c for c in offsets if c < 64], default=0)
+    given: dict[Index, int] = {}
+    symbols: dict[Any, int] = {}
+
+    def choose(x: Index, n: int) -> None:
+        if x in given:
+            return
+        symbol = next((s for s in symbols if same(s, x.size)), None) if not isinstance(x.size, int) else None
+        if symbol is not None:
+            given[x] = symbols[symbol]
+            return
+        given[x] = n if not isinstance(x.size, int) else min(n, x.size)
+        if not isinstance(x.size, int) and getattr(x.size, "is_Symbol", False):
+            symbols[x.size] = given[x]
+        elif not isinstance(x.size, int):
+            del given[x]                                    # follows from its symbols
+
+    main = site.main
+    for x in {x for g in main.decay for x in g.over} | _tabulated(site):
+        if isinstance(x.size, int):
+            choose(x, x.size)                               # tables of numbers belong to their size
+    for depth, x in enumerate(reversed(main.rows)):
+        if whole or len(main.rows) > 1 and isinstance(x.size, int) and x.size <= KEPT:
+            choose(x, x.size)
+        else:
+            choose(x, length if len(main.rows) == 1 else (4, 3, 2)[depth % 3])
+    for x in main.d:
+        choose(x, features[0])
+    for x in main.e:
+        choose(x, features[1])
+    for p, x in enumerate(reversed(main.batch)):
+        choose(x, (2, 3)[p % 2])
+    universe = {x for records in regions for r in records for v in r.values for x in _variables(v)}
+    universe |= {x for m in site.matches() for leaf in m.leaves() for axis in table.values[id(leaf.tensor)].axes for x in axis}
+    universe |= {x for m in site.matches() for x in _variables(m.value)}
+    for x in universe:
+        for s in getattr(x.size, "free_symbols", ()):
+            symbols.setdefault(s, 2 + len(symbols))
+    return given, universe, symbols
+
+
+def _tabulated(site: Site) -> set[Index]:
+    """Batch variables that a table of numbers is read at."""
+    found = set()
+    for m in site.matches():
+        for t in m.value.terms:
+            for e in t.exponent:
+                found |= {x for f in e.factors if isinstance(f, Numbers) for x in f.at.coef}
+                found |= {x for n in e.exponent for x in n.free()}
+    return found & set(site.main.batch)
+
+
+def _variables(v: Any) -> set[Index]:
+    found = v.variables()
+    for t in v.terms:
+        found |= t.variables() | set(t.bound)
+    return found
+
+
+def _random_leaves(site: Site, table: SideTable, sizes: Sizes) -> dict[Leaf, Tensor]:
+    """A leaf read through a function (reciprocal) keeps away from zero."""
+    generator = torch.Generator().manual_seed(0)
+    leaves: dict[Leaf, Tensor] = {}
+    for m in site.matches():
+        for r in m.reads():
+            if r.leaf not in leaves:
+                shape = sizes.shape(table.values[id(r.leaf.tensor)].axes)
+                x = torch.rand(shape, generator=generator, dtype=torch.float64) + 0.5
+                if not r.function:
+                    x = x * (torch.randint(0, 2, shape, generator=generator) * 2 - 1)
+                leaves[r.leaf] = x.requires_grad_()
+    for leaf in {f for m in site.matches() for f in m.value.leaves()} - set(leaves):
+        shape = sizes.shape(table.values[id(leaf.tensor)].axes)
+        leaves[leaf] = torch.rand(shape, generator=generator, dtype=torch.float64).requires_grad_()
+    return leaves
+
+
+def _signature(site: Site, table: SideTable, regions: Sequence[list[Record]], stop: set[Key]) -> Any:
+    """What the checks depend on, with tensors and variables numbered by first use: equal layers have equal signatures."""
+    numbers: dict[Any, int] = {}
+
+    def numbered(x: Any) -> Any:
+        if isinstance(x, Key):
+            return ("stop" if x in stop else "", numbers.setdefault(x, len(numbers)))
+        if isinstance(x, (torch.SymInt, torch.SymFloat)):
+            return str(x.node.expr)
+        return str(x)
+
+    calls = []
+    for records in regions:
+        for r in records:
+            shapes = tuple(tuple(tuple((numbers.setdefault(x, len(numbers)), str(x.size)) for x in axis) for axis in v.axes)
+                           for v in r.values)
+            arguments = tuple(map(numbered, pytree.tree_leaves((r.args, r.kwargs))))
+            calls.append((str(r.func), arguments, tuple(numbered(Key(*k)) for k in r.outputs), shapes))
+    return (tuple(_match_signature(m, table, numbers) for m in site.matches()), tuple(calls))
+
+
+def _match_signature(m: Match, table: SideTable, numbers: dict[Any, int]) -> Any:
+    def name(x: Any) -> int:
+        return numbers.setdefault(x, len(numbers))
+
+    def index(a: Affine) -> Any:
+        return (str(a.const), tuple(sorted((name(x), str(c)) for x, c in a.coef.items())))
+
+    def reads(rs: Any) -> Any:
+        return tuple((name(leaf_key(table, r.leaf)), r.function, tuple(map(index, r.index))) for r in rs)
+
+    groups = tuple(tuple(map(name, g)) for g in (m.batch, m.i, m.j, m.rows, m.d, m.e))
+    decay = tuple((g.numbers.tobytes(), tuple(map(name, g.over)), reads(g.reads)) for g in m.decay)
+    axes = tuple(tuple(map(name, axis)) for axis in m.value.axes)
+    return (reads(m.q), reads(m.k), reads(m.v), reads(m.out), groups, decay, axes, str(m.coef), m.reverse, m.strict)
