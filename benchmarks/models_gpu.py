@@ -1,0 +1,117 @@
+"""User-level programs on a CUDA device: time and memory of eager, Inductor and this backend, forward and backward.
+
+    python benchmarks/models_gpu.py                 every program
+    python benchmarks/models_gpu.py mixer retention some of them; --peers: eager and Inductor too (minutes)
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+for name in ("fla", "mamba_ssm", "causal_conv1d"):  # transformers would call their kernels instead of PyTorch code
+    sys.modules[name] = None  # type: ignore[assignment]
+
+from lightning_compile.backend import lightning  # noqa: E402
+
+Program = tuple[Callable[..., Any], list[Tensor]]
+
+
+def cumsum() -> Program:
+    """elu + 1 features, a running sum of outer products, a normaliser: 8 x 16 heads, 8192 tokens, d = 64."""
+    def f(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k = F.elu(q) + 1, F.elu(k) + 1
+        o = torch.einsum("bhnd,bhnde->bhne", q, torch.einsum("bhnd,bhne->bhnde", k, v).cumsum(2))
+        return o / ((q * k.cumsum(2)).sum(-1, keepdim=True) + 1e-6)
+    return f, [torch.randn(8, 16, 8192, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
+
+
+def retention() -> Program:
+    """RetNet's mask: 4 x 8 heads, 8192 tokens, d = 128."""
+    def f(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        n, h = q.shape[2], q.shape[1]
+        i = torch.arange(n, device=q.device)
+        gamma = 1 - 2.0 ** (-5 - torch.arange(h, device=q.device, dtype=torch.float32))
+        distance = i[:, None] - i[None, :]
+        mask = torch.where(distance >= 0, gamma[:, None, None] ** distance.clamp(min=0), 0.0)
+        return ((q @ k.mT) * mask.to(q.dtype)) @ v
+    return f, [torch.randn(4, 8, 8192, 128, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
+
+
+def mixer() -> Program:
+    """Hugging Face's Mamba2Mixer, unmodified: hidden 1024, 32 heads of 64, state 128, chunk 256, 4 x 4096 tokens, bf16."""
+    from transformers.models.mamba2.modeling_mamba2 import Mamba2Config, Mamba2Mixer
+
+    config = Mamba2Config(num_heads=32, head_dim=64, hidden_size=1024, state_size=128, n_groups=1, expand=2, chunk_size=256)
+    layer = Mamba2Mixer(config, 0).to("cuda", torch.bfloat16)
+    return layer, [torch.randn(4, 4096, 1024, device="cuda", dtype=torch.bfloat16)]
+
+
+PROGRAMS = {f.__name__: f for f in (cumsum, retention, mixer)}
+
+
+def measure(f: Callable[..., Any], inputs: list[Tensor]) -> str:
+    """ms forward / forward+backward, peak memory beyond what was there, seconds of the first call."""
+    from triton.testing import do_bench
+
+    inputs = [x.requires_grad_() for x in inputs]
+    before = torch.cuda.memory_allocated()
+    start = time.perf_counter()
+    out = f(*inputs)
+    grad = torch.randn_like(out)
+    out.backward(grad)
+    torch.cuda.synchronize()
+    first = time.perf_counter() - start
+    del out
+    for x in inputs:
+        x.grad = None
+    torch.cuda.reset_peak_memory_stats()
+
+    def both() -> None:
+        for x in inputs:
+            x.grad = None
+        f(*inputs).backward(grad)
+
+    both()
+    peak = (torch.cuda.max_memory_allocated() - before) / 2**30
+    with torch.no_grad():
+        forward = do_bench(lambda: f(*inputs), return_mode="median")
+    return f"{forward:8.2f} / {do_bench(both, return_mode='median'):8.2f} ms, {peak:6.2f} GiB, first call {first:5.1f} s"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=list(PROGRAMS))
+    parser.add_argument("--peers", action="store_true")
+    chosen = parser.parse_args()
+    import triton
+
+    print(torch.cuda.get_device_name(), "torch", torch.__version__, "triton", triton.__version__, flush=True)
+    for name in chosen.names:
+        for precision in ("highest", "high") if name == "mixer" else ("highest",):
+            torch.set_float32_matmul_precision(precision)
+            for backend in ("eager", "inductor", "lightning") if chosen.peers else ("lightning",):
+                torch._dynamo.reset()
+                torch._dynamo.utils.counters.clear()
+                try:
+                    f, inputs = PROGRAMS[name]()
+                    compiled = f if backend == "eager" else torch.compile(
+                        f, backend=lightning if backend == "lightning" else backend)
+                    text = measure(compiled, inputs)
+                except Exception as e:
+                    text = f"{type(e).__name__}: {str(e).splitlines()[0][:120]}"
+                counts = dict(torch._dynamo.utils.counters["lightning"]) if backend == "lightning" else ""
+                print(f"{name:10} {precision:8} {backend:10} {text} {counts}", flush=True)
+                f = inputs = compiled = None  # type: ignore[assignment]
+                torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()

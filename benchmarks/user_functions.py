@@ -1,0 +1,188 @@
+#!/usr/bin/env python3
+"""Functions as users write them: eager, Inductor and this backend, forward and backward, time and peak memory.
+
+    python benchmarks/user_functions.py     # CPU: 1 x 8 x 2048 x 64, fp32; on a GPU: 8 x 16 x 8192 x 64, bf16
+    python benchmarks/user_functions.py --shape 1,4,1024,32 --functions masked_quadratic --no-write
+
+Every figure comes from a process of its own. No speed is shown for a result that is wrong: errors of the output and of
+all gradients against fp64 may be GATE times eager's own, or FLOOR. The tables land in benchmarks/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_compile.demo.meter import peak_bytes, seconds
+
+WAYS = ("eager", "inductor", "lightning")
+NAMES = ("o", "dq", "dk", "dv")
+GATE = 4.0
+FLOOR = {"float32": 2e-5, "bfloat16": 1e-2, "float16": 2e-3}
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def elu_cumsum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Katharopoulos et al. 2020, eq. 9 to 11: running sums of outer products and of keys."""
+    q, k = F.elu(q) + 1, F.elu(k) + 1
+    state = torch.einsum("bhnd,bhne->bhnde", k, v).cumsum(2)
+    normaliser = torch.einsum("bhnd,bhnd->bhn", q, k.cumsum(2))
+    return torch.einsum("bhnd,bhnde->bhne", q, state) / (normaliser[..., None] + 1e-6)
+
+
+def masked_quadratic(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The same weights as a lower triangle of scores, each row divided by its sum."""
+    n = q.shape[2]
+    scores = (F.elu(q) + 1) @ (F.elu(k) + 1).transpose(-1, -2)
+    scores = scores.masked_fill(~torch.ones(n, n, dtype=torch.bool, device=q.device).tril(), 0)
+    return (scores @ v) / (scores.sum(-1, keepdim=True) + 1e-6)
+
+
+FUNCTIONS = {f.__name__: f for f in (elu_cumsum, masked_quadratic)}
+
+
+def results_of(f: Callable[..., Tensor], inputs: list[Tensor], do: Tensor) -> list[Tensor]:
+    """o, dq, dk, dv for the cotangent `do`."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    o = f(*leaves)
+    return [o.detach(), *torch.autograd.grad(o, leaves, do)]
+
+
+def errors_of(got: list[Tensor], inputs: list[Tensor], do: Tensor) -> list[float]:
+    """Relative L2 errors against the quadratic form in fp64, one head at a time to bound its memory."""
+    batch, heads = inputs[0].shape[:2]
+    off, size = [0.0] * 4, [0.0] * 4
+    for b in range(batch):
+        for h in range(heads):
+            *one, do_one = [x[b : b + 1, h : h + 1].double() for x in (*inputs, do)]
+            for i, (x, ref) in enumerate(zip(got, results_of(masked_quadratic, one, do_one), strict=True)):
+                off[i] += (x[b : b + 1, h : h + 1].double() - ref).square().sum().item()
+                size[i] += ref.square().sum().item()
+    return [(a / b) ** 0.5 for a, b in zip(off, size, strict=True)]
+
+
+def measure(name: str, way: str, shape: list[int], dtype: str, device: str) -> dict[str, Any]:
+    """Errors, seconds, bytes and sites of one function under one way."""
+    torch.manual_seed(0)
+    q, k, v, do = (torch.randn(shape, dtype=getattr(torch, dtype), device=device) for _ in range(4))
+    f = FUNCTIONS[name]
+    run = f if way == "eager" else torch.compile(f, backend=way)
+    try:
+        first = seconds(lambda: results_of(run, [q, k, v], do), device, repeats=1)
+        sites = torch._dynamo.utils.counters["lightning"]["rewritten"]
+        errors = errors_of(results_of(run, [q, k, v], do), [q, k, v], do)
+
+        def forward() -> None:
+            with torch.no_grad():
+                run(q, k, v)
+
+        def both() -> None:
+            results_of(run, [q, k, v], do)
+
+        forward()  # without gradients is another graph
+        once = seconds(both, device, repeats=1)
+        repeats = max(3, min(50, int(3 / once)))
+        return {
+            "errors": errors,
+            "first_call_s": first,
+            "forward_s": seconds(forward, device, repeats),
+            "both_s": seconds(both, device, repeats),
+            "peak_bytes": peak_bytes(both, device),
+            "sites": sites,
+        }
+    except torch.OutOfMemoryError:
+        return {"failed": "out of memory"}
+
+
+def gate(figures: dict[str, Any], eager: dict[str, Any], dtype: str) -> str:
+    """Why the result is wrong, or an empty string."""
+    allowed = [max(GATE * e, FLOOR[dtype]) for e in eager.get("errors", [0.0] * 4)]
+    bad = [f"{n} {e:.1e} > {a:.1e}" for n, e, a in zip(NAMES, figures["errors"], allowed, strict=True) if not e <= a]
+    return "wrong: " + ", ".join(bad) if bad else ""
+
+
+def in_process(name: str, way: str, args: argparse.Namespace) -> dict[str, Any]:
+    """measure() in a fresh process with empty compiler caches."""
+    job = json.dumps([name, way, args.shape, args.dtype, args.device])
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}
+        command = [sys.executable, __file__, "--job", job]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
+    if done.returncode:
+        return {"failed": f"exit status {done.returncode}"}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def milliseconds(taken: float) -> str:
+    """Three digits, and no exponent."""
+    return f"{1e3 * taken:,.0f}" if taken >= 0.1 else f"{1e3 * taken:.3g}"
+
+
+def row(name: str, way: str, r: dict[str, Any]) -> str:
+    """One line of the table."""
+    if "failed" in r:
+        return f"| {name} | {way} | {r['failed']} | | | | | |"
+    cells = (milliseconds(r["forward_s"]), milliseconds(r["both_s"]), f"{r['peak_bytes'] / 2**20:,.0f}")
+    sites = str(r["sites"]) if way == "lightning" else ""
+    return f"| {name} | {way} | {' | '.join(cells)} | {max(r['errors']):.1e} | {r['first_call_s']:.1f} | {sites} |"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", type=lambda s: [int(n) for n in s.split(",")], help="batch,heads,tokens,features")
+    parser.add_argument("--dtype", choices=sorted(FLOOR), help="default: float32 on CPU, bfloat16 on a GPU")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--functions", nargs="+", choices=sorted(FUNCTIONS), default=list(FUNCTIONS))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--no-write", action="store_true", help="print only")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.job:
+        print(json.dumps(measure(*json.loads(args.job))))
+        return 0
+    cuda = args.device == "cuda"
+    args.shape = args.shape or ([8, 16, 8192, 64] if cuda else [1, 8, 2048, 64])
+    args.dtype = args.dtype or ("bfloat16" if cuda else "float32")
+    where = torch.cuda.get_device_name() if cuda else f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
+    title = (
+        f"{where}; torch {torch.__version__}, Python {platform.python_version()}; {datetime.date.today()}; "
+        f"{' x '.join(map(str, args.shape))} (batch x heads x tokens x features), {args.dtype}"
+    )
+    lines = [
+        "| function | way | forward, ms | with backward, ms | peak memory, MiB | worst error | first call, s | sites |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    print(title, *lines, sep="\n", flush=True)
+    figures: dict[str, dict[str, Any]] = {}
+    for name in args.functions:
+        figures[name] = {}
+        for way in args.ways:
+            got = in_process(name, way, args)
+            wrong = "" if "failed" in got else gate(got, figures[name].get("eager", {}), args.dtype)
+            figures[name][way] = {"failed": wrong} if wrong and way != "eager" else got
+            lines.append(row(name, way, figures[name][way]))
+            print(lines[-1], flush=True)
+    if not args.no_write:
+        RESULTS.mkdir(exist_ok=True)
+        stem = "user_functions-" + "-".join(torch.cuda.get_device_name().lower().split() if cuda else ["cpu"])
+        (RESULTS / f"{stem}.md").write_text(f"{title}\n\n" + "\n".join(lines) + "\n")
+        record = {"title": title, "shape": args.shape, "dtype": args.dtype, "figures": figures}
+        (RESULTS / f"{stem}.json").write_text(json.dumps(record, indent=1) + "\n")
+    return int(any("failed" in figures[name].get("lightning", {}) for name in args.functions))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
