@@ -178,8 +178,9 @@ def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], featur
         choose(x, features[0])
     for x in main.e:
         choose(x, features[1])
+    merged = _merged_with_features(site) if features[0] == MAX_FEATURES else set()
     for p, x in enumerate(reversed(main.batch)):
-        choose(x, (2, 3)[p % 2])
+        choose(x, x.size if x in merged else (2, 3)[p % 2])
     universe = {x for records in regions for r in records for v in r.values for x in _variables(v)}
     universe |= {x for m in site.matches() for leaf in m.leaves() for axis in table.values[id(leaf.tensor)].axes for x in axis}
     universe |= {x for m in site.matches() for x in _variables(m.value)}
@@ -187,6 +188,14 @@ def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], featur
         for s in getattr(x.size, "free_symbols", ()):
             symbols.setdefault(s, 2 + len(symbols))
     return given, universe, symbols
+
+
+def _merged_with_features(site: Site) -> set[Index]:
+    """Heads of static number that stand on one axis of a tensor with its features: where that axis also holds other things
+    (a projection to q, k and v), offsets into it count all three."""
+    features = {x for m in site.matches() for x in (*m.d, *m.e)}
+    return {x for m in site.matches() for r in m.reads() for a in r.index if set(a.coef) & features
+            for x in set(a.coef) & set(site.main.batch) if isinstance(x.size, int)}
 
 
 def _tabulated(site: Site) -> set[Index]:
