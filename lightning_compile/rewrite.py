@@ -242,7 +242,10 @@ class _Pass:
     def _write(self, members: Sequence[cand.Candidate], site: Site) -> NearMiss | None:
         first = min((c.node for c in members), key=lambda n: self.order[n])
         device = self.table.tensors[members[0].key.tensor].device
-        builders = [GraphBuilder(self.interpreter, n, self.replaced, device) for n in (first, *(c.node for c in members))]
+        if any(c.holder is not None and self._seen_otherwise(c) for c in members):
+            return near_miss("LC302", leaf=members[0].holder)
+        builders = [GraphBuilder(self.interpreter, n, self.replaced, device)
+                    for n in (first, *(c.node if c.holder is None else c.node.next for c in members))]
         try:
             shapes = [tuple(b.number(product(x.size for x in axis)) for axis in m.value.axes)
                       for b, m in zip(builders[1:], site.matches())]
@@ -252,12 +255,24 @@ class _Pass:
                 b.undo()
             return e
         for c, b, value in zip(members, builders[1:], values):
-            value = restore(b, value, c.node, c.node.meta.get("example_value"))
+            old = c.node if c.holder is None else c.holder
+            value = restore(b, value, old, old.meta.get("example_value"))
             if self.options.verify == "run":
-                value = watched(GraphBuilder(self.interpreter, c.node.next, self.replaced, device), value, c.node)
-            c.node.replace_all_uses_with(value, delete_user_cb=lambda user, v=value: user is not v)
-            self.replaced[c.node] = value
+                value = watched(GraphBuilder(self.interpreter, b.before.next if c.holder is None else b.before, self.replaced,
+                                             device), value, old)
+            at = self.order[c.node]
+            old.replace_all_uses_with(value, delete_user_cb=lambda user, v=value, c=c, at=at: user is not v and (
+                c.holder is None or self.order.get(user, -1) > at))
+            self.replaced[old] = value
         return None
+
+    def _seen_otherwise(self, c: cand.Candidate) -> bool:
+        """Whether a view of a tensor that a loop wrote is used after the last write: it would not see the new value."""
+        storage = self.table.tensors[c.key.tensor].untyped_storage()._cdata
+        views = [self.table.node_of.get(id(t)) for t in self.table.storages.get(storage, ())]
+        last = self.order[c.node]
+        return any(n is not None and n is not c.holder and self.order[n] < last and any(
+            self.order.get(u, -1) > last for u in n.users) for n in views)
 
     def _reject(self, c: cand.Candidate, why: NearMiss) -> None:
         algebra = c.found.algebra() if isinstance(c.found, Match) else ""

@@ -85,12 +85,15 @@ def _check(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequen
     that had to guess how constants shrink, with the user's own length, if it is short enough."""
     failed: NearMiss | None = None
     n = product(x.size for x in site.main.rows)
-    lengths = (False, True) if isinstance(n, int) and n <= WHOLE else (False,)
+    unrolled = site.main.unrolled
+    lengths = (True,) if unrolled else (False, True) if isinstance(n, int) and n <= WHOLE else (False,)
     for whole in lengths:
         for features in FEATURES:
             try:
-                sizes = Sizes(*_small(site, table, regions, features, whole), site.main.rows, n if whole else PAD)
-                failed = _compare(table, site, targets, regions, sizes)
+                positions = () if unrolled else site.main.rows
+                sizes = Sizes(*_small(site, table, regions, features, whole), positions, n if whole else PAD)
+                compare = _compare_unrolled if unrolled else _compare
+                failed = compare(table, site, targets, regions, sizes)
             except (Unsolvable, RuntimeError, IndexError) as e:
                 failed = near_miss("LC503", seen=f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"[:200])
                 continue
@@ -125,6 +128,30 @@ def _compare(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequ
             x = replay(records, key, inputs, table, sizes)
             if (error := _difference(x, r)) > TOLERANCE:
                 return near_miss("LC502", seen=f"off by {error:.1e}")
+    return None
+
+
+def _compare_unrolled(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequence[list[Record]],
+                      sizes: Sizes) -> NearMiss | None:
+    """A loop keeps its length, for its windows are constants; batch, heads and features are small. Its recorded operations
+    run again, and they and their gradients are compared with the operator's. That looks at every pair of positions, which
+    the normal form's own check (`recurrence`) does not."""
+    leaves = _random_leaves(site, table, sizes)
+    builder = Eager(sizes, leaves)
+    shapes = [sizes.shape(m.value.axes) for m in site.matches()]
+    by_operator = emit(builder, [builder] * len(shapes), site, linear_attention, shapes, [None] * len(shapes))
+    inputs = {leaf_key(table, leaf): x for leaf, x in leaves.items()}
+    wanted = [replay(records, key, inputs, table, sizes) for key, records in zip(targets, regions)]
+    for w, x in zip(wanted, by_operator):
+        if (error := _difference(w, x)) > TOLERANCE:
+            return near_miss("LC502", seen=f"off by {error:.1e}")
+    operands = [x for x in leaves.values() if x.requires_grad]
+    cotangents = [torch.randn_like(w) for w in wanted]
+    expected = torch.autograd.grad(wanted, operands, cotangents, allow_unused=True)
+    found = torch.autograd.grad(by_operator, operands, cotangents, allow_unused=True)
+    for x, e, f in zip(operands, expected, found):
+        if (error := _difference(_or_zero(e, x), _or_zero(f, x))) > TOLERANCE:
+            return near_miss("LC502", seen=f"a gradient is off by {error:.1e}")
     return None
 
 

@@ -27,7 +27,7 @@ class Leaf:
     `node` is the graph node that holds it (None while it exists only inside a composite operation); `dirty` says that
     it was written to after it was read, so that the node's value is no longer the value meant. `scores` names the function
     that made it, if that was applied to products of two tensors (softmax of scores). `positive` says that its values cannot
-    be negative, whatever the inputs are.
+    be negative, whatever the inputs are. `definition` is the value that it had before it was made a leaf, where it had one.
     """
 
     shape: tuple[Size, ...]
@@ -37,6 +37,7 @@ class Leaf:
     dirty: bool = False
     scores: str = ""
     positive: bool = False
+    definition: Value | None = None
 
     def __repr__(self) -> str:
         return self.node.name if self.node is not None else f"tmp{id(self) & 0xFFF:x}"

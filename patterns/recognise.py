@@ -60,6 +60,11 @@ class Match:
     def kind(self) -> str:
         return "attention" if self.v else "normaliser"
 
+    @property
+    def unrolled(self) -> bool:
+        """Whether it was found in the pieces of a loop: then `value` says nothing but the axes."""
+        return "loop" in self.via
+
     def reads(self) -> tuple[Read, ...]:
         return self.q + self.k + self.v + self.out + tuple(r for g in self.decay for r in g.reads)
 
