@@ -547,7 +547,7 @@ class GraphInterpreter(fx.Interpreter):
                     if own:
                         own[0].split(old)
             if any(leaf.node is None and leaf.tensor is not o and id(leaf.tensor) not in ids for leaf in v.leaves()):
-                v = looked = table.cut(o)
+                v = looked = table.cut(o, definition=v)
             if isinstance(out, torch.Tensor):
                 table.node_of.setdefault(id(o), n)
                 for leaf in v.leaves():

@@ -21,7 +21,7 @@ import torch
 from .codes import near_miss
 from .evaluate import Array, Grid
 from .index import Affine, Index, hint, product, same, var
-from .normal_form import Leaf, Numbers, Position, Read, Term, Value
+from .normal_form import Factor, Leaf, Read, Term, Value
 from .pieces import Pieces
 from .recognise import MAX_FEATURES, Match
 from .unrolled import Carry, Form, Frame, NotUnrolled, StateKey, Update
@@ -78,11 +78,11 @@ class _Weights(Grid):
         self.heads: tuple[Index, ...] = ()
         heads: set[Index] = set()
         for t in weights:
-            for r, number in _factors(t):
-                if r is not None:
-                    seen.setdefault(r.leaf, []).append(r.index)
-                if number is not None:
-                    heads |= set(number.at.coef) & self.batch
+            for f in _factors(t):
+                if isinstance(f, Read):
+                    seen.setdefault(f.leaf, []).append(f.index)
+                else:
+                    heads |= f.variables() & self.batch
         self.heads = tuple(x for x in frame.batch if x in heads)
         for leaf, every in seen.items():
             self.positions[leaf] = tuple(n for n in range(len(leaf.shape)) if any(
@@ -122,12 +122,9 @@ class _Weights(Grid):
                     self.values[x] = a
 
 
-def _factors(t: Term) -> list[tuple[Read | None, Numbers | None]]:
-    found: list[tuple[Read | None, Numbers | None]] = [
-        (f if isinstance(f, Read) else None, f if isinstance(f, Numbers) else None) for f in t.factors]
-    for e in t.exponent:
-        found += _factors(e)
-    return found
+def _factors(t: Term) -> list[Factor]:
+    """All factors, those of exponents too."""
+    return [*t.factors, *(f for e in t.exponent for f in _factors(e))]
 
 
 def gates_as_exponents(t: Term) -> Term:
@@ -434,6 +431,3 @@ def _match(pieces: Pieces, frame: Frame, roles: tuple[Sequence[Slot], ...], low:
     return Match(value, tuple(placed(s, i, low[0]) for s in q), tuple(placed(s, j, low[1]) for s in k),
                  tuple(placed(s, j, low[1]) for s in v), tuple(placed(s, i, low[0]) for s in out), frame.batch, (i,), (j,), (i,),
                  frame.d, frame.e, coef, moved, reverse, strict, dtype, frozenset({"loop"}))
-
-
-__all__ = ["Position", "weigh"]

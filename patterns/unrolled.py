@@ -126,6 +126,23 @@ def without(t: Term, reads: Iterable[Read]) -> tuple[Any, ...]:
     return tuple(left)
 
 
+def resolved(t: Term) -> Term:
+    """Without leaves that are but another tensor times numbers, or numbers alone."""
+    for _ in range(16):
+        r = next((r for r in reads_of(t) if not r.function and _times_numbers(r.leaf)), None)
+        if r is None:
+            break
+        (t,) = expand(t, r)
+    return t
+
+
+def _times_numbers(leaf: Leaf) -> bool:
+    d = leaf.definition
+    if d is None or len(d.terms) != 1 or d.masked is not None or d.terms[0].bound or d.terms[0].exponent and d.leaves():
+        return False
+    return sum(not _times_numbers(r.leaf) for r in reads_of(d.terms[0])) <= 1
+
+
 def as_exponent(t: Term) -> Term:
     """Gates that are exponentials go into the exponent."""
     for r in reads_of(t):
@@ -157,6 +174,7 @@ class _Loop:
         todo = list(p.value.terms)
         while todo:
             t = todo.pop()
+            t = resolved(t)
             if t.bound:
                 done.append(t)
                 continue
@@ -321,7 +339,7 @@ class _Loop:
                 self.states[key] = []
                 continue
             self.states[key] = parts = []
-            for t in substituted(leaf.definition, index):
+            for t in map(resolved, substituted(leaf.definition, index)):
                 part = self._state_part(t)
                 parts.append(part)
                 self.dtype = wider(self.dtype, t.dtype)
@@ -395,7 +413,9 @@ def _same_place(r: Read, keys: Sequence[Read]) -> bool:
         if d is not None and len(d.terms) == 1 and d.terms[0].pure_exponent():
             return {place for e in d.terms[0].exponent for y in reads_of(e) for place in at(y)}
         return {(str(n), a.const) for a, n in zip(x.index, x.leaf.shape) if not a.coef and not same(n, 1)}
-    return not at(r) or any(at(r) & at(k) for k in keys)
+    if not at(r):                                           # the same at all positions
+        return not r.leaf.positive
+    return any(at(r) & at(k) for k in keys)
 
 
 def _in_order(reads: Sequence[Read]) -> tuple[Read, ...]:
