@@ -28,6 +28,8 @@ class Leaf:
     it was written to after it was read, so that the node's value is no longer the value meant. `scores` names the function
     that made it, if that was applied to products of two tensors (softmax of scores). `positive` says that its values cannot
     be negative, whatever the inputs are. `definition` is the value that it had before it was made a leaf, where it had one.
+    `parts` are reads of other leaves, laid one behind the other along the last axis: each with the variables of the other
+    axes and that of its own position (None: it is a single one).
     """
 
     shape: tuple[Size, ...]
@@ -38,8 +40,11 @@ class Leaf:
     scores: str = ""
     positive: bool = False
     definition: Value | None = None
+    parts: tuple[tuple[Read, tuple[Index, ...], Index | None], ...] = ()
 
     def __repr__(self) -> str:
+        if self.parts:
+            return f"{self.parts[0][0].leaf} ..."
         return self.node.name if self.node is not None else f"tmp{id(self) & 0xFFF:x}"
 
 

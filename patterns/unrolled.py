@@ -8,65 +8,21 @@ pieces there are, how long they are, or in which order they were computed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from .algebra import times, wider
 from .codes import NearMiss, near_miss
-from .index import Affine, Index, hint, same, var
+from .index import Index, hint, same, var
+from .loop_forms import (
+    Carry, Form, Frame, NotUnrolled, StateKey, Update, as_exponent, expand, reads_of, resolved, substituted, without)
+from .loop_match import weigh
 from .normal_form import Leaf, Read, Term, Value
 from .pieces import Piece, Pieces
 from .recognise import Match
-
-StateKey = tuple[Leaf, tuple[Affine, ...]]
-
-
-class NotUnrolled(Exception):
-    """The pieces are something else."""
-
-
-@dataclass(frozen=True)
-class Update:
-    """Keys and values of some positions, times `weight`, summed over the weight's bound variables."""
-
-    weight: Term
-    k: tuple[Read, ...]
-    v: tuple[Read, ...]
-
-
-@dataclass(frozen=True)
-class Carry:
-    """A state times `weight`."""
-
-    weight: Term
-    state: StateKey
-
-
-@dataclass(frozen=True)
-class Form:
-    """What one piece is: queries, times what it sees of updates and states, times factors of its own."""
-
-    start: int
-    length: int
-    row: Index | None
-    q: tuple[Read, ...]
-    out: tuple[Read, ...]
-    parts: tuple[Update | Carry, ...]
-    dtype: torch.dtype | None
-
-
-@dataclass(frozen=True)
-class Frame:
-    """Names that all pieces share: batch variables, features of keys, features of values."""
-
-    axes: tuple[tuple[Index, ...], ...]
-    batch: tuple[Index, ...]
-    d: tuple[Index, ...]
-    e: tuple[Index, ...]
-
 
 def recognise_pieces(pieces: Pieces) -> Match | NearMiss | None:
     """The attention that the pieces make up, why they are none though they come near, or None."""
@@ -80,81 +36,6 @@ def recognise_pieces(pieces: Pieces) -> Match | NearMiss | None:
         return e
 
 
-def reads_of(t: Term) -> list[Read]:
-    return [f for f in t.factors if isinstance(f, Read)]
-
-
-def substituted(value: Value, index: Sequence[Affine]) -> list[Term]:
-    """The terms of a value at an index."""
-    mapping: dict[Index, Affine] = {}
-    for axis, a in zip(value.axes, index):
-        if len(axis) == 1:
-            mapping[axis[0]] = a
-        elif axis:
-            mapping.update(_digits(axis, a))
-    return [t.fresh().substitute(mapping) for t in value.terms]
-
-
-def _digits(axis: tuple[Index, ...], a: Affine) -> dict[Index, Affine]:
-    """The digits of an index into a merged axis, where it is made of such digits."""
-    found, below = {}, 1
-    for x in reversed(axis):
-        y = next((y for y, c in a.coef.items() if same(c, below) and same(y.size, x.size)), None)
-        if y is None:
-            raise NotUnrolled
-        found[x] = var(y)
-        below = below * x.size
-    if len(a.coef) != len(axis) or a.const != 0:
-        raise NotUnrolled
-    return found
-
-
-def expand(t: Term, r: Read) -> list[Term]:
-    """The terms of a product in which a read is replaced by the definition of its leaf."""
-    assert r.leaf.definition is not None
-    factors = list(t.factors)
-    factors.remove(r)
-    rest = replace(t, factors=tuple(factors))
-    return [times(rest, d) for d in substituted(r.leaf.definition, r.index)]
-
-
-def without(t: Term, reads: Iterable[Read]) -> tuple[Any, ...]:
-    """The factors of a term but for the given reads."""
-    left = list(t.factors)
-    for r in reads:
-        left.remove(r)
-    return tuple(left)
-
-
-def resolved(t: Term) -> Term:
-    """Without leaves that are but another tensor times numbers, or numbers alone."""
-    for _ in range(16):
-        r = next((r for r in reads_of(t) if not r.function and _times_numbers(r.leaf)), None)
-        if r is None:
-            break
-        (t,) = expand(t, r)
-    return t
-
-
-def _times_numbers(leaf: Leaf) -> bool:
-    d = leaf.definition
-    if d is None or len(d.terms) != 1 or d.masked is not None or d.terms[0].bound or d.terms[0].exponent and d.leaves():
-        return False
-    return sum(not _times_numbers(r.leaf) for r in reads_of(d.terms[0])) <= 1
-
-
-def as_exponent(t: Term) -> Term:
-    """Gates that are exponentials go into the exponent."""
-    for r in reads_of(t):
-        d = r.leaf.definition
-        if d is not None and len(d.terms) == 1 and d.terms[0].pure_exponent() and r.function in ("", "reciprocal"):
-            (e,) = substituted(d, r.index)
-            sign = -1 if r.function else 1
-            more = tuple(replace(x, coef=x.coef * sign) for x in e.exponent)
-            t = replace(t, factors=without(t, [r]), exponent=t.exponent + more)
-    return t
-
-
 class _Loop:
     def __init__(self, pieces: Pieces) -> None:
         self.pieces = pieces
@@ -163,7 +44,16 @@ class _Loop:
         self.initial: dict[Leaf, None] = {}
         self.dtype: torch.dtype | None = None
         rough = [self._split(p) for p in reversed(pieces.pieces)]
+        self.rows = self._row_axes(rough)
         self.forms = [self._form(p, parts) for p, parts in zip(reversed(pieces.pieces), rough)][::-1]
+
+    def _row_axes(self, rough: Sequence[Sequence[Term]]) -> tuple[int, ...]:
+        """Axes that hold the position of queries: that of the pieces, and those that indicators tie to summed positions."""
+        found = {self.pieces.dim}
+        for p, terms in zip(reversed(self.pieces.pieces), rough):
+            tied = {x for t in terms for a in t.indicators if set(a.coef) & set(t.bound) for x in set(a.coef) - set(t.bound)}
+            found |= {n for n, axis in enumerate(p.value.axes) if tied & set(axis)}
+        return (self.pieces.dim, *sorted(found - {self.pieces.dim}))
 
     # ------------------------------------------------------------------------------------------------------- one piece
     def _split(self, p: Piece) -> list[Term]:
@@ -188,15 +78,14 @@ class _Loop:
         return done
 
     def _form(self, p: Piece, terms: list[Term]) -> Form:
-        axis = p.value.axes[self.pieces.dim]
-        if len(axis) > 1:
+        if any(len(p.value.axes[n]) > 1 for n in self.rows):
             raise NotUnrolled
-        row = axis[0] if axis else None
-        taken = [self._roles(t, row) for t in terms]
+        digits = tuple(x for n in self.rows for x in p.value.axes[n])
+        taken = [self._roles(t, set(digits)) for t in terms]
         if self.frame is None:
             self.frame = self._make_frame(p.value, terms, taken)
         frame = self.frame
-        names = {x: var(y) for n, (mine, theirs) in enumerate(zip(p.value.axes, frame.axes)) if n != self.pieces.dim
+        names = {x: var(y) for n, (mine, theirs) in enumerate(zip(p.value.axes, frame.axes)) if n not in self.rows
                  for x, y in _pairs(mine, theirs)}
         parts: list[tuple[Term, tuple[Read, ...], list[Read], Update | Carry]] = []
         for t, (q, d, _) in zip(terms, taken):
@@ -205,7 +94,7 @@ class _Loop:
             own = {**names, **{x: var(y) for x, y in zip(d, frame.d)}}
             t = replace(t, bound=tuple(x for x in t.bound if x not in d)).substitute(own)
             queries = tuple(r.substitute(own) for r in q)
-            parts.append(self._part(t, queries, row))
+            parts.append(self._part(t, queries))
             self.dtype = wider(self.dtype, t.dtype)
         parts = [self._with_numbers_of_keys(*part) for part in parts]
         shared = [r for r in parts[0][2] if all(r in extra for _, _, extra, _ in parts)]
@@ -219,20 +108,20 @@ class _Loop:
                 part, gates = replace(part, v=_in_order((*part.v, *own))), [r for r in gates if r not in own]
             weight = as_exponent(replace(weight, factors=weight.factors + tuple(gates)))
             found.append(replace(part, weight=times(weight, part.weight)))
-        return Form(p.start, int(hint(p.length)), row, parts[0][1], tuple(shared), tuple(found), self.dtype)
+        return Form(p.start, int(hint(p.length)), digits, parts[0][1], tuple(shared), tuple(found), self.dtype)
 
-    def _roles(self, t: Term, row: Index | None) -> tuple[list[Read], tuple[Index, ...], Read | None]:
+    def _roles(self, t: Term, rows: set[Index]) -> tuple[list[Read], tuple[Index, ...], Read | None]:
         """(queries, contracted features, state) of a term of a piece; without a state it has keys and values."""
         bound = set(t.bound)
         reads = reads_of(t)
-        if row is not None:
-            d = {x for r in reads if row in r.variables() for x in r.variables() & bound}
+        if rows:
+            d = {x for r in reads if rows & r.variables() for x in r.variables() & bound}
         else:
             d = {x for x in bound if sum(x in r.variables() for r in reads) > 1}
         if not d:
             raise NotUnrolled
         holders = [r for r in reads if r.variables() & d]
-        wide = [r for r in holders if self._own_features(r, holders, bound, row)]
+        wide = [r for r in holders if self._own_features(r, holders, bound, rows)]
         if len(wide) > 1:                                   # heads that share keys give queries an axis of their own
             wide = [r for r in wide if r.leaf.definition is not None]
         if len(wide) > 1:
@@ -240,7 +129,7 @@ class _Loop:
         state = wide[0] if wide else None
         q = [r for r in holders if r is not state]
         if state is None:
-            q = [r for r in q if row in r.variables()] if row is not None else self._not_keys(q)
+            q = [r for r in q if rows & r.variables()] if rows else self._not_keys(q)
         if not q:
             raise NotUnrolled
         order = tuple(dict.fromkeys(x for r in q for a in r.index for x in a.coef if x in d))
@@ -249,10 +138,10 @@ class _Loop:
         return q, order, state
 
     @staticmethod
-    def _own_features(r: Read, holders: Sequence[Read], bound: set[Index], row: Index | None) -> set[Index]:
+    def _own_features(r: Read, holders: Sequence[Read], bound: set[Index], rows: set[Index]) -> set[Index]:
         """Free variables of a read that no other contracted read has, its own position apart: features of values."""
         others = {x for s in holders if s is not r for x in s.variables()}
-        return r.variables() - bound - others - {row}
+        return r.variables() - bound - others - rows
 
     def _not_keys(self, holders: list[Read]) -> list[Read]:
         """Queries of a single position: what states do not read as keys."""
@@ -263,7 +152,7 @@ class _Loop:
         return found or holders[:1]
 
     def _make_frame(self, value: Value, terms: list[Term], taken: list[tuple[list[Read], tuple[Index, ...], Read | None]]) -> Frame:
-        free = {x for n, axis in enumerate(value.axes) if n != self.pieces.dim for x in axis}
+        free = {x for n, axis in enumerate(value.axes) if n not in self.rows for x in axis}
         e: set[Index] = set()
         for t, (q, d, state) in zip(terms, taken):
             seen = {x for r in q for x in r.variables()}
@@ -273,10 +162,11 @@ class _Loop:
             else:
                 e |= self._features_of_values(state, set(d), (state.variables() & free) - seen)
         d = taken[0][1]
-        order = [x for n, axis in enumerate(value.axes) if n != self.pieces.dim for x in axis]
+        order = [x for n, axis in enumerate(value.axes) if n not in self.rows for x in axis]
         if not e:
             raise NotUnrolled
-        return Frame(value.axes, tuple(x for x in order if x not in e), d, tuple(x for x in order if x in e))
+        return Frame(value.axes, tuple(x for x in order if x not in e), d, tuple(x for x in order if x in e),
+                     self.rows, tuple(x.size for n in self.rows[1:] for x in value.axes[n]))
 
     @staticmethod
     def _features_of_values(state: Read, d: set[Index], choice: set[Index]) -> set[Index]:
@@ -293,8 +183,7 @@ class _Loop:
             read = next((r for t in terms for r in reads_of(t) if r.variables() & d and choice <= r.variables()), None)
         return choice
 
-    def _part(self, t: Term, q: tuple[Read, ...], row: Index | None
-              ) -> tuple[Term, tuple[Read, ...], list[Read], Update | Carry]:
+    def _part(self, t: Term, q: tuple[Read, ...]) -> tuple[Term, tuple[Read, ...], list[Read], Update | Carry]:
         """(number in front, queries, further reads, what is seen)."""
         assert self.frame is not None
         d, e = set(self.frame.d), set(self.frame.e)
@@ -385,8 +274,6 @@ class _Loop:
 
     # ---------------------------------------------------------------------------------------------------------- match
     def match(self) -> Match | NearMiss | None:
-        from .recurrence import weigh
-
         assert self.frame is not None
         return weigh(self.pieces, self.frame, self.forms, self.states, tuple(self.initial), self.dtype)
 
