@@ -24,11 +24,11 @@ from .kernels.operator import linear_attention
 from .options import Options
 from .patterns import candidates as cand
 from .patterns.codes import NearMiss, near_miss
-from .patterns.constants import mask_value, static
+from .patterns.constants import known_value, static
 from .patterns.index import Index, product, same
 from .patterns.interpret import GraphInterpreter, Key, Record
 from .patterns.normal_form import Leaf, Value
-from .patterns.recognise import Match
+from .patterns.recognise import Match, parts_of
 from .report import Candidate, Report, location
 from .small import leaf_key, region
 from .strides import restore
@@ -154,7 +154,7 @@ def _bodies(gm: fx.GraphModule) -> list[tuple[str, fx.GraphModule]]:
 
 
 def _constants(node: fx.Node, real: Any) -> Value | None:
-    return mask_value(real) if static(node) else None
+    return known_value(real) if static(node) else None
 
 
 class _Pass:
@@ -194,7 +194,8 @@ class _Pass:
         """Whether one call can serve both: all that it reads exists where the first of the two is used."""
         assert isinstance(c.found, Match)
         first = min(self.order[c.node], self.order[z.node])
-        return all(r.leaf.node is not None and self.order[r.leaf.node] < first for r in c.found.q + c.found.k + c.found.v)
+        return all(r.leaf.node is not None and self.order[r.leaf.node] < first for s in c.found.q + c.found.k + c.found.v
+                   for r in parts_of(s))
 
     def _contains(self, c: cand.Candidate, inner: cand.Candidate) -> bool:
         """Whether a near miss is but a larger piece of one that is reported already."""

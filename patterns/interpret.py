@@ -135,7 +135,7 @@ class SideTable(TorchDispatchMode):
         if id(x) in self.values:
             return self.values[id(x)]
         held = x.constant if isinstance(x, FakeTensor) else x   # torch.tensor(0.5) in the graph
-        if held is not None and not isinstance(held, FakeTensor) and held.numel() <= MAX_TABLE and not held.is_complex():
+        if held is not None and not isinstance(held, FakeTensor) and 0 < held.numel() <= MAX_TABLE and not held.is_complex():
             with _disable_current_modes():
                 numbers = held.detach().double().cpu().numpy()
             if numbers.size == 1:

@@ -20,7 +20,7 @@ from .recurrence import Array, Chain, Tables, atoms_of, divided, fit, gates_as_e
 from .slots import Slot, slots
 from .weights import Density, causality
 
-ROOM = 1e-6   # weights may be off by so much: tables in buffers are rounded
+ROOM = 1e-6   # weights may be off by so much
 
 
 def weigh(pieces: Pieces, frame: Frame, forms: Sequence[Form], states: Mapping[StateKey, Sequence[Update | Carry]],
@@ -36,7 +36,7 @@ def weigh(pieces: Pieces, frame: Frame, forms: Sequence[Form], states: Mapping[S
     if dtype is not None and not dtype.is_floating_point:
         raise near_miss("LC402", dtype=dtype)
     fixed = {*frame.batch, *frame.d, *frame.e}
-    k, v = (slots([getattr(u, name) for u in updates], fixed, starts) for name in "kv")
+    k, v = (slots([getattr(u, name) for u in updates], fixed, starts) for name in ("k", "v"))
     q, out = (slots([getattr(f, name) for f in forms], fixed, [f.start * stride for f in forms]) for name in ("q", "out"))
     moving = [s for s in k if s.moves]
     if not moving or not any(s.moves for s in q) or not any(s.moves for s in v):
@@ -73,12 +73,13 @@ def weigh(pieces: Pieces, frame: Frame, forms: Sequence[Form], states: Mapping[S
     rows, columns = rows[keep], columns[seen]
     draws = [(u[:, keep][:, :, seen], level) for u, level in draws]
     ratios = fit(draws, rows, columns)
-    norms = [divided(u, level, rows, columns, ratios, ROOM) for u, level in draws]
+    room = probe.eps
+    norms = [divided(u, level, rows, columns, ratios, ROOM + 16 * room) for u, level in draws]
     if any(not np.allclose(x, norms[0], rtol=0, atol=ROOM * np.abs(norms[0]).max()) for x in norms):
         raise near_miss("LC201", seen="the weight of a pair is another function of its positions")
     coef, reverse, strict = causality(norms[0], rows, columns, any(np.any(r) for r in ratios))
     densities = tuple(a.density(-r if reverse else r, probe) for a, r in zip(atoms, ratios) if np.any(r))
-    return _match(pieces, frame, (q, k, v, out), (low_q, low_k), count, coef, densities, reverse, strict, dtype)
+    return _match(pieces, frame, (q, k, v, out), (low_q, low_k), count, coef, densities, reverse, strict, dtype, room)
 
 
 def _in_order_of_use(forms: Sequence[Form], states: Mapping[StateKey, Sequence[Update | Carry]],
@@ -154,7 +155,7 @@ def _moving_together(updates: Sequence[Update], k: Sequence[Slot], v: Sequence[S
 
 
 def _match(pieces: Pieces, frame: Frame, roles: tuple[Sequence[Slot], ...], low: tuple[int, int], count: int, coef: float,
-           decay: tuple[Density, ...], reverse: bool, strict: bool, dtype: torch.dtype | None) -> Match:
+           decay: tuple[Density, ...], reverse: bool, strict: bool, dtype: torch.dtype | None, room: float) -> Match:
     for group in (frame.d, frame.e):
         size = product(x.size for x in group)
         if isinstance(size, int) and size > MAX_FEATURES:
@@ -189,4 +190,4 @@ def _match(pieces: Pieces, frame: Frame, roles: tuple[Sequence[Slot], ...], low:
         raise near_miss("LC404", leaf=out[0].read.leaf, seen="it goes on where the queries end")
     return Match(Value(axes, ()), tuple(s.placed(i, low[0]) for s in q), tuple(s.placed(j, low[1]) for s in k),
                  tuple(s.placed(j, low[1]) for s in v), tuple(s.placed(i, low[0]) for s in out), frame.batch, (i,), (j,), rows,
-                 frame.d, frame.e, coef, moved, reverse, strict, dtype, frozenset({"loop"}))
+                 frame.d, frame.e, coef, moved, reverse, strict, dtype, frozenset({"loop"}), room)

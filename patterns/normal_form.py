@@ -85,13 +85,15 @@ class Position:
 
 @dataclass(frozen=True)
 class Numbers:
-    """A table of numbers that are known while compiling, read at an index expression."""
+    """A table of numbers that are known while compiling, read at an index expression. `eps` is the rounding of a tensor that
+    they were taken from."""
 
     values: tuple[float, ...]
     at: Affine
+    eps: float = 0.0
 
     def substitute(self, mapping: Mapping[Index, Affine]) -> Numbers:
-        return Numbers(self.values, self.at.substitute(mapping))
+        return Numbers(self.values, self.at.substitute(mapping), self.eps)
 
     def variables(self) -> set[Index]:
         return set(self.at.coef)

@@ -35,7 +35,8 @@ class Match:
 
     `i` are the digits of the query's position in the reads of q, `j` those of the key's in k and v and in the summands of
     the log-decay, outermost first; `rows` those of the position in the value, which may go beyond the tensors (padding).
-    Without v the value is the normaliser, without an e axis.
+    Without v the value is the normaliser, without an e axis. `room` is the relative rounding of tables in which the program
+    keeps its decay: so far may the one log-decay that stands for all of them be off.
     """
 
     value: Value
@@ -55,6 +56,7 @@ class Match:
     strict: bool
     dtype: torch.dtype | None
     via: frozenset[str]
+    room: float = 0.0
 
     @property
     def kind(self) -> str:
@@ -66,7 +68,9 @@ class Match:
         return "loop" in self.via
 
     def reads(self) -> tuple[Read, ...]:
-        return self.q + self.k + self.v + self.out + tuple(r for g in self.decay for r in g.reads)
+        """All reads of leaves that the graph holds."""
+        every = self.q + self.k + self.v + self.out + tuple(r for g in self.decay for r in g.reads)
+        return tuple(replace(p, function=r.function or p.function) for r in every for p in parts_of(r))
 
     def per_position(self) -> bool:
         """Whether the log-decay differs from position to position."""
@@ -95,6 +99,11 @@ class Match:
             number = f"{low:.4g}" if low == high else f"{low:.4g} ... {high:.4g}"
             summands.append(" * ".join([number] * (number != "1" or not g.reads) + [_name(r) for r in g.reads]))
         return " + ".join(summands)
+
+
+def parts_of(r: Read) -> tuple[Read, ...]:
+    """The reads that a read of a put-together leaf is made of, or the read itself."""
+    return tuple(p for p, _, _ in r.leaf.parts) or (r,)
 
 
 def _name(r: Read) -> str:

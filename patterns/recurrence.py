@@ -19,7 +19,7 @@ import numpy as np
 from .codes import near_miss
 from .evaluate import Array, Grid
 from .index import Affine, Index, hint
-from .normal_form import Factor, Leaf, Read, Term
+from .normal_form import Factor, Leaf, Numbers, Read, Term
 from .slots import Slot
 from .unrolled import Carry, Form, Frame, StateKey, Update
 from .weights import Density
@@ -40,6 +40,7 @@ class Tables(Grid):
         self.random: dict[tuple[Leaf, str], Array] = {}
         self.generator = np.random.default_rng(seed)
         self.positions: dict[Leaf, tuple[int, ...]] = {}
+        self.eps = 0.0                                      # the coarsest rounding of tables
         seen: dict[Leaf, list[tuple[Affine, ...]]] = {}
         heads: set[Index] = set()
         for t in weights:
@@ -48,6 +49,7 @@ class Tables(Grid):
                     seen.setdefault(f.leaf, []).append(f.index)
                 else:
                     heads |= f.variables() & self.batch
+                    self.eps = max(self.eps, f.eps) if isinstance(f, Numbers) else self.eps
         self.heads = tuple(x for x in frame.batch if x in heads)
         for leaf, every in seen.items():
             self.positions[leaf] = tuple(n for n in range(len(leaf.shape)) if any(
@@ -274,8 +276,8 @@ def fit(draws: Sequence[tuple[Array, Sequence[Array]]], rows: Array, columns: Ar
 
 
 def divided(u: Array, level: Sequence[Array], rows: Array, columns: Array, ratios: Sequence[Array], room: float) -> Array:
-    """[rows, columns]: the weights divided by exp(G[i] - G[p]), in which all heads must agree. A pair whose weight has
-    underflowed, as it should, is like the others."""
+    """[rows, columns]: the weights divided by exp(G[i] - G[p]), in which all heads must agree. Weights that are alike but for
+    rounding become equal; one that has underflowed, as it should, is like the others."""
     result: Array | None = None
     i, p = rows[:, None], columns[None, :]
     for h in range(u.shape[0]):
@@ -284,15 +286,13 @@ def divided(u: Array, level: Sequence[Array], rows: Array, columns: Array, ratio
         if np.any(np.abs(u[h][small]) > 1e-150):
             raise near_miss("LC201", seen="the weight of a pair is another function of its positions")
         x = np.where(small, np.nan, u[h] * np.exp(np.clip(-exponent, -600.0, 600.0)))
-        if result is None:
-            result = x
-            continue
-        both = ~np.isnan(x) & ~np.isnan(result)
-        if not np.allclose(x[both], result[both], rtol=0, atol=room * np.nanmax(np.abs(result))):
+        known = x[~np.isnan(x) & (np.abs(np.nan_to_num(x)) > 0)]
+        if not len(known):
+            raise near_miss("LC106", seen="all zero")
+        typical = float(np.median(known)) if result is None else typical
+        x = np.where(np.isnan(x) | (np.abs(x - typical) <= room * (1 + np.abs(exponent)) * abs(typical)), typical, x)
+        if result is not None and not np.allclose(x, result, rtol=0, atol=room * np.abs(result).max()):
             raise near_miss("LC201", seen="it differs between heads")
-        result = np.where(np.isnan(result), x, result)
+        result = x if result is None else result
     assert result is not None
-    known = result[~np.isnan(result) & (np.abs(np.nan_to_num(result)) > 0)]
-    if not len(known):
-        raise near_miss("LC106", seen="all zero")
-    return np.where(np.isnan(result), np.median(known), result)
+    return result
