@@ -168,7 +168,8 @@ class SideTable(TorchDispatchMode):
         put_together = self._pieces_of(name, args, kwargs, out)
         if mutates:
             window = self._window_of(outs[0]) if name == "copy" and len(outs) == 1 else None
-            old = None if window is None else (self._key(window[0]), self.pieces.get(id(window[0])))
+            old = None if window is None else (
+                self._key(window[0]), self.pieces.get(id(window[0])), self.value(window[0]))
             self._mutated(outs)
         values = result if isinstance(result, list) else [result] * len(outs)
         if inherits and name in VIEWS and not mutates and name != "neg":
@@ -250,7 +251,7 @@ class SideTable(TorchDispatchMode):
         return (t, narrow[0], *bounds[narrow[0]], tuple(sorted(gone))) if len(narrow) == 1 else None
 
     def _write(self, whole: torch.Tensor, dim: int, start: int, length: int, gone: tuple[int, ...], before: Key,
-               pieces: Pieces | None, view: Key) -> None:
+               pieces: Pieces | None, was: Value, view: Key) -> None:
         """Notes that a window of `whole` was written: its pieces, and a record from which it can be made again."""
         self.versions[id(whole)] = before.version + 1
         source = torch.ops.aten.select_scatter.default if gone == (dim,) else torch.ops.aten.slice_scatter.default
@@ -261,6 +262,10 @@ class SideTable(TorchDispatchMode):
         value = self.values[view.tensor]
         for d in gone:
             value = insert(value, d)
+        for tied in (was, self.values[id(whole)]):
+            for n, (x, y) in enumerate(zip(tied.axes, value.axes)):
+                if n != dim and len(x) == 1 and y:
+                    x[0].split(y)
         found = pieces if pieces is not None and pieces.dim == dim else Pieces(dim, size_of(whole.shape[dim]))
         after = found.write(start, length, value)
         if after is not None:

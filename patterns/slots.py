@@ -67,7 +67,7 @@ class Slot:
                 raise near_miss("LC404", leaf=r.leaf, seen="the pieces of a loop do not follow on each other")
             at += self.own_length(r)
         free = [y for a in self.read.index for y in a.coef if not self.axes or a is not self.read.index[self.axes[0]]]
-        parts = tuple((r, tuple(free), tuple(r.index[self.axes[0]].coef)[0] if self.axes and r.index[self.axes[0]].coef else None)
+        parts = tuple((replace(r, function=""), tuple(free), tuple(r.index[self.axes[0]].coef)[0] if self.axes and r.index[self.axes[0]].coef else None)
                       for r in order)
         shape = (*(y.size for y in free), at)
         leaf = Leaf(shape, order[0].leaf.tensor, parts=parts)
