@@ -27,7 +27,7 @@ from .patterns.codes import NearMiss, near_miss
 from .patterns.constants import known_value, static
 from .patterns.index import Index, product, same
 from .patterns.interpret import GraphInterpreter, Key, Record
-from .patterns.normal_form import Leaf, Value
+from .patterns.normal_form import Leaf, Read, Value
 from .patterns.recognise import Match, parts_of
 from .report import Candidate, Report, location
 from .small import leaf_key, region
@@ -166,6 +166,7 @@ class _Pass:
         self.decided: dict[tuple[int, int], Candidate] = {}
         self.relied: dict[fx.Node, None] = {}
         self.replaced: dict[fx.Node, fx.Node] = {}
+        self.retired: dict[int, int] = {}  # storage -> number of the last write to it that nobody reads any more
         self.changed = False
 
     def run(self) -> None:
@@ -175,7 +176,9 @@ class _Pass:
         normalisers = [(c, m) for c, m in matches if m.kind == "normaliser"]
         live = self._live()
         for c, m in reversed(attentions):
-            if c.node in live:
+            if c.node in live and self._part_of_a_loop(c, m):
+                self._reject(c, near_miss("LC114"))
+            elif c.node in live:
                 with_z = next(((z, s) for z, n in normalisers if z.node in live and (s := joined(m, n)) is not None
                                and self._values_before(c, z)), None)
                 if with_z is not None and self._site((c, with_z[0]), with_z[1]) or self._site((c,), Site(m)):
@@ -189,6 +192,26 @@ class _Pass:
             if isinstance(c.found, NearMiss) and c.node in live and not any(self._contains(c, t) for t in told):
                 told.append(c)
                 self._reject(c, c.found)
+
+    def _part_of_a_loop(self, c: cand.Candidate, m: Match) -> bool:
+        """Whether the match is a window of a sequence, and is added to what its queries read of a state: rewriting it alone
+        would leave the states, and everything that is slow, as they are."""
+        own = {r.leaf for r in m.q}
+        if m.unrolled or not any(_window(r, set(m.i)) for r in m.q):
+            return False
+        todo, seen = [c.node], {c.node}
+        for _ in range(4):
+            todo = [u for n in todo for u in n.users if u not in seen]
+            seen.update(todo)
+            for u in todo:
+                x = self.interpreter.env.get(u)
+                if isinstance(x, torch.Tensor) and id(x) in self.table.values:
+                    for t in definition_or_value(self.table.values[id(x)], x).terms:
+                        reads = [f for f in t.factors if isinstance(f, Read)]
+                        if any(r.leaf in own and r.variables() & set(t.bound) for r in reads) and any(
+                                r.leaf.definition is not None and r.variables() & set(t.bound) for r in reads):
+                            return True
+        return False
 
     def _values_before(self, c: cand.Candidate, z: cand.Candidate) -> bool:
         """Whether one call can serve both: all that it reads exists where the first of the two is used."""
@@ -265,12 +288,16 @@ class _Pass:
             old.replace_all_uses_with(value, delete_user_cb=lambda user, v=value, c=c, at=at: user is not v and (
                 c.holder is None or self.order.get(user, -1) > at))
             self.replaced[old] = value
+            if c.holder is not None:
+                self.retired[self._storage(c)] = at
         return None
+
+    def _storage(self, c: cand.Candidate) -> int:
+        return self.table.tensors[c.key.tensor].untyped_storage()._cdata
 
     def _seen_otherwise(self, c: cand.Candidate) -> bool:
         """Whether a view of a tensor that a loop wrote is used after the last write: it would not see the new value."""
-        storage = self.table.tensors[c.key.tensor].untyped_storage()._cdata
-        views = [self.table.node_of.get(id(t)) for t in self.table.storages.get(storage, ())]
+        views = [self.table.node_of.get(id(t)) for t in self.table.storages.get(self._storage(c), ())]
         last = self.order[c.node]
         return any(n is not None and n is not c.holder and self.order[n] < last and any(
             self.order.get(u, -1) > last for u in n.users) for n in views)
@@ -287,7 +314,7 @@ class _Pass:
         """Nodes that an output or an effect on something live depends on."""
         live: set[fx.Node] = set()
         todo = [n for n in self.gm.graph.nodes if n.op in ("output", "placeholder", "get_attr")]
-        waiting = [(s, n) for s, n in self.table.mutations if n is not None]
+        waiting = [(s, n) for s, n in self.table.mutations if n is not None and self.order[n] > self.retired.get(s, -1)]
         while todo:
             n = todo.pop()
             if n not in live:
@@ -298,6 +325,20 @@ class _Pass:
                     self.table.node_of.get(id(t)) in live for t in self.table.storages.get(s, ()))]
                 todo += [m for _, m in due]
         return live
+
+
+def _window(r: Read, position: set[Index]) -> bool:
+    """Whether a read sees only a part of its leaf's positions."""
+    return any(set(a.coef) & position and (a.const != 0 or not same(product(x.size for x in a.coef), n))
+               for a, n in zip(r.index, r.leaf.shape))
+
+
+def definition_or_value(v: Value, t: torch.Tensor) -> Value:
+    """What a tensor is made of, also where it was made a leaf."""
+    f = v.terms[0].factors[:1] if len(v.terms) == 1 else ()
+    if f and isinstance(f[0], Read) and f[0].leaf.tensor is t and f[0].leaf.definition is not None:
+        return f[0].leaf.definition
+    return v
 
 
 def _keys(r: Record) -> list[Key]:

@@ -46,7 +46,7 @@ def find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node,
         if node.op not in ("call_function", "call_method", "call_module") or id(t) in table.viewed:
             return
         result = recognise(value)
-        if not isinstance(result, Match) and id(t) in table.pieces:
+        if not isinstance(result, Match) and id(t) in table.pieces and not _goes_on(node):
             result = recognise_pieces(table.pieces[id(t)]) or result
         if result is None or isinstance(result, NearMiss) and table.settled(t):
             return                                          # a sum with an attention that is no larger one
@@ -57,3 +57,8 @@ def find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node,
     interpreter = GraphInterpreter(gm, fake, look, constants)
     interpreter.interpret()
     return Findings(tuple(found), interpreter)
+
+
+def _goes_on(node: fx.Node) -> bool:
+    """Whether a tensor is but the beginning of one that more pieces are added to."""
+    return bool(node.users) and all(getattr(u.target, "__name__", "") in ("cat", "concat", "concatenate") for u in node.users)

@@ -69,6 +69,10 @@ _TABLE = (
          "let k and v reach the sum as two tensors", "kv_projection(x).unflatten(-1, (d, e)).cumsum(1)"),
     Code("LC113", "a state from outside", "{leaf} enters the loop as a state, and is not read by the operator yet",
          "start from zeros, or call lightning_compile.linear_attention with initial_state"),
+    Code("LC114", "a part of a loop",
+         "one block attends to itself here, but the loop as a whole, with the state that goes from block to block, is no "
+         "attention that the operator computes; one block alone would not be faster",
+         "look at the update of the state: it must be state = decay * state + k.mT @ v, with one decay a head and step"),
     # ---------------------------------------------------------------------------------------------------- LC2xx: decay
     Code("LC201", "a decay that is no running product",
          "the exponent of the pair (i, j) is not a difference of sums up to i and j: {seen}",

@@ -38,6 +38,9 @@ def weigh(pieces: Pieces, frame: Frame, forms: Sequence[Form], states: Mapping[S
     fixed = {*frame.batch, *frame.d, *frame.e}
     k, v = (slots([getattr(u, name) for u in updates], fixed, starts) for name in ("k", "v"))
     q, out = (slots([getattr(f, name) for f in forms], fixed, [f.start * stride for f in forms]) for name in ("q", "out"))
+    for r in (r for s in (*k, *v, *q, *out) for r in (s.parts or (s.read,))):
+        if r.leaf.dirty:
+            raise near_miss("LC301", leaf=r.leaf)
     moving = [s for s in k if s.moves]
     if not moving or not any(s.moves for s in q) or not any(s.moves for s in v):
         raise near_miss("LC107")
@@ -52,6 +55,9 @@ def weigh(pieces: Pieces, frame: Frame, forms: Sequence[Form], states: Mapping[S
     columns = sample(n, forms, stride)
     rows, values = _rows(forms, frame, probe)
     atoms = atoms_of(probe, weights, low_q)
+    for r in (r for a in atoms for r in a.reads):
+        if r.leaf.dirty:
+            raise near_miss("LC301", leaf=r.leaf)
     draws: list[tuple[Array, Sequence[Array]]] = []
     # a tensor that is the same at all positions is told from a number by drawing it again
     for seed in range(1 + sum(bool(a.reads) and not a.moves(probe) for a in atoms)):

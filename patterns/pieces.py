@@ -50,19 +50,21 @@ class Pieces:
         return replace(self, pieces=tuple(sorted((*kept, new), key=lambda p: p.start)))
 
 
-def joined(parts: Sequence[tuple[Value, Size, Pieces | None]], dim: int) -> Pieces | None:
-    """What `cat` makes of values, their lengths, and their own pieces; None for fewer than two."""
+def joined(parts: Sequence[tuple[Value, Size, Pieces | None]], dim: int) -> Pieces:
+    """What `cat` makes of values, their lengths, and their own pieces."""
     found: list[Piece] = []
     at: Size = 0
     for value, length, inner in parts:
+        if same(length, 0):
+            continue
         if inner is not None and inner.dim == dim and inner.complete():
             found += [replace(p, start=at + p.start) for p in inner.pieces]
         else:
             found.append(Piece(at, length, value))
         at = at + length
-    return Pieces(dim, at, tuple(found)) if len(found) > 1 else None
+    return Pieces(dim, at, tuple(found))
 
 
-def stacked(values: Sequence[Value], dim: int) -> Pieces | None:
+def stacked(values: Sequence[Value], dim: int) -> Pieces:
     """What `stack` makes of values."""
     return joined([(insert(v, dim), 1, None) for v in values], dim)

@@ -21,7 +21,7 @@ from .evaluate import Array, Grid
 from .index import Affine, Index, hint
 from .normal_form import Factor, Leaf, Numbers, Read, Term
 from .slots import Slot
-from .unrolled import Carry, Form, Frame, StateKey, Update
+from .loop_forms import Carry, Form, Frame, StateKey, Update
 from .weights import Density
 
 COLUMNS = 256    # of key positions that are looked at

@@ -26,7 +26,7 @@ from .recognise import Match
 
 def recognise_pieces(pieces: Pieces) -> Match | NearMiss | None:
     """The attention that the pieces make up, why they are none though they come near, or None."""
-    if not pieces.complete():
+    if len(pieces.pieces) < 2 or not pieces.complete():
         return None
     try:
         return _Loop(pieces).match()
@@ -45,7 +45,8 @@ class _Loop:
         self.dtype: torch.dtype | None = None
         rough = [self._split(p) for p in reversed(pieces.pieces)]
         self.rows = self._row_axes(rough)
-        self.forms = [self._form(p, parts) for p, parts in zip(reversed(pieces.pieces), rough)][::-1]
+        order = sorted(zip(reversed(pieces.pieces), rough), key=lambda pair: not _reads_a_state(pair[1]))
+        self.forms = sorted((self._form(p, parts) for p, parts in order), key=lambda f: f.start)
 
     def _row_axes(self, rough: Sequence[Sequence[Term]]) -> tuple[int, ...]:
         """Axes that hold the position of queries: that of the pieces, and those that indicators tie to summed positions."""
@@ -81,7 +82,12 @@ class _Loop:
         if any(len(p.value.axes[n]) > 1 for n in self.rows):
             raise NotUnrolled
         digits = tuple(x for n in self.rows for x in p.value.axes[n])
-        taken = [self._roles(t, set(digits)) for t in terms]
+        asked: set[tuple[Leaf, str]] = set()                # queries of this piece, known from what it reads of states
+        taken = []
+        terms = sorted(terms, key=lambda t: not _reads_a_state([t]))
+        for t in terms:
+            taken.append(self._roles(t, set(digits), asked))
+            asked |= {(r.leaf, r.function) for r in taken[-1][0]}
         if self.frame is None:
             self.frame = self._make_frame(p.value, terms, taken)
         frame = self.frame
@@ -110,7 +116,8 @@ class _Loop:
             found.append(replace(part, weight=times(weight, part.weight)))
         return Form(p.start, int(hint(p.length)), digits, parts[0][1], tuple(shared), tuple(found), self.dtype)
 
-    def _roles(self, t: Term, rows: set[Index]) -> tuple[list[Read], tuple[Index, ...], Read | None]:
+    def _roles(self, t: Term, rows: set[Index], asked: set[tuple[Leaf, str]]
+               ) -> tuple[list[Read], tuple[Index, ...], Read | None]:
         """(queries, contracted features, state) of a term of a piece; without a state it has keys and values."""
         bound = set(t.bound)
         reads = reads_of(t)
@@ -129,7 +136,7 @@ class _Loop:
         state = wide[0] if wide else None
         q = [r for r in holders if r is not state]
         if state is None:
-            q = [r for r in q if rows & r.variables()] if rows else self._not_keys(q)
+            q = [r for r in q if rows & r.variables()] if rows else self._not_keys(q, asked)
         if not q:
             raise NotUnrolled
         order = tuple(dict.fromkeys(x for r in q for a in r.index for x in a.coef if x in d))
@@ -143,13 +150,12 @@ class _Loop:
         others = {x for s in holders if s is not r for x in s.variables()}
         return r.variables() - bound - others - rows
 
-    def _not_keys(self, holders: list[Read]) -> list[Read]:
-        """Queries of a single position: what states do not read as keys."""
+    def _not_keys(self, holders: list[Read], asked: set[tuple[Leaf, str]]) -> list[Read]:
+        """Queries of a single position, which no index tells from keys."""
         keys = {(r.leaf, r.function) for parts in self.states.values() for p in parts if isinstance(p, Update) for r in p.k}
-        if not keys:
-            raise NotUnrolled
-        found = [r for r in holders if (r.leaf, r.function) not in keys]
-        return found or holders[:1]
+        found = [r for r in holders if (r.leaf, r.function) in asked] or (
+            [r for r in holders if (r.leaf, r.function) not in keys] if keys else [])
+        return found if len(found) < len(holders) else holders[:1]
 
     def _make_frame(self, value: Value, terms: list[Term], taken: list[tuple[list[Read], tuple[Index, ...], Read | None]]) -> Frame:
         free = {x for n, axis in enumerate(value.axes) if n not in self.rows for x in axis}
@@ -189,8 +195,6 @@ class _Loop:
         d, e = set(self.frame.d), set(self.frame.e)
         rest = replace(t, factors=without(t, q))
         reads = reads_of(rest)
-        if any(r.leaf.dirty for r in (*q, *reads)):
-            raise near_miss("LC301", leaf=next(r.leaf for r in (*q, *reads) if r.leaf.dirty))
         state = next((r for r in reads if r.variables() & d and r.variables() & e), None)
         one = Term()
         if state is not None:
@@ -221,8 +225,6 @@ class _Loop:
             if key in self.states:
                 continue
             leaf, index = key
-            if leaf.dirty:
-                raise near_miss("LC301", leaf=leaf)
             if leaf.definition is None or leaf.definition.masked is not None:
                 self.initial[leaf] = None
                 self.states[key] = []
@@ -267,15 +269,18 @@ class _Loop:
         others = [r for r in reads if r not in k and r not in v]
         v += [r for r in others if r.variables() & moving]
         extra = [r for r in others if not r.variables() & moving]
-        for r in (*k, *v):
-            if r.leaf.dirty:
-                raise near_miss("LC301", leaf=r.leaf)
         return Update(replace(t, factors=without(t, reads)), _in_order(k), _in_order(v)), extra
 
     # ---------------------------------------------------------------------------------------------------------- match
     def match(self) -> Match | NearMiss | None:
         assert self.frame is not None
         return weigh(self.pieces, self.frame, self.forms, self.states, tuple(self.initial), self.dtype)
+
+
+def _reads_a_state(terms: Sequence[Term]) -> bool:
+    """Whether a term contracts with a leaf that is a sum of several things."""
+    return any(r.leaf.definition is not None and len(r.leaf.definition.terms) > 1 and set(t.bound) & r.variables()
+               for t in terms for r in reads_of(t))
 
 
 def _pairs(mine: tuple[Index, ...], theirs: tuple[Index, ...]) -> list[tuple[Index, Index]]:
@@ -298,7 +303,8 @@ def _same_place(r: Read, keys: Sequence[Read]) -> bool:
     def at(x: Read) -> set[tuple[Any, Any]]:
         d = x.leaf.definition
         if d is not None and len(d.terms) == 1 and d.terms[0].pure_exponent():
-            return {place for e in d.terms[0].exponent for y in reads_of(e) for place in at(y)}
+            (t,) = substituted(d, x.index)
+            return {place for e in t.exponent for y in reads_of(e) for place in at(y)}
         return {(str(n), a.const) for a, n in zip(x.index, x.leaf.shape) if not a.coef and not same(n, 1)}
     if not at(r):                                           # the same at all positions
         return not r.leaf.positive
