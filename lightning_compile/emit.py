@@ -111,9 +111,12 @@ def _split_wide(b: Builder, x: Any, r: Read, axis: int, digits: Sequence[Index])
     """Digits with room between them: each step of an outer one skips more than the inner ones hold (q, k and v side by side
     in each head)."""
     a, const, place = r.index[axis], r.index[axis].const, axis
-    for y in digits[:-1]:
+    for n, y in enumerate(digits[:-1]):
         step = a.coef[y]
-        if not all(isinstance(n, int) for n in (step, const, r.leaf.shape[axis])) or step < 1 or r.leaf.shape[axis] % step:
+        inside = [(a.coef[z], z.size) for z in digits[n + 1:]]
+        numbers = (step, const, r.leaf.shape[axis], *(x for pair in inside for x in pair))
+        if not all(isinstance(x, int) for x in numbers) or step < 1 or r.leaf.shape[axis] % step or \
+                const % step + 1 + sum(c * (s - 1) for c, s in inside) > step:
             raise near_miss("LC404", leaf=r.leaf, seen=f"it is read at {a}")
         x = b.call(torch.unflatten, x, place, (-1, step))
         x = b.call(torch.narrow, x, place, const // step, b.size(y))

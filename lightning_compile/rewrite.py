@@ -167,6 +167,7 @@ class _Pass:
         self.relied: dict[fx.Node, None] = {}
         self.replaced: dict[fx.Node, fx.Node] = {}
         self.retired: dict[int, int] = {}  # storage -> number of the last write to it that nobody reads any more
+        self.loop_sums: set[fx.Node] = set()  # sums of a block's own part with what it reads of a state, left as they are
         self.changed = False
 
     def run(self) -> None:
@@ -189,7 +190,8 @@ class _Pass:
                     live = self._live()
         told: list[cand.Candidate] = []
         for c in self.candidates:
-            if isinstance(c.found, NearMiss) and c.node in live and not any(self._contains(c, t) for t in told):
+            if isinstance(c.found, NearMiss) and c.node in live and not self.loop_sums.intersection(c.node.users) and not any(
+                    self._contains(c, t) for t in told):
                 told.append(c)
                 self._reject(c, c.found)
 
@@ -206,11 +208,11 @@ class _Pass:
             for u in todo:
                 x = self.interpreter.env.get(u)
                 if isinstance(x, torch.Tensor) and id(x) in self.table.values:
-                    for t in definition_or_value(self.table.values[id(x)], x).terms:
-                        reads = [f for f in t.factors if isinstance(f, Read)]
-                        if any(r.leaf in own and r.variables() & set(t.bound) for r in reads) and any(
-                                r.leaf.definition is not None and r.variables() & set(t.bound) for r in reads):
-                            return True
+                    asked = [t for t in definition_or_value(self.table.values[id(x)], x).terms for f in t.factors
+                             if isinstance(f, Read) and f.leaf in own and f.variables() & set(t.bound)]
+                    if len(asked) > 1:
+                        self.loop_sums.add(u)
+                        return True
         return False
 
     def _values_before(self, c: cand.Candidate, z: cand.Candidate) -> bool:

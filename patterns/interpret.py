@@ -18,8 +18,8 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from .algebra import table
-from .evaluate import MAX_TABLE, fold
 from .axes import insert
+from .evaluate import MAX_TABLE, fold
 from .index import Index, Unknown, product, same, size_of
 from .normal_form import Leaf, Position, Read, Term, Value, constant, leaf_value
 from .pieces import Pieces, joined, stacked
@@ -165,7 +165,7 @@ class SideTable(TorchDispatchMode):
             name = name[:-1]
         result = self._apply(name, func, args, kwargs, out)
         inherits = name in VIEWS | SUMS and any(id(a) in self.attention for a in pytree.tree_leaves(args))
-        put_together = self._pieces_of(name, args, kwargs, out)
+        put_together = self._pieces_of(name, func, args, kwargs, out)
         if mutates:
             window = self._window_of(outs[0]) if name == "copy" and len(outs) == 1 else None
             old = None if window is None else (
@@ -209,21 +209,21 @@ class SideTable(TorchDispatchMode):
         for storage, _ in self.mutations[-1:]:
             self.storages[storage] = [t for t in self.storages[storage] if id(t) in self.node_of]
 
-    def _pieces_of(self, name: str, args: Any, kwargs: Any, out: Any) -> Pieces | None:
+    def _pieces_of(self, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> Pieces | None:
         """The pieces of the output of `cat` and `stack`; remembers windows of tensors on the way."""
+        named = {a.name: x for a, x in zip(func._schema.arguments, args)} | kwargs
         if name in ("cat", "stack"):
-            tensors = args[0]
-            dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % out.dim()
+            tensors = named["tensors"]
+            dim = named.get("dim", 0) % out.dim()
             if name == "stack":
                 return stacked([self.value(t) for t in tensors], dim)
             return joined([(self.value(t), size_of(t.shape[dim]), self.pieces.get(id(t))) for t in tensors
                            if t.dim() == out.dim()], dim)
         if name in ("slice", "select", "alias"):
-            whole = args[0]
-            named = {"dim": 0, "start": 0, "index": 0, "step": 1, **{a.name: x for a, x in zip(
-                (torch.ops.aten.slice.Tensor if name == "slice" else torch.ops.aten.select.int)._schema.arguments, args)}, **kwargs}
+            whole = named["self"]
+            named = {"dim": 0, "step": 1, **named}
             dim = named["dim"] % max(whole.dim(), 1)
-            start = named["index"] if name == "select" else named["start"] or 0
+            start = named["index"] if name == "select" else named.get("start") or 0
             sizes = [whole.shape[dim] if whole.dim() else 1, 1 if name == "select" else out.shape[dim] if out.dim() else 1]
             if all(isinstance(x, int) for x in (start, *sizes)) and (name != "slice" or named["step"] == 1):
                 start = max(start + sizes[0], 0) if start < 0 else start
@@ -442,11 +442,12 @@ def _opaque(n: fx.Node) -> bool:
 
 
 class GraphInterpreter(fx.Interpreter):
-    """Runs a graph's nodes under the side table. `on_node(node, tensor, value, holder)` is called after each node that
-    yields a tensor, and, with the node that holds it, for a tensor of which a node wrote the last window; `constants(node, tensor)` may give the normal form of an
-    input by its value."""
+    """Runs a graph's nodes under the side table. `on_node(node, tensor, value, holder)` is called after each node that yields
+    a tensor, and, with the node that holds it, for a tensor of which a node wrote the last window; `constants(node, tensor)`
+    may give the normal form of an input by its value."""
 
-    def __init__(self, gm: fx.GraphModule, fake: FakeTensorMode, on_node: Callable[[fx.Node, torch.Tensor, Value, fx.Node | None], None],
+    def __init__(self, gm: fx.GraphModule, fake: FakeTensorMode,
+                 on_node: Callable[[fx.Node, torch.Tensor, Value, fx.Node | None], None],
                  constants: Callable[[fx.Node, Any], Value | None]) -> None:
         super().__init__(gm, garbage_collect_values=False)
         self.fake, self.on_node, self.constants = fake, on_node, constants

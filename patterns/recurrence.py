@@ -19,17 +19,14 @@ import numpy as np
 from .codes import near_miss
 from .evaluate import Array, Grid
 from .index import Affine, Index, hint
+from .loop_forms import Carry, Form, Frame, StateKey, Update
 from .normal_form import Factor, Leaf, Numbers, Read, Term
 from .slots import Slot
-from .loop_forms import Carry, Form, Frame, StateKey, Update
 from .weights import Density
 
 COLUMNS = 256    # of key positions that are looked at
 ALL = 512        # positions that are all looked at
 VANISHED = 1e-200
-
-Digits = tuple[Index, ...]
-
 
 class Tables(Grid):
     """Numbers of weights; `positions` says which axes of a tensor that weights read hold the position."""
@@ -127,7 +124,7 @@ class Chain:
                 self._follow(p.state, f.digits, values)
         return self._sum(f.parts, f.digits, values)
 
-    def _follow(self, key: StateKey, digits: Digits, values: Sequence[Array]) -> None:
+    def _follow(self, key: StateKey, digits: tuple[Index, ...], values: Sequence[Array]) -> None:
         todo = [key]
         while todo:
             top = todo[-1]
@@ -145,7 +142,7 @@ class Chain:
                 self.known[top] = np.zeros((1, 1, len(self.columns) + 1))
                 self.known[top][..., -1] = 1.0
 
-    def _sum(self, parts: Sequence[Update | Carry], digits: Digits, values: Sequence[Array]) -> Array:
+    def _sum(self, parts: Sequence[Update | Carry], digits: tuple[Index, ...], values: Sequence[Array]) -> Array:
         total: Array = np.zeros((1, 1, len(self.columns) + 1))
         for p in parts:
             if isinstance(p, Carry):
@@ -155,7 +152,7 @@ class Chain:
                 total = total + self._window(p, digits, values)
         return total
 
-    def _window(self, p: Update, digits: Digits, values: Sequence[Array]) -> Array:
+    def _window(self, p: Update, digits: tuple[Index, ...], values: Sequence[Array]) -> Array:
         position = self.keys.position(p.k[self.keys.number])
         steps = list(position.coef)
         if set(steps) - set(p.weight.bound):
@@ -179,7 +176,8 @@ class Chain:
         if np.any(whole < 0) and np.any(x[..., ~inside][..., whole < 0]):
             raise near_miss("LC106", seen="positions outside of the sequence take part")
         total = np.zeros((x.shape[0], x.shape[1], len(self.columns) + 1))
-        np.add.at(total, (slice(None), slice(None), place[inside]), x[..., inside])
+        for column, weights in zip(place[inside], np.moveaxis(x[..., inside], -1, 0)):
+            total[..., column] += weights
         return total
 
 
@@ -279,6 +277,7 @@ def divided(u: Array, level: Sequence[Array], rows: Array, columns: Array, ratio
     """[rows, columns]: the weights divided by exp(G[i] - G[p]), in which all heads must agree. Weights that are alike but for
     rounding become equal; one that has underflowed, as it should, is like the others."""
     result: Array | None = None
+    typical: float | None = None
     i, p = rows[:, None], columns[None, :]
     for h in range(u.shape[0]):
         exponent = sum((r[h] * (x[i] - x[p]) for r, x in zip(ratios, level)), np.zeros((len(rows), len(columns))))
@@ -289,7 +288,7 @@ def divided(u: Array, level: Sequence[Array], rows: Array, columns: Array, ratio
         known = x[~np.isnan(x) & (np.abs(np.nan_to_num(x)) > 0)]
         if not len(known):
             raise near_miss("LC106", seen="all zero")
-        typical = float(np.median(known)) if result is None else typical
+        typical = float(np.median(known)) if typical is None else typical
         x = np.where(np.isnan(x) | (np.abs(x - typical) <= room * (1 + np.abs(exponent)) * abs(typical)), typical, x)
         if result is not None and not np.allclose(x, result, rtol=0, atol=room * np.abs(result).max()):
             raise near_miss("LC201", seen="it differs between heads")

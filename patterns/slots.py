@@ -66,11 +66,13 @@ class Slot:
             if self.starts[r.leaf] != at or r.leaf.node is None:
                 raise near_miss("LC404", leaf=r.leaf, seen="the pieces of a loop do not follow on each other")
             at += self.own_length(r)
-        free = [y for a in self.read.index for y in a.coef if not self.axes or a is not self.read.index[self.axes[0]]]
-        parts = tuple((replace(r, function=""), tuple(free), tuple(r.index[self.axes[0]].coef)[0] if self.axes and r.index[self.axes[0]].coef else None)
-                      for r in order)
+        free = [y for n, a in enumerate(self.read.index) for y in a.coef if n not in self.axes]
+        parts = []
+        for r in order:
+            own = [y for n in self.axes for y in r.index[n].coef]
+            parts.append((replace(r, function=""), tuple(free), own[0] if own else None))
         shape = (*(y.size for y in free), at)
-        leaf = Leaf(shape, order[0].leaf.tensor, parts=parts)
+        leaf = Leaf(shape, order[0].leaf.tensor, parts=tuple(parts))
         return Read(leaf, (*(var(y) for y in free), var(x)), self.read.function)
 
 

@@ -9,7 +9,7 @@ pieces there are, how long they are, or in which order they were computed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,11 +18,24 @@ from .algebra import times, wider
 from .codes import NearMiss, near_miss
 from .index import Index, hint, same, var
 from .loop_forms import (
-    Carry, Form, Frame, NotUnrolled, StateKey, Update, as_exponent, expand, reads_of, resolved, substituted, without)
+    Carry,
+    Form,
+    Frame,
+    NotUnrolled,
+    StateKey,
+    Update,
+    as_exponent,
+    expand,
+    reads_of,
+    resolved,
+    substituted,
+    without,
+)
 from .loop_match import weigh
 from .normal_form import Leaf, Read, Term, Value
 from .pieces import Piece, Pieces
 from .recognise import Match
+
 
 def recognise_pieces(pieces: Pieces) -> Match | NearMiss | None:
     """The attention that the pieces make up, why they are none though they come near, or None."""
@@ -34,6 +47,16 @@ def recognise_pieces(pieces: Pieces) -> Match | NearMiss | None:
         return None
     except NearMiss as e:
         return e
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One term of a piece: a number in front, queries, what they see, and further reads whose role is open."""
+
+    front: Term
+    q: tuple[Read, ...]
+    extra: list[Read]
+    part: Update | Carry
 
 
 class _Loop:
@@ -93,28 +116,28 @@ class _Loop:
         frame = self.frame
         names = {x: var(y) for n, (mine, theirs) in enumerate(zip(p.value.axes, frame.axes)) if n not in self.rows
                  for x, y in _pairs(mine, theirs)}
-        parts: list[tuple[Term, tuple[Read, ...], list[Read], Update | Carry]] = []
+        seen: list[_Seen] = []
         for t, (q, d, _) in zip(terms, taken):
             if len(d) != len(frame.d):
                 raise NotUnrolled
-            own = {**names, **{x: var(y) for x, y in zip(d, frame.d)}}
-            t = replace(t, bound=tuple(x for x in t.bound if x not in d)).substitute(own)
-            queries = tuple(r.substitute(own) for r in q)
-            parts.append(self._part(t, queries))
+            mapping = {**names, **{x: var(y) for x, y in zip(d, frame.d)}}
+            t = replace(t, bound=tuple(x for x in t.bound if x not in d)).substitute(mapping)
+            seen.append(self._part(t, tuple(r.substitute(mapping) for r in q)))
             self.dtype = wider(self.dtype, t.dtype)
-        parts = [self._with_numbers_of_keys(*part) for part in parts]
-        shared = [r for r in parts[0][2] if all(r in extra for _, _, extra, _ in parts)]
-        found = []
-        for weight, q, extra, part in parts:
-            if q != parts[0][1]:
+        seen = [self._with_numbers_of_keys(s) for s in seen]
+        shared = [r for r in seen[0].extra if all(r in s.extra for s in seen)]
+        parts: list[Update | Carry] = []
+        for s in seen:
+            if s.q != seen[0].q:
                 raise NotUnrolled
-            gates = [r for r in extra if r not in shared]
+            gates = [r for r in s.extra if r not in shared]
+            part = s.part
             if isinstance(part, Update):
                 own = [r for r in gates if _same_place(r, part.k)]
                 part, gates = replace(part, v=_in_order((*part.v, *own))), [r for r in gates if r not in own]
-            weight = as_exponent(replace(weight, factors=weight.factors + tuple(gates)))
-            found.append(replace(part, weight=times(weight, part.weight)))
-        return Form(p.start, int(hint(p.length)), digits, parts[0][1], tuple(shared), tuple(found), self.dtype)
+            weight = as_exponent(replace(s.front, factors=s.front.factors + tuple(gates)))
+            parts.append(replace(part, weight=times(weight, part.weight)))
+        return Form(p.start, int(hint(p.length)), digits, seen[0].q, tuple(shared), tuple(parts), self.dtype)
 
     def _roles(self, t: Term, rows: set[Index], asked: set[tuple[Leaf, str]]
                ) -> tuple[list[Read], tuple[Index, ...], Read | None]:
@@ -157,7 +180,8 @@ class _Loop:
             [r for r in holders if (r.leaf, r.function) not in keys] if keys else [])
         return found if len(found) < len(holders) else holders[:1]
 
-    def _make_frame(self, value: Value, terms: list[Term], taken: list[tuple[list[Read], tuple[Index, ...], Read | None]]) -> Frame:
+    def _make_frame(self, value: Value, terms: Sequence[Term],
+                    taken: Sequence[tuple[list[Read], tuple[Index, ...], Read | None]]) -> Frame:
         free = {x for n, axis in enumerate(value.axes) if n not in self.rows for x in axis}
         e: set[Index] = set()
         for t, (q, d, state) in zip(terms, taken):
@@ -189,32 +213,30 @@ class _Loop:
             read = next((r for t in terms for r in reads_of(t) if r.variables() & d and choice <= r.variables()), None)
         return choice
 
-    def _part(self, t: Term, q: tuple[Read, ...]) -> tuple[Term, tuple[Read, ...], list[Read], Update | Carry]:
-        """(number in front, queries, further reads, what is seen)."""
+    def _part(self, t: Term, q: tuple[Read, ...]) -> _Seen:
+        """A term of a piece taken apart."""
         assert self.frame is not None
         d, e = set(self.frame.d), set(self.frame.e)
         rest = replace(t, factors=without(t, q))
         reads = reads_of(rest)
         state = next((r for r in reads if r.variables() & d and r.variables() & e), None)
-        one = Term()
-        if state is not None:
-            if rest.bound or state.function:
-                raise NotUnrolled
-            extra = [r for r in reads if r is not state]
-            front = replace(rest, factors=without(rest, reads))
-            self._describe((state.leaf, state.index))
-            return front, q, extra, Carry(one, (state.leaf, state.index))
-        update, extra = self._update(rest)
-        return replace(one, dtype=t.dtype), q, extra, update
+        if state is None:
+            update, extra = self._update(rest)
+            return _Seen(Term(dtype=t.dtype), q, extra, update)
+        if rest.bound or state.function:
+            raise NotUnrolled
+        key = (state.leaf, state.index)
+        self._describe(key)
+        extra = [r for r in reads if r is not state]
+        return _Seen(replace(rest, factors=without(rest, reads)), q, extra, Carry(Term(), key))
 
-    def _with_numbers_of_keys(self, front: Term, q: tuple[Read, ...], extra: list[Read], part: Update | Carry
-                              ) -> tuple[Term, tuple[Read, ...], list[Read], Update | Carry]:
+    def _with_numbers_of_keys(self, s: _Seen) -> _Seen:
         """Reads of a single position that states multiply their values by belong to the values here too."""
-        if isinstance(part, Carry):
-            return front, q, extra, part
+        if isinstance(s.part, Carry):
+            return s
         known = {(r.leaf, r.function) for parts in self.states.values() for p in parts if isinstance(p, Update) for r in p.v}
-        mine = [r for r in extra if (r.leaf, r.function) in known]
-        return front, q, [r for r in extra if r not in mine], replace(part, v=_in_order((*part.v, *mine)))
+        mine = [r for r in s.extra if (r.leaf, r.function) in known]
+        return replace(s, extra=[r for r in s.extra if r not in mine], part=replace(s.part, v=_in_order((*s.part.v, *mine))))
 
     # --------------------------------------------------------------------------------------------------------- states
     def _describe(self, first: StateKey) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from loops import LOOPS, NOT_LOOPS
 from torch import Tensor
 from torch._dynamo.utils import counters
 
 import lightning_compile
-
-from loops import LOOPS, NOT_LOOPS
 
 OPTIONS = {"when": "always"}
 N = 28
