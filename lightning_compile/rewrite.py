@@ -25,7 +25,7 @@ from .options import Options
 from .patterns import candidates as cand
 from .patterns.codes import NearMiss, near_miss
 from .patterns.constants import known_value, static
-from .patterns.index import Index, product, same
+from .patterns.index import Affine, Index, product, same
 from .patterns.interpret import GraphInterpreter, Key, Record
 from .patterns.normal_form import Leaf, Read, Value
 from .patterns.recognise import Match, parts_of
@@ -106,6 +106,9 @@ class GraphBuilder:
         if isinstance(s, sympy.Pow) and s.exp == -1:
             return self.call(operator.truediv, 1, self.number(s.base))
         raise near_miss("LC404", leaf="the graph", seen=f"no node holds the size {s}")
+
+    def place(self, a: Affine) -> Affine:
+        return a
 
     def numbers(self, x: Any, dtype: torch.dtype) -> fx.Node:
         return self.call(torch.tensor, x.tolist(), dtype=dtype, device=self.device)
