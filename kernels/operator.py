@@ -51,10 +51,11 @@ def _compute(
     strict: bool = False,
     normalizer: bool = False,
     final_state: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
+    if q.dim() == 4 and v.dim() == 4 and tiles.serves(q, v):
+        return tiles.forward(q, k, v, log_decay, initial_state, scale, reverse, strict, normalizer, final_state)
     check_arguments(q, k, v, log_decay, initial_state, normalizer, final_state)
-    path = tiles if tiles.serves(q, v) else chunked
-    return path.forward(q, k, v, log_decay, initial_state, scale, reverse, strict, normalizer, final_state)
+    return chunked.forward(q, k, v, log_decay, initial_state, scale, reverse, strict, normalizer, final_state)
 
 
 def _compute_backward(*args: Any) -> tuple[Tensor, ...]:

@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 
 Precision = Literal["ieee", "tf32", "tf32x3"]
+# What a sweep leaves: an output, two outputs that share a state, or states only.
+Kind = Literal["output", "pair", "states"]
 
 
 @dataclass(frozen=True)
@@ -24,36 +26,48 @@ class Schedule:
     warps: int
     stages: int
 
+    @property
+    def chain(self) -> bool:
+        """Whether one accumulator may hold a dot's result and the next's: where warps have rows of their own."""
+        return self.chunk >= 16 * self.warps
+
 
 def _block(features: int) -> int:
     """The power of two, at least 32, that holds so many features."""
     return max(32, 1 << (features - 1).bit_length())
 
 
-# Measured on an H100 with operands of 16 bits (docs/kernels.md). By the contracted block: (chunk, output block, warps,
-# stages). What fits the registers wins: at 128 features chunks of 64 spill, and 32 of them are faster.
-_HALF: dict[int, tuple[int, int, int, int]] = {64: (64, 64, 4, 3), 128: (32, 64, 4, 3), 256: (32, 64, 8, 2)}
-_HALF_CROWDED = {**_HALF, 64: (64, 32, 4, 3)}
-_HALF_STATES = {**_HALF, 128: (64, 64, 4, 3)}
+Row = tuple[int, int, int, int]
+# Measured on an H100 (docs/kernels.md). By the contracted block: (chunk, output block, warps, stages).
+_HALF: dict[str, dict[int, Row]] = {
+    "output": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 256: (32, 64, 8, 2)},
+    "pair": {64: (64, 64, 4, 2), 128: (64, 128, 8, 2)},
+    "states": {64: (64, 64, 4, 3), 128: (64, 64, 4, 3), 256: (32, 64, 8, 2)},
+}
 # Operands of 32 bits take twice the room, and split dots hold several copies of a tile in registers.
-_SINGLE: dict[int, tuple[int, int, int, int]] = {64: (32, 64, 4, 1), 128: (64, 32, 4, 1), 256: (32, 32, 4, 1)}
-_SINGLE_TF32 = {**_SINGLE, 128: (32, 64, 4, 2)}
+_SINGLE: dict[str, dict[int, Row]] = {
+    "output": {64: (32, 64, 4, 1), 128: (64, 32, 4, 1), 256: (32, 32, 4, 1)},
+    "pair": {64: (32, 64, 4, 1)},
+    "states": {64: (32, 64, 4, 1), 128: (64, 32, 4, 1), 256: (32, 32, 4, 1)},
+}
+_SINGLE_TF32: dict[str, dict[int, Row]] = {
+    "output": {**_SINGLE["output"], 128: (32, 64, 4, 2)},
+    "pair": {},
+    "states": {**_SINGLE["states"], 128: (32, 64, 4, 2)},
+}
 
 
-def schedule(contract: int, out: int, dtype: torch.dtype, crowded: bool = False, output: bool = True) -> Schedule:
-    """The schedule of a sweep that contracts over so many features.
-
-    crowded: a decay of every step, a normaliser or row sums take registers too. output False: a sweep for states only.
-    """
+def schedule(contract: int, out: int, dtype: torch.dtype, kind: Kind = "output") -> Schedule | None:
+    """The schedule of a sweep that contracts over so many features; None: no such pair fits the registers."""
+    half = dtype.itemsize == 2
+    table = _HALF if half else _SINGLE_TF32 if precision(dtype)[1] == "tf32" else _SINGLE
     block = _block(contract)
-    table = _HALF_CROWDED if crowded else _HALF
-    if dtype in (torch.float32, torch.float64):
-        table = _SINGLE_TF32 if precision(dtype)[1] == "tf32" else _SINGLE
-    elif not output:
-        table = _HALF_STATES
-    chunk, most, warps, stages = table[max(block, 64)]
+    row = table[kind].get(max(block, _block(out), 64) if kind == "pair" else max(block, 64))
+    if row is None:
+        return None
+    chunk, most, warps, stages = row
     held = min(_block(out), most)
-    if out % held != 0 and dtype.itemsize == 2:
+    if out % held != 0 and half and kind != "pair":
         held = 64  # narrower blocks with masked columns give wrong results on Hopper (Triton 3.6, 60 features in 32s)
     return Schedule(chunk, block, held, warps, stages)
 
@@ -62,16 +76,16 @@ def schedule(contract: int, out: int, dtype: torch.dtype, crowded: bool = False,
 SEGMENT = 1024
 
 
-def segments(programs: int, n: int, processors: int) -> tuple[int, int]:
+def segments(programs: int, n: int, processors: int, resident: int = 2) -> tuple[int, int]:
     """`(segments, positions of each)` for that many independent sweeps of n positions on that many multiprocessors.
 
-    Segments read keys and values twice, so a device that is mostly busy is left alone; one that is not gets two
-    programs for each multiprocessor, which is what their registers allow.
+    Segments read keys and values twice, so a device that is mostly busy is left alone; one that is not gets as many
+    programs for each multiprocessor as reside there, which their registers decide.
     """
     units = -(-n // SEGMENT)
     if programs >= 0.6 * processors or units == 1:
         return 1, units * SEGMENT
-    wanted = max(1, min(2 * processors // max(1, programs), units))
+    wanted = max(1, min(resident * processors // max(1, programs), units))
     each = -(-units // wanted)
     return -(-units // each), each * SEGMENT
 
