@@ -27,9 +27,9 @@ class Schedule:
     stages: int
 
     @property
-    def chain(self) -> bool:
-        """Whether one accumulator may hold a dot's result and the next's: where warps have rows of their own."""
-        return self.chunk >= 16 * self.warps
+    def hold(self) -> bool:
+        """Whether registers have room for the weights of a constant decay, or each chunk computes them again."""
+        return self.contract * self.out <= 64 * 64 * (self.warps // 4)
 
 
 def _block(features: int) -> int:

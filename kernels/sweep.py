@@ -56,11 +56,15 @@ def _operand(x, DOT: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def _meet(
-    S_BORDER, X_BORDER, PASSING, state, column, border, result, scale, at, mask, of_column, in_column,
-    SIZE: tl.constexpr, LENGTH: tl.constexpr, SUM: tl.constexpr, COLUMN: tl.constexpr,
+    S_BORDER, X_BORDER, PASSING, state, column, border, result, scale, cc, oc, of_column, in_column,
+    CONTRACT: tl.constexpr, OUT: tl.constexpr, LENGTH: tl.constexpr, SUM: tl.constexpr, COLUMN: tl.constexpr,
 ):  # fmt: skip
     """At a border of two blocks of steps: leave the state for the other sweep, or multiply with what it left."""
-    held = S_BORDER + border * SIZE + at
+    if SUM == OF_REST:
+        held = S_BORDER + border * CONTRACT * OUT + oc[None, :] * CONTRACT + cc[:, None]
+    else:
+        held = S_BORDER + border * CONTRACT * OUT + cc[:, None] * OUT + oc[None, :]
+    mask = (cc < CONTRACT)[:, None] & (oc < OUT)[None, :]
     if SUM == OF_QUERIES or SUM == OF_PAST:
         tl.store(held, state.to(S_BORDER.dtype.element_ty), mask=mask)
         if COLUMN == ON_LEFT:
@@ -89,7 +93,7 @@ def sweep(
     REVERSE: tl.constexpr, STRICT: tl.constexpr, DECAY: tl.constexpr, COLUMN: tl.constexpr, TRANSPOSED: tl.constexpr,
     OUTPUT: tl.constexpr, COMPANION: tl.constexpr, SUM: tl.constexpr, BETWEEN: tl.constexpr, HAS_IN: tl.constexpr,
     HAS_OUT: tl.constexpr, HAS_TOTAL: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    LOWEST: tl.constexpr, ALIGN: tl.constexpr, CHAIN: tl.constexpr,
+    LOWEST: tl.constexpr, ALIGN: tl.constexpr, HOLD: tl.constexpr,
 ):  # fmt: skip
     """O = scale * LA(A, B, V) for one segment of one head and one block of O's features; states are sums of B^T V.
 
@@ -98,7 +102,7 @@ def sweep(
 
     S_IN, S_OUT [B*H, segments, CONTRACT, OUT] (TRANSPOSED: the last two exchanged), X_* their normaliser part; a state
     is multiplied by scale_in when it enters and by scale_leave when it leaves. TOTAL [B*H, segments], in powers of two.
-    DECAY 0: none, 1: G[heads], 2: G[B*H, N], sums from each chunk's start in powers of two. OUTPUT False: states only.
+    HOLD: weights that are those of every chunk stay in registers. DECAY 0: none, 1: G[heads], 2: G[B*H, N], sums from each chunk's start in powers of two. OUTPUT False: states only.
 
     SUM: row sums for the log-decay's gradient, SUMS [blocks, B*H, N], own positions left out; without a companion W has
     the shape of O. S_BORDER [B*H, borders, E, D] holds a state of each sweep that meets at every BETWEEN positions: that
@@ -126,18 +130,14 @@ def sweep(
     inside = tl.where(allowed, tl.full([], 1.0, ACC), 0.0)
     if DECAY == 1:
         g = tl.maximum(tl.load(G + head).to(ACC) * LOG2E, LOWEST)
-        inside = tl.where(allowed, tl.exp2(g * tl.where(allowed, gap, 0).to(ACC)), 0.0)
-        since = tl.exp2(g * (rows + 1).to(ACC))
+        if HOLD:
+            inside = tl.where(allowed, tl.exp2(g * tl.where(allowed, gap, 0).to(ACC)), 0.0)
 
     ON_OUT: tl.constexpr = COLUMN == ON_LEFT or COLUMN == ON_RIGHT
     if TRANSPOSED:
         state_at = oc[None, :] * CONTRACT + cc[:, None]
     else:
         state_at = cc[:, None] * OUT + oc[None, :]
-    if COMPANION:
-        border_at = oc[None, :] * CONTRACT + cc[:, None]
-    else:
-        border_at = cc[:, None] * OUT + oc[None, :]
     in_state = (cc < CONTRACT)[:, None] & (oc < OUT)[None, :]
     state_base = (bh * segments + segment) * CONTRACT * OUT
     LENGTH: tl.constexpr = OUT if ON_OUT else CONTRACT
@@ -170,24 +170,30 @@ def sweep(
         if SUM != 0 and not REVERSE:
             if at_border:
                 _meet(S_BORDER, X_BORDER, PASSING, state, column, bh * borders + t // BETWEEN - 1,
-                      sum_row * borders + t // BETWEEN - 1, scale_leave, border_at, in_state, of_column, in_column,
-                      CONTRACT * OUT, LENGTH, SUM, COLUMN)
+                      sum_row * borders + t // BETWEEN - 1, scale_leave, cc, oc, of_column, in_column,
+                      CONTRACT, OUT, LENGTH, SUM, COLUMN)
         if COLUMN == ON_LEFT or COLUMN == ON_RIGHT or COLUMN == ON_STATE:
             x = tl.load(X + bh * n + t64 + rows, mask=valid, other=0.0)
 
-        # since: decay from the chunk's start up to a row; until: from a row to the chunk's end; across: all of it
+        # reached: sums from the chunk's start; since: decay up to a row; until: from a row to the chunk's end
         if DECAY == 1:
+            reached = g * (tl.minimum(rows, filled) + 1).to(ACC)
             until = tl.exp2(g * tl.maximum(filled - 1 - rows, 0).to(ACC))
             log_across = g * filled.to(ACC)
         elif DECAY == 2:
             total = tl.load(G + bh * n + t64 + filled - 1)
             exact = tl.load(G + bh * n + t64 + rows, mask=valid, other=0.0)
             reached = exact.to(ACC)
-            since = tl.exp2(reached)
             until = tl.exp2((total - exact).to(ACC))
             log_across = total.to(ACC)
-        if DECAY != 0:
-            across = tl.exp2(log_across)
+        if DECAY == 0:
+            kept = tl.full([C], 1.0, ACC)
+            added = _operand(v, DOT, PRECISION)
+        else:
+            since = tl.exp2(reached)
+            kept = since if REVERSE else until
+            # now, so that the tile need not stay in registers
+            added = _operand(v.to(ACC) * kept[:, None], DOT, PRECISION)
             if HAS_TOTAL:
                 passed += log_across
 
@@ -197,17 +203,9 @@ def sweep(
                 w = _load_tile(W, w_base + t64 * w_n, w_n, w_d, rows, valid, oc, O_MASK)
             left, right, value = _operand(a, DOT, PRECISION), _operand(b, DOT, PRECISION), _operand(v, DOT, PRECISION)
             held = _operand(state, DOT, PRECISION)
-            scores = tl.dot(left, tl.trans(right), input_precision=PRECISION, out_dtype=ACC)
-            o = tl.dot(left, held, input_precision=PRECISION, out_dtype=ACC)
-            if COLUMN == ON_LEFT:
-                scores += x[:, None]
-                o += x[:, None] * column[None, :]
-            elif COLUMN == ON_RIGHT:
-                scores += x[None, :]
-                o += column[None, :]
-            if DECAY == 2:
+            if DECAY == 2 or (DECAY == 1 and not HOLD):
                 steps = reached[None, :] - reached[:, None] if REVERSE else reached[:, None] - reached[None, :]
-                if G.dtype.element_ty != ACC:  # what the sums lost when they were rounded: their difference is smaller
+                if DECAY == 2 and G.dtype.element_ty != ACC:  # what rounding took from the sums is more than their difference's
                     lost = (exact - reached.to(G.dtype.element_ty)).to(ACC)
                     steps += lost[None, :] - lost[:, None] if REVERSE else lost[:, None] - lost[None, :]
                 inside = tl.exp2(tl.where(allowed, steps, float("-inf")))
@@ -215,48 +213,57 @@ def sweep(
                 weight = tl.full([C], 1.0, ACC) * out_scale
             else:
                 weight = (until if REVERSE else since) * out_scale
+
+            if COMPANION:  # left and right, value and state the other way round
+                other = _operand(w, DOT, PRECISION)
+                r = tl.dot(other, tl.trans(held), input_precision=PRECISION, out_dtype=ACC)
+                if COLUMN == ON_STATE:
+                    r += column[None, :]
+                r *= weight[:, None]
+                if SUM == OF_REST:
+                    row_sums = tl.sum(r * a.to(ACC), 1)
+                others = tl.dot(other, tl.trans(value), input_precision=PRECISION, out_dtype=ACC)
+                if COLUMN == ON_STATE:
+                    others += x[None, :]
+                others = _operand(others * inside, DOT, PRECISION)
+                r += tl.dot(others, right, input_precision=PRECISION, out_dtype=ACC) * out_scale
+                _store_tile(R, r_base + t64 * r_n, r_n, rows, valid, cc, r, C_MASK)
+
+            o = tl.dot(left, held, input_precision=PRECISION, out_dtype=ACC)
+            if COLUMN == ON_LEFT:
+                o += x[:, None] * column[None, :]
+            elif COLUMN == ON_RIGHT:
+                o += column[None, :]
             o *= weight[:, None]
+            if SUM != 0 and not COMPANION:
+                row_sums = tl.sum(o * w.to(ACC), 1)
+            scores = tl.dot(left, tl.trans(right), input_precision=PRECISION, out_dtype=ACC)
+            if COLUMN == ON_LEFT:
+                scores += x[:, None]
+            elif COLUMN == ON_RIGHT:
+                scores += x[None, :]
+            if SUM != 0:
+                # in a chunk both sums of one product, so that their errors cancel as they do
+                if SUM == OF_REST:
+                    pairs = tl.where(gap > 0, scores * others.to(ACC), 0.0)
+                    row_sums += (tl.sum(pairs, 1) - tl.sum(pairs, 0)) * out_scale
+                elif SUM == OF_QUERIES:
+                    pairs = tl.dot(_operand(w, DOT, PRECISION), tl.trans(value), input_precision=PRECISION, out_dtype=ACC)
+                    pairs = tl.where(gap > 0, pairs * scores * inside, 0.0)
+                    row_sums += (tl.sum(pairs, 1) - tl.sum(pairs, 0)) * out_scale
+                tl.store(SUMS + sum_row * n + t64 + rows, row_sums, mask=valid)
             scores *= inside
             if COLUMN == ON_VALUE:
                 z = tl.sum(scores, 1) * out_scale + weight * tl.sum(a.to(ACC) * column[None, :], 1)
                 if block == 0:
                     tl.store(Z + bh * n + t64 + rows, z, mask=valid)
-
-            if COMPANION:  # the same with left and right, value and state the other way round
-                other = _operand(w, DOT, PRECISION)
-                others = tl.dot(other, tl.trans(value), input_precision=PRECISION, out_dtype=ACC)
-                r = tl.dot(other, tl.trans(held), input_precision=PRECISION, out_dtype=ACC)
-                if COLUMN == ON_STATE:
-                    others += x[None, :]
-                    r += column[None, :]
-                r *= weight[:, None]
-                if SUM == OF_REST:
-                    pairs = tl.where(gap > 0, others * scores, 0.0)
-                    row_sums = tl.sum(r * a.to(ACC), 1) + (tl.sum(pairs, 1) - tl.sum(pairs, 0)) * out_scale
-                    tl.store(SUMS + sum_row * n + t64 + rows, row_sums, mask=valid)
-                others = _operand(others * inside, DOT, PRECISION)
-                r += tl.dot(others, right, input_precision=PRECISION, out_dtype=ACC) * out_scale
-                _store_tile(R, r_base + t64 * r_n, r_n, rows, valid, cc, r, C_MASK)
-            elif SUM != 0:
-                row_sums = tl.sum(o * w.to(ACC), 1)
-                if SUM == OF_QUERIES:
-                    # both sums of one product, so that their errors cancel as they do
-                    pairs = tl.dot(_operand(w, DOT, PRECISION), tl.trans(value), input_precision=PRECISION, out_dtype=ACC)
-                    pairs = tl.where(gap > 0, pairs * scores, 0.0)
-                    row_sums += (tl.sum(pairs, 1) - tl.sum(pairs, 0)) * out_scale
-                tl.store(SUMS + sum_row * n + t64 + rows, row_sums, mask=valid)
-
-            scores = _operand(scores, DOT, PRECISION)
             # scaled here: as one accumulator with the first sum, Triton would give each group of four warps all rows
+            scores = _operand(scores, DOT, PRECISION)
             o += tl.dot(scores, value, input_precision=PRECISION, out_dtype=ACC) * out_scale
             _store_tile(O, o_base + t64 * o_n, o_n, rows, valid, oc, o, O_MASK)
 
-        if DECAY == 0:
-            kept = tl.full([C], 1.0, ACC)
-            added = _operand(v, DOT, PRECISION)
-        else:
-            kept = since if REVERSE else until
-            added = _operand(v.to(ACC) * kept[:, None], DOT, PRECISION)
+        if DECAY != 0:
+            across = tl.exp2(log_across)
             state *= across
             column *= across
         if COLUMN == ON_VALUE or COLUMN == ON_STATE:
@@ -272,8 +279,8 @@ def sweep(
         if SUM != 0 and REVERSE:
             if at_border:
                 _meet(S_BORDER, X_BORDER, PASSING, state, column, bh * borders + t // BETWEEN - 1,
-                      sum_row * borders + t // BETWEEN - 1, scale_leave, border_at, in_state, of_column, in_column,
-                      CONTRACT * OUT, LENGTH, SUM, COLUMN)
+                      sum_row * borders + t // BETWEEN - 1, scale_leave, cc, oc, of_column, in_column,
+                      CONTRACT, OUT, LENGTH, SUM, COLUMN)
 
     if HAS_OUT:
         tl.store(S_OUT + state_base + state_at, state * tl.full([], scale_leave, ACC), mask=in_state)

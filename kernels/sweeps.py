@@ -165,7 +165,7 @@ class Sweeps:
                 "PRECISION": how,
                 "LOWEST": LOWEST[self.acc],
                 "ALIGN": math.gcd(16, *(s for buffer in (*read, *written) for s in buffer.strides[:3])),
-                "CHAIN": plan.chain,
+                "HOLD": plan.hold,
             },
             num_warps=plan.warps,
             num_stages=plan.stages,
