@@ -58,19 +58,24 @@ def _operand(x, DOT: tl.constexpr, PRECISION: tl.constexpr):
 def _meet(
     S_BORDER, X_BORDER, PASSING, state, column, border, result, scale, cc, oc, of_column, in_column,
     CONTRACT: tl.constexpr, OUT: tl.constexpr, LENGTH: tl.constexpr, SUM: tl.constexpr, COLUMN: tl.constexpr,
+    COMPANION: tl.constexpr,
 ):  # fmt: skip
     """At a border of two blocks of steps: leave the state for the other sweep, or multiply with what it left."""
-    if SUM == OF_REST:
-        held = S_BORDER + border * CONTRACT * OUT + oc[None, :] * CONTRACT + cc[:, None]
-    else:
-        held = S_BORDER + border * CONTRACT * OUT + cc[:, None] * OUT + oc[None, :]
-    mask = (cc < CONTRACT)[:, None] & (oc < OUT)[None, :]
     if SUM == OF_QUERIES or SUM == OF_PAST:
+        mask = (cc < CONTRACT)[:, None] & (oc < OUT)[None, :]
+        held = S_BORDER + border * CONTRACT * OUT + cc[:, None] * OUT + oc[None, :]
         tl.store(held, state.to(S_BORDER.dtype.element_ty), mask=mask)
         if COLUMN == ON_LEFT:
             tl.store(X_BORDER + border * LENGTH + of_column, column, mask=in_column)
     else:
-        product = tl.sum(tl.sum(state * tl.load(held, mask=mask, other=0.0).to(state.dtype), 1), 0)
+        if COMPANION:  # transposed, and read as it lies
+            mask = (oc < OUT)[:, None] & (cc < CONTRACT)[None, :]
+            held = S_BORDER + border * CONTRACT * OUT + oc[:, None] * CONTRACT + cc[None, :]
+            other = tl.trans(tl.load(held, mask=mask, other=0.0))
+        else:
+            mask = (cc < CONTRACT)[:, None] & (oc < OUT)[None, :]
+            other = tl.load(S_BORDER + border * CONTRACT * OUT + cc[:, None] * OUT + oc[None, :], mask=mask, other=0.0)
+        product = tl.sum(tl.sum(state * other.to(state.dtype), 1), 0)
         if COLUMN == ON_RIGHT or COLUMN == ON_STATE:
             product += tl.sum(column * tl.load(X_BORDER + border * LENGTH + of_column, mask=in_column, other=0.0), 0)
         tl.store(PASSING + result, product * scale)
@@ -86,14 +91,15 @@ def _meet(
 )  # fmt: skip
 def sweep(
     A, B, V, W, O, R, X, G, Z, SUMS, S_BORDER, X_BORDER, PASSING, S_IN, X_IN, S_OUT, X_OUT, TOTAL,
-    a_b: "i64", a_h: "i64", a_n, a_d, b_b: "i64", b_h: "i64", b_n, b_d, v_b: "i64", v_h: "i64", v_n, v_d,
-    w_b: "i64", w_h: "i64", w_n, w_d, o_b: "i64", o_h: "i64", o_n, r_b: "i64", r_h: "i64", r_n,
+    a_b: "i64", a_h: "i64", a_d, b_b: "i64", b_h: "i64", b_d, v_b: "i64", v_h: "i64", v_d, w_b: "i64", w_h: "i64", w_d,
+    o_b: "i64", o_h: "i64", r_b: "i64", r_h: "i64",
     n, per_segment, segments, borders, heads, a_group, b_group, v_group, w_group, scale, scale_in, scale_leave,
+    a_n: tl.constexpr, b_n: tl.constexpr, v_n: tl.constexpr, w_n: tl.constexpr, o_n: tl.constexpr, r_n: tl.constexpr,
     CONTRACT: tl.constexpr, OUT: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, C: tl.constexpr,
     REVERSE: tl.constexpr, STRICT: tl.constexpr, DECAY: tl.constexpr, COLUMN: tl.constexpr, TRANSPOSED: tl.constexpr,
     OUTPUT: tl.constexpr, COMPANION: tl.constexpr, SUM: tl.constexpr, BETWEEN: tl.constexpr, HAS_IN: tl.constexpr,
     HAS_OUT: tl.constexpr, HAS_TOTAL: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    LOWEST: tl.constexpr, ALIGN: tl.constexpr, HOLD: tl.constexpr,
+    LOWEST: tl.constexpr, ALIGN: tl.constexpr, HOLD: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """O = scale * LA(A, B, V) for one segment of one head and one block of O's features; states are sums of B^T V.
 
@@ -159,7 +165,8 @@ def sweep(
     first = segment * per_segment
     count = tl.minimum(per_segment, (n + C - 1) // C - first)
     sum_row = block.to(tl.int64) * (tl.num_programs(0) // segments) + bh
-    for step in range(0, count):
+    # with a number of its own, or Triton fetches ahead only what products read
+    for step in tl.range(0, count, num_stages=STAGES):
         t = (first + (count - 1 - step if REVERSE else step)) * C
         t64 = t.to(tl.int64)
         filled = tl.minimum(n - t, C)
@@ -171,18 +178,18 @@ def sweep(
             if at_border:
                 _meet(S_BORDER, X_BORDER, PASSING, state, column, bh * borders + t // BETWEEN - 1,
                       sum_row * borders + t // BETWEEN - 1, scale_leave, cc, oc, of_column, in_column,
-                      CONTRACT, OUT, LENGTH, SUM, COLUMN)
+                      CONTRACT, OUT, LENGTH, SUM, COLUMN, COMPANION)
         if COLUMN == ON_LEFT or COLUMN == ON_RIGHT or COLUMN == ON_STATE:
             x = tl.load(X + bh * n + t64 + rows, mask=valid, other=0.0)
 
         # reached: sums from the chunk's start; since: decay up to a row; until: from a row to the chunk's end
         if DECAY == 1:
-            reached = g * (tl.minimum(rows, filled) + 1).to(ACC)
+            reached = g * (tl.minimum(rows, filled - 1) + 1).to(ACC)
             until = tl.exp2(g * tl.maximum(filled - 1 - rows, 0).to(ACC))
             log_across = g * filled.to(ACC)
         elif DECAY == 2:
             total = tl.load(G + bh * n + t64 + filled - 1)
-            exact = tl.load(G + bh * n + t64 + rows, mask=valid, other=0.0)
+            exact = tl.load(G + bh * n + t64 + tl.minimum(rows, filled - 1))  # behind the end: as at the end
             reached = exact.to(ACC)
             until = tl.exp2((total - exact).to(ACC))
             log_across = total.to(ACC)
@@ -220,7 +227,7 @@ def sweep(
                 if COLUMN == ON_STATE:
                     r += column[None, :]
                 r *= weight[:, None]
-                if SUM == OF_REST:
+                if SUM != 0:
                     row_sums = tl.sum(r * a.to(ACC), 1)
                 others = tl.dot(other, tl.trans(value), input_precision=PRECISION, out_dtype=ACC)
                 if COLUMN == ON_STATE:
@@ -242,23 +249,23 @@ def sweep(
                 scores += x[:, None]
             elif COLUMN == ON_RIGHT:
                 scores += x[None, :]
-            if SUM != 0:
-                # in a chunk both sums of one product, so that their errors cancel as they do
-                if SUM == OF_REST:
-                    pairs = tl.where(gap > 0, scores * others.to(ACC), 0.0)
-                    row_sums += (tl.sum(pairs, 1) - tl.sum(pairs, 0)) * out_scale
-                elif SUM == OF_QUERIES:
-                    pairs = tl.dot(_operand(w, DOT, PRECISION), tl.trans(value), input_precision=PRECISION, out_dtype=ACC)
-                    pairs = tl.where(gap > 0, pairs * scores * inside, 0.0)
-                    row_sums += (tl.sum(pairs, 1) - tl.sum(pairs, 0)) * out_scale
-                tl.store(SUMS + sum_row * n + t64 + rows, row_sums, mask=valid)
+            # pairs in a chunk: both sums of one product, so that their errors cancel as they do
+            if SUM == OF_REST:
+                pairs = tl.where(gap > 0, scores * others.to(ACC), 0.0)
+                row_sums += (tl.sum(pairs, 1) - tl.sum(pairs, 0)) * out_scale
             scores *= inside
+            if SUM == OF_QUERIES:
+                pairs = tl.dot(_operand(w, DOT, PRECISION), tl.trans(value), input_precision=PRECISION, out_dtype=ACC)
+                pairs = tl.where(gap > 0, pairs * scores, 0.0)
+                row_sums += (tl.sum(pairs, 1) - tl.sum(pairs, 0)) * out_scale
+            if SUM != 0:
+                tl.store(SUMS + sum_row * n + t64 + rows, row_sums, mask=valid)
             if COLUMN == ON_VALUE:
                 z = tl.sum(scores, 1) * out_scale + weight * tl.sum(a.to(ACC) * column[None, :], 1)
                 if block == 0:
                     tl.store(Z + bh * n + t64 + rows, z, mask=valid)
-            # scaled here: as one accumulator with the first sum, Triton would give each group of four warps all rows
             scores = _operand(scores, DOT, PRECISION)
+            # scaled here: as one accumulator with the first sum, Triton would give each group of four warps all rows
             o += tl.dot(scores, value, input_precision=PRECISION, out_dtype=ACC) * out_scale
             _store_tile(O, o_base + t64 * o_n, o_n, rows, valid, oc, o, O_MASK)
 
@@ -280,7 +287,7 @@ def sweep(
             if at_border:
                 _meet(S_BORDER, X_BORDER, PASSING, state, column, bh * borders + t // BETWEEN - 1,
                       sum_row * borders + t // BETWEEN - 1, scale_leave, cc, oc, of_column, in_column,
-                      CONTRACT, OUT, LENGTH, SUM, COLUMN)
+                      CONTRACT, OUT, LENGTH, SUM, COLUMN, COMPANION)
 
     if HAS_OUT:
         tl.store(S_OUT + state_base + state_at, state * tl.full([], scale_leave, ACC), mask=in_state)

@@ -130,8 +130,8 @@ class Sweeps:
             (b * heads * direction.count, -(-value.shape[3] // plan.out)),
             (*read, *written, *(right if buffer is None else buffer for buffer in optional)),
             (
-                *(stride for buffer in read for stride in buffer.strides),
-                *(stride for buffer in written for stride in buffer.strides[:3]),
+                *(buffer.strides[axis] for buffer in read for axis in (0, 1, 3)),
+                *(buffer.strides[axis] for buffer in written for axis in (0, 1)),
                 n,
                 direction.length // plan.chunk,
                 direction.count,
@@ -143,6 +143,8 @@ class Sweeps:
                 float(scale_leave),
             ),
             {
+                # strides of rows are those of a layout and no matter of the length: known, they save registers
+                **{f"{name}_n": buffer.strides[2] for name, buffer in zip("abvwor", (*read, *written))},
                 "CONTRACT": right.shape[3],
                 "OUT": value.shape[3],
                 "BC": plan.contract,
@@ -166,6 +168,7 @@ class Sweeps:
                 "LOWEST": LOWEST[self.acc],
                 "ALIGN": math.gcd(16, *(s for buffer in (*read, *written) for s in buffer.strides[:3])),
                 "HOLD": plan.hold,
+                "STAGES": plan.stages,
             },
             num_warps=plan.warps,
             num_stages=plan.stages,

@@ -34,6 +34,7 @@ from .validation import check_arguments
 
 MAX_FEATURES = 256  # what the registers of one program hold
 plans = Plans()
+SPLIT = False
 
 
 @functools.cache
@@ -270,7 +271,7 @@ def _plan_backward(
         enters = None if call.start is None else State(call.start)
         if ahead.count > 1:
             enters = sweeps.states(ahead, k, v, call.start, None, column=NO_COLUMN if x is None else ON_VALUE)
-        grad_q, sums_q = output(roles.grad_q), sums(OF_QUERIES if pair is None else OF_PAST, blocks)
+        grad_q, sums_q = output(roles.grad_q), sums(OF_QUERIES if pair is None or SPLIT else OF_PAST, blocks)
         run(
             roles.grad_q, layout, ahead, grad_q, enters, sums=sums_q, x=x, column=NO_COLUMN if x is None else ON_LEFT,
             beside=None if sums_q is None else q,
@@ -285,7 +286,7 @@ def _plan_backward(
             column = NO_COLUMN if x is None else ON_STATE
             enters, leaves = sweeps.states(behind, q, grad_o, end, grad_start, x, scale, column), None
         if pair is not None:
-            grad_k, grad_v, sums_k = output(roles.grad_k), output(roles.grad_v), sums(OF_REST, 1)
+            grad_k, grad_v, sums_k = output(roles.grad_k), output(roles.grad_v), sums(OF_KEYS if SPLIT else OF_REST, 1)
             run(
                 roles.grad_v, pair, behind, grad_v, enters, leaves=leaves, beside=v, companion=grad_k, sums=sums_k, x=x,
                 column=NO_COLUMN if x is None else ON_STATE,
