@@ -6,6 +6,7 @@ arrive without copies (`needs_exact_strides`), and undefined gradients stay unde
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,8 @@ BACKWARD_SCHEMA = (
     "Tensor? log_decay, Tensor? initial_state, Tensor? final_state, float scale, bool reverse, bool strict, "
     "bool[5] needs) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_log_decay, Tensor grad_initial_state)"
 )
+# Of the forward's arguments behind q, k and v.
+DEFAULTS = (None, None, 1.0, False, False, False, False)
 TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 
 library = Library("lightning", "DEF")
@@ -118,12 +121,20 @@ def _fake_backward(
 
 
 def _autograd(keyset: torch.DispatchKeySet, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    options = (*rest, *(None, None, 1.0, False, False, False, False)[len(rest) :])
+    options = (*rest, *DEFAULTS[len(rest) :])
     if torch.is_grad_enabled() and any(
         x is not None and x.requires_grad for x in (q, k, v, options[0], options[1])
     ):
-        return LinearAttention.apply(keyset & torch._C._after_autograd_keyset, q, k, v, *options)
-    return linear_attention.redispatch(keyset & torch._C._after_autograd_keyset, q, k, v, *options)
+        return LinearAttention.apply(_below_autograd(keyset), q, k, v, *options)
+    return _below_autograd(keyset)(q, k, v, *options)
+
+
+def _below_autograd(keyset: torch.DispatchKeySet) -> Callable[..., tuple[Tensor, ...]]:
+    """The operator below autograd. Where the dispatcher would do nothing but call the kernel, the kernel itself."""
+    rest = keyset & torch._C._after_autograd_keyset
+    if rest.highestPriorityTypeId() == torch._C.DispatchKey.CUDA:
+        return _compute
+    return functools.partial(linear_attention.redispatch, rest)
 
 
 def _autograd_backward(keyset: torch.DispatchKeySet, *args: Any) -> tuple[Tensor, ...]:

@@ -64,13 +64,17 @@ class Launch:
     ) -> None:
         self.kernel, self.grid, self.options = kernel, (*grid, *(1,) * (3 - len(grid))), options
         self.places = [buffer.place for buffer in buffers]
+        # many arguments are one tensor, handed over where another kernel of the kind would read something
+        self.distinct = list(dict.fromkeys(self.places))
+        self.order = [self.distinct.index(place) for place in self.places]
         self.numbers, self.constants = numbers, constants
         self.rest = [*numbers, *constants.values()]
         self.run: Callable[..., Any] | None = None
 
     def __call__(self, tensors: Tensors) -> None:
         if self.run is not None:
-            self.run(*[tensors[place].data_ptr() for place in self.places], *self.rest)
+            addresses = [tensors[place].data_ptr() for place in self.distinct]
+            self.run(*[addresses[i] for i in self.order], *self.rest)
             return
         pointers = [tensors[place] for place in self.places]
         compiled = self.kernel[self.grid](*pointers, *self.numbers, **self.constants, **self.options)
@@ -111,6 +115,12 @@ class Plan:
 
         self.steps.append(step)
         return self._buffer(shape, (strides[0], strides[2], strides[1], strides[3]) if lengthwise else strides, dtype)
+
+    def nothing(self, dtype: torch.dtype) -> Buffer:
+        """An output that was not asked for: empty, and the same in every call."""
+        x = torch.empty(0, dtype=dtype, device=self.device)
+        self.steps.append(lambda tensors: tensors.append(x))
+        return self._buffer((0,), (1,), dtype)
 
     def compute(self, shape: tuple[int, ...], dtype: torch.dtype, function: Callable[..., Tensor], *of: Buffer) -> Buffer:
         """The contiguous tensor that a PyTorch function makes of some others."""

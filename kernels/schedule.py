@@ -11,9 +11,11 @@ from typing import Literal
 
 import torch
 
+from .spec import Decay
+
 Precision = Literal["ieee", "tf32", "tf32x3"]
-# What a sweep leaves: an output, two outputs that share a state, or states only.
-Kind = Literal["output", "pair", "states"]
+# What a sweep leaves: an output, an output and its normaliser, two outputs that share a state, or states only.
+Kind = Literal["output", "normalizer", "pair", "states"]
 
 
 @dataclass(frozen=True)
@@ -40,35 +42,41 @@ def _block(features: int) -> int:
 Row = tuple[int, int, int, int]
 # Measured on an H100 (docs/kernels.md). By the contracted block: (chunk, output block, warps, stages).
 _HALF: dict[str, dict[int, Row]] = {
-    "output": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 256: (32, 64, 8, 2)},
-    "pair": {64: (64, 64, 4, 2), 128: (64, 128, 8, 2)},
-    "states": {64: (64, 64, 4, 3), 128: (64, 64, 4, 3), 256: (32, 64, 8, 2)},
+    "output": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 256: (64, 64, 8, 2)},
+    "normalizer": {64: (64, 64, 4, 3), 128: (64, 128, 8, 2), 256: (64, 64, 8, 2)},
+    "pair": {64: (64, 64, 4, 3), 128: (64, 128, 8, 2)},
+    "states": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 256: (64, 64, 8, 2)},
 }
-# Operands of 32 bits take twice the room, and split dots hold several copies of a tile in registers.
+# Weights of a constant decay stay in registers at 64 features: eight warps have them. Those of each step at 128 features
+# do not fit beside a pair: two sweeps are faster.
+_HALF_PAIR: dict[tuple[int, Decay], Row | None] = {(64, "head"): (64, 64, 8, 3), (128, "step"): None}
+# Operands of 32 bits take twice the room, and split dots hold several copies of a tile in registers: no pairs but for
+# few features.
 _SINGLE: dict[str, dict[int, Row]] = {
-    "output": {64: (32, 64, 4, 1), 128: (64, 32, 4, 1), 256: (32, 32, 4, 1)},
-    "pair": {64: (32, 64, 4, 1)},
-    "states": {64: (32, 64, 4, 1), 128: (64, 32, 4, 1), 256: (32, 32, 4, 1)},
-}
-_SINGLE_TF32: dict[str, dict[int, Row]] = {
-    "output": {**_SINGLE["output"], 128: (32, 64, 4, 2)},
-    "pair": {},
-    "states": {**_SINGLE["states"], 128: (32, 64, 4, 2)},
+    "output": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (32, 32, 8, 1)},
+    "normalizer": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (32, 32, 8, 1)},
+    "pair": {32: (32, 32, 4, 1)},
+    "states": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (32, 32, 8, 1)},
 }
 
 
-def schedule(contract: int, out: int, dtype: torch.dtype, kind: Kind = "output") -> Schedule | None:
-    """The schedule of a sweep that contracts over so many features; None: no such pair fits the registers."""
+def schedule(
+    contract: int, out: int, dtype: torch.dtype, kind: Kind = "output", decay: Decay = "none"
+) -> Schedule | None:
+    """The schedule of a sweep that contracts over so many features; None: two sweeps are faster than such a pair."""
     half = dtype.itemsize == 2
-    table = _HALF if half else _SINGLE_TF32 if precision(dtype)[1] == "tf32" else _SINGLE
-    block = _block(contract)
-    row = table[kind].get(max(block, _block(out), 64) if kind == "pair" else max(block, 64))
+    table, block = (_HALF if half else _SINGLE)[kind], _block(contract)
+    widest = max(block, _block(out)) if kind == "pair" else block
+    widest = max(widest, min(table, default=widest))
+    row = table.get(widest)
+    if kind == "pair" and half:
+        row = _HALF_PAIR.get((widest, decay), row)
     if row is None:
         return None
     chunk, most, warps, stages = row
     held = min(_block(out), most)
-    if out % held != 0 and half and kind != "pair":
-        held = 64  # narrower blocks with masked columns give wrong results on Hopper (Triton 3.6, 60 features in 32s)
+    if out % held != 0 and half:
+        held = max(held, 64)  # narrower blocks with masked columns give wrong results on Hopper (Triton 3.6, 60 features in 32s)
     return Schedule(chunk, block, held, warps, stages)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+i64 = tl.int64  # as an annotation, which Triton reads by its name
 LOG2E = tl.constexpr(1.4426950408889634)
 
 # How the normaliser's column takes part in a sweep.
@@ -24,8 +25,6 @@ ON_STATE = tl.constexpr(4)  # value has the column x, for the state and for a co
 # What a sweep of the backward sums for the log-decay's gradient.
 OF_QUERIES = tl.constexpr(1)  # with grad_q: q.grad_q less k.grad_k of pairs in a chunk, q.grad_q of what came before it
 OF_KEYS = tl.constexpr(2)  # with grad_k: k.grad_k of what lies behind the chunk
-OF_PAST = tl.constexpr(3)  # with grad_q: q.grad_q of what came before the chunk
-OF_REST = tl.constexpr(4)  # with grad_k as a companion: all that OF_PAST leaves out
 
 
 @triton.jit
@@ -55,30 +54,15 @@ def _operand(x, DOT: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _meet(
-    S_BORDER, X_BORDER, PASSING, state, column, border, result, scale, cc, oc, of_column, in_column,
-    CONTRACT: tl.constexpr, OUT: tl.constexpr, LENGTH: tl.constexpr, SUM: tl.constexpr, COLUMN: tl.constexpr,
-    COMPANION: tl.constexpr,
-):  # fmt: skip
-    """At a border of two blocks of steps: leave the state for the other sweep, or multiply with what it left."""
-    if SUM == OF_QUERIES or SUM == OF_PAST:
-        mask = (cc < CONTRACT)[:, None] & (oc < OUT)[None, :]
-        held = S_BORDER + border * CONTRACT * OUT + cc[:, None] * OUT + oc[None, :]
-        tl.store(held, state.to(S_BORDER.dtype.element_ty), mask=mask)
-        if COLUMN == ON_LEFT:
-            tl.store(X_BORDER + border * LENGTH + of_column, column, mask=in_column)
-    else:
-        if COMPANION:  # transposed, and read as it lies
-            mask = (oc < OUT)[:, None] & (cc < CONTRACT)[None, :]
-            held = S_BORDER + border * CONTRACT * OUT + oc[:, None] * CONTRACT + cc[None, :]
-            other = tl.trans(tl.load(held, mask=mask, other=0.0))
-        else:
-            mask = (cc < CONTRACT)[:, None] & (oc < OUT)[None, :]
-            other = tl.load(S_BORDER + border * CONTRACT * OUT + cc[:, None] * OUT + oc[None, :], mask=mask, other=0.0)
-        product = tl.sum(tl.sum(state * other.to(state.dtype), 1), 0)
-        if COLUMN == ON_RIGHT or COLUMN == ON_STATE:
-            product += tl.sum(column * tl.load(X_BORDER + border * LENGTH + of_column, mask=in_column, other=0.0), 0)
-        tl.store(PASSING + result, product * scale)
+def _leave(
+    S_BORDER, X_BORDER, state, column, border, cc, oc, CONTRACT: tl.constexpr, OUT: tl.constexpr, HAS_COLUMN: tl.constexpr
+):
+    """The state at a border of two blocks of steps, rounded as products read it."""
+    mask = (cc < CONTRACT)[:, None] & (oc < OUT)[None, :]
+    at = S_BORDER + border * CONTRACT * OUT + cc[:, None] * OUT + oc[None, :]
+    tl.store(at, state.to(S_BORDER.dtype.element_ty), mask=mask)
+    if HAS_COLUMN:
+        tl.store(X_BORDER + border * OUT + oc, column, mask=oc < OUT)
 
 
 # What changes with the batch and the length is not specialised on: a new length must not compile anything. ALIGN says
@@ -90,9 +74,9 @@ def _meet(
     ]
 )  # fmt: skip
 def sweep(
-    A, B, V, W, O, R, X, G, Z, SUMS, S_BORDER, X_BORDER, PASSING, S_IN, X_IN, S_OUT, X_OUT, TOTAL,
-    a_b: "i64", a_h: "i64", a_d, b_b: "i64", b_h: "i64", b_d, v_b: "i64", v_h: "i64", v_d, w_b: "i64", w_h: "i64", w_d,
-    o_b: "i64", o_h: "i64", r_b: "i64", r_h: "i64",
+    A, B, V, W, O, R, X, G, Z, SUMS, S_BORDER, X_BORDER, S_IN, X_IN, S_OUT, X_OUT, TOTAL,
+    a_b: i64, a_h: i64, a_d, b_b: i64, b_h: i64, b_d, v_b: i64, v_h: i64, v_d, w_b: i64, w_h: i64, w_d,
+    o_b: i64, o_h: i64, r_b: i64, r_h: i64,
     n, per_segment, segments, borders, heads, a_group, b_group, v_group, w_group, scale, scale_in, scale_leave,
     a_n: tl.constexpr, b_n: tl.constexpr, v_n: tl.constexpr, w_n: tl.constexpr, o_n: tl.constexpr, r_n: tl.constexpr,
     CONTRACT: tl.constexpr, OUT: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, C: tl.constexpr,
@@ -108,11 +92,11 @@ def sweep(
 
     S_IN, S_OUT [B*H, segments, CONTRACT, OUT] (TRANSPOSED: the last two exchanged), X_* their normaliser part; a state
     is multiplied by scale_in when it enters and by scale_leave when it leaves. TOTAL [B*H, segments], in powers of two.
-    HOLD: weights that are those of every chunk stay in registers. DECAY 0: none, 1: G[heads], 2: G[B*H, N], sums from each chunk's start in powers of two. OUTPUT False: states only.
+    HOLD: weights that are those of every chunk stay in registers. DECAY 0: none, 1: G[heads], 2: G[B*H, N], sums from
+    each chunk's start in powers of two. OUTPUT False: states only.
 
-    SUM: row sums for the log-decay's gradient, SUMS [blocks, B*H, N], own positions left out; without a companion W has
-    the shape of O. S_BORDER [B*H, borders, E, D] holds a state of each sweep that meets at every BETWEEN positions: that
-    of grad_q writes it, that of grad_k multiplies it with its own, PASSING [blocks, B*H, borders].
+    SUM: row sums of O * W for the log-decay's gradient, SUMS [blocks, B*H, N], own positions left out, and at every
+    BETWEEN positions the state, S_BORDER [B*H, borders, CONTRACT, OUT].
     """
     program = tl.program_id(0)
     bh, segment = program // segments, program % segments
@@ -176,9 +160,7 @@ def sweep(
         at_border = (t % BETWEEN == 0) & (t > 0)
         if SUM != 0 and not REVERSE:
             if at_border:
-                _meet(S_BORDER, X_BORDER, PASSING, state, column, bh * borders + t // BETWEEN - 1,
-                      sum_row * borders + t // BETWEEN - 1, scale_leave, cc, oc, of_column, in_column,
-                      CONTRACT, OUT, LENGTH, SUM, COLUMN, COMPANION)
+                _leave(S_BORDER, X_BORDER, state, column, bh * borders + t // BETWEEN - 1, cc, oc, CONTRACT, OUT, ON_OUT)
         if COLUMN == ON_LEFT or COLUMN == ON_RIGHT or COLUMN == ON_STATE:
             x = tl.load(X + bh * n + t64 + rows, mask=valid, other=0.0)
 
@@ -199,36 +181,44 @@ def sweep(
         else:
             since = tl.exp2(reached)
             kept = since if REVERSE else until
-            # now, so that the tile need not stay in registers
+            # sums and products with a tile's numbers come first, so that it need not stay in registers
             added = _operand(v.to(ACC) * kept[:, None], DOT, PRECISION)
             if HAS_TOTAL:
                 passed += log_across
+        if COLUMN == ON_STATE:
+            gained = tl.sum(b.to(ACC) * (kept * x)[:, None], 0)
+        elif COLUMN == ON_LEFT:
+            gained = tl.sum(v.to(ACC) * kept[:, None], 0)
+        elif COLUMN == ON_RIGHT:
+            gained = tl.sum(v.to(ACC) * (kept * x)[:, None], 0)
 
         if OUTPUT:
-            a = _load_tile(A, a_base + t64 * a_n, a_n, a_d, rows, valid, cc, C_MASK)
-            if COMPANION or SUM != 0:
-                w = _load_tile(W, w_base + t64 * w_n, w_n, w_d, rows, valid, oc, O_MASK)
-            left, right, value = _operand(a, DOT, PRECISION), _operand(b, DOT, PRECISION), _operand(v, DOT, PRECISION)
-            held = _operand(state, DOT, PRECISION)
-            if DECAY == 2 or (DECAY == 1 and not HOLD):
-                steps = reached[None, :] - reached[:, None] if REVERSE else reached[:, None] - reached[None, :]
-                if DECAY == 2 and G.dtype.element_ty != ACC:  # what rounding took from the sums is more than their difference's
-                    lost = (exact - reached.to(G.dtype.element_ty)).to(ACC)
-                    steps += lost[None, :] - lost[:, None] if REVERSE else lost[:, None] - lost[None, :]
-                inside = tl.exp2(tl.where(allowed, steps, float("-inf")))
+            # Tiles are named where they are first read: what is read as numbers, and not by products alone, comes into
+            # registers there.
+            value, held = _operand(v, DOT, PRECISION), _operand(state, DOT, PRECISION)
             if DECAY == 0:
                 weight = tl.full([C], 1.0, ACC) * out_scale
             else:
                 weight = (until if REVERSE else since) * out_scale
 
             if COMPANION:  # left and right, value and state the other way round
+                w = _load_tile(W, w_base + t64 * w_n, w_n, w_d, rows, valid, oc, O_MASK)
                 other = _operand(w, DOT, PRECISION)
                 r = tl.dot(other, tl.trans(held), input_precision=PRECISION, out_dtype=ACC)
                 if COLUMN == ON_STATE:
                     r += column[None, :]
                 r *= weight[:, None]
-                if SUM != 0:
-                    row_sums = tl.sum(r * a.to(ACC), 1)
+            a = _load_tile(A, a_base + t64 * a_n, a_n, a_d, rows, valid, cc, C_MASK)
+            if COLUMN == ON_VALUE:
+                z = weight * tl.sum(a.to(ACC) * column[None, :], 1)
+            if DECAY == 2 or (DECAY == 1 and not HOLD):
+                steps = reached[None, :] - reached[:, None] if REVERSE else reached[:, None] - reached[None, :]
+                if DECAY == 2 and G.dtype.element_ty != ACC:  # what rounding took from the sums is more than their difference's
+                    lost = (exact - reached.to(G.dtype.element_ty)).to(ACC)
+                    steps += lost[None, :] - lost[:, None] if REVERSE else lost[:, None] - lost[None, :]
+                inside = tl.exp2(tl.where(allowed, steps, float("-inf")))
+            left, right = _operand(a, DOT, PRECISION), _operand(b, DOT, PRECISION)
+            if COMPANION:
                 others = tl.dot(other, tl.trans(value), input_precision=PRECISION, out_dtype=ACC)
                 if COLUMN == ON_STATE:
                     others += x[None, :]
@@ -242,26 +232,24 @@ def sweep(
             elif COLUMN == ON_RIGHT:
                 o += column[None, :]
             o *= weight[:, None]
-            if SUM != 0 and not COMPANION:
+            if SUM != 0:
+                w = _load_tile(W, w_base + t64 * w_n, w_n, w_d, rows, valid, oc, O_MASK)
                 row_sums = tl.sum(o * w.to(ACC), 1)
             scores = tl.dot(left, tl.trans(right), input_precision=PRECISION, out_dtype=ACC)
             if COLUMN == ON_LEFT:
                 scores += x[:, None]
             elif COLUMN == ON_RIGHT:
                 scores += x[None, :]
-            # pairs in a chunk: both sums of one product, so that their errors cancel as they do
-            if SUM == OF_REST:
-                pairs = tl.where(gap > 0, scores * others.to(ACC), 0.0)
-                row_sums += (tl.sum(pairs, 1) - tl.sum(pairs, 0)) * out_scale
             scores *= inside
             if SUM == OF_QUERIES:
+                # pairs in a chunk: both sums of one product, so that their errors cancel as they do
                 pairs = tl.dot(_operand(w, DOT, PRECISION), tl.trans(value), input_precision=PRECISION, out_dtype=ACC)
                 pairs = tl.where(gap > 0, pairs * scores, 0.0)
                 row_sums += (tl.sum(pairs, 1) - tl.sum(pairs, 0)) * out_scale
             if SUM != 0:
                 tl.store(SUMS + sum_row * n + t64 + rows, row_sums, mask=valid)
             if COLUMN == ON_VALUE:
-                z = tl.sum(scores, 1) * out_scale + weight * tl.sum(a.to(ACC) * column[None, :], 1)
+                z += tl.sum(scores, 1) * out_scale
                 if block == 0:
                     tl.store(Z + bh * n + t64 + rows, z, mask=valid)
             scores = _operand(scores, DOT, PRECISION)
@@ -273,21 +261,16 @@ def sweep(
             across = tl.exp2(log_across)
             state *= across
             column *= across
-        if COLUMN == ON_VALUE or COLUMN == ON_STATE:
-            ones = kept * x if COLUMN == ON_STATE else kept
-            column += tl.sum(b.to(ACC) * ones[:, None], 0)
-        elif COLUMN == ON_LEFT:
-            column += tl.sum(v.to(ACC) * kept[:, None], 0)
-        elif COLUMN == ON_RIGHT:
-            column += tl.sum(v.to(ACC) * (kept * x)[:, None], 0)
+        if COLUMN == ON_VALUE:  # here it needs fewer registers, measured
+            column += tl.sum(b.to(ACC) * kept[:, None], 0)
+        elif COLUMN != NO_COLUMN:
+            column += gained
         state = tl.dot(
             tl.trans(_operand(b, DOT, PRECISION)), added, state, input_precision=PRECISION, out_dtype=ACC
         )
         if SUM != 0 and REVERSE:
             if at_border:
-                _meet(S_BORDER, X_BORDER, PASSING, state, column, bh * borders + t // BETWEEN - 1,
-                      sum_row * borders + t // BETWEEN - 1, scale_leave, cc, oc, of_column, in_column,
-                      CONTRACT, OUT, LENGTH, SUM, COLUMN, COMPANION)
+                _leave(S_BORDER, X_BORDER, state, column, bh * borders + t // BETWEEN - 1, cc, oc, CONTRACT, OUT, ON_OUT)
 
     if HAS_OUT:
         tl.store(S_OUT + state_base + state_at, state * tl.full([], scale_leave, ACC), mask=in_state)

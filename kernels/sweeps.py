@@ -16,12 +16,13 @@ DECAYS = {"none": 0, "head": 1, "step": 2}
 # than it must be: what follows such a step in its chunk is a difference of sums of this size.
 LOWEST = {torch.float32: -100.0, torch.float64: -1100.0}
 NO_COLUMN, ON_VALUE, ON_LEFT, ON_RIGHT, ON_STATE = range(5)
-OF_QUERIES, OF_KEYS, OF_PAST, OF_REST = range(1, 5)
+OF_QUERIES, OF_KEYS = 1, 2
 # Steps between borders at which the sums for the log-decay's gradient start anew. Divides a segment; the states kept at
 # borders are D * E / BETWEEN numbers a position.
 BETWEEN = 256
 # Positions that a program of the log-decay's sums takes, and elements of a state that one of the scan takes.
 SUMMED, SCANNED = 1024, 1024
+MULTIPLIED = 2048  # elements of two states that are multiplied at a time
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,14 @@ class State:
 
 @dataclass(frozen=True)
 class Sums:
-    """What two sweeps leave for the log-decay's gradient: rows [blocks, B*H, N], and at borders states and products.
+    """What a sweep leaves for the log-decay's gradient: rows [blocks, B*H, N], and at borders its state.
 
-    states: what the sweep for grad_q holds at each border, in the operands' dtype; passing [blocks, B*H, borders].
+    The state [B*H, borders, E, D] is in the operands' dtype, a normaliser's column [B*H, borders, D] with it.
     """
 
     which: int
     rows: Buffer
     states: State
-    passing: Buffer
 
 
 def borders(n: int) -> int:
@@ -123,7 +123,7 @@ class Sweeps:
         read = [right if left is None else left, right, value, value if beside is None else beside]
         written = [value if out is None else out, value if companion is None else companion]
         optional = [x, self._decays(plan.chunk), z]
-        optional += [None] * 4 if sums is None else [sums.rows, *_parts(sums.states), sums.passing]
+        optional += [None] * 3 if sums is None else [sums.rows, *_parts(sums.states)]
         optional += [*_parts(enters), *_parts(leaves), total]
         self.plan.launch(
             sweep,
@@ -223,16 +223,49 @@ class Sweeps:
             )
         return State(matrix, sums)
 
-    def decay_gradient(self, queries: Sums, keys: Sums, at_end: Buffer | None, reverse: bool, dtype: torch.dtype) -> Buffer:
+    def sums(self, which: int, blocks: int, d: int, e: int, column: bool) -> Sums:
+        """Room for what a sweep of so many blocks leaves for the log-decay's gradient."""
+        b, heads, n = self.shape
+        at_borders = (b * heads, borders(n))
+        return Sums(
+            which,
+            self.plan.empty((blocks, b * heads, n), self.acc),
+            State(
+                self.plan.empty((*at_borders, e, d), self.operand),
+                self.plan.empty((*at_borders, d), self.acc) if column else None,
+            ),
+        )
+
+    def decay_gradient(
+        self, queries: Sums, keys: Sums, at_end: Buffer | None, scale: float, reverse: bool, dtype: torch.dtype
+    ) -> Buffer:
         """The gradient of each step's log-decay, [B, H, N]; at_end [B, H]: what passes every step."""
-        from .joins import join_sums
+        import triton.language as tl
+
+        from .joins import border_products, join_sums
 
         b, heads, n = self.shape
+        passing = self.plan.empty((b * heads, borders(n)), self.acc)
+        (states, column), (others, other_column) = _parts(queries.states), _parts(keys.states)
+        assert states is not None and others is not None
+        self.plan.launch(
+            border_products,
+            (b * heads * borders(n),),
+            (states, others, states if column is None else column, others if other_column is None else other_column, passing),
+            (float(scale),),
+            {
+                "SIZE": math.prod(states.shape[2:]),
+                "LENGTH": states.shape[3],
+                "BLOCK": MULTIPLIED,
+                "HAS_COLUMN": column is not None,
+                "ACC": tl.float64 if self.acc == torch.float64 else tl.float32,
+            },
+        )
         steps = self.plan.empty(self.shape, dtype)
         self.plan.launch(
             join_sums,
             (b * heads, borders(n) + 1),
-            (queries.rows, keys.rows, keys.passing, steps if at_end is None else at_end, steps),
+            (queries.rows, keys.rows, passing, steps if at_end is None else at_end, steps),
             (n, borders(n), queries.rows.shape[0], keys.rows.shape[0]),
             {"BETWEEN": BETWEEN, "REVERSE": reverse, "HAS_END": at_end is not None},
         )

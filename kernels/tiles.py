@@ -17,9 +17,7 @@ from .spec import Role, Specification, differentiate
 from .sweeps import (
     NO_COLUMN,
     OF_KEYS,
-    OF_PAST,
     OF_QUERIES,
-    OF_REST,
     ON_LEFT,
     ON_RIGHT,
     ON_STATE,
@@ -28,13 +26,11 @@ from .sweeps import (
     State,
     Sums,
     Sweeps,
-    borders,
 )
 from .validation import check_arguments
 
 MAX_FEATURES = 256  # what the registers of one program hold
 plans = Plans()
-SPLIT = False
 
 
 @functools.cache
@@ -102,11 +98,10 @@ def backward(
             grad_o, grad_z, grad_final_state, q, k, v, log_decay, initial_state, final_state, scale, reverse, strict, needs
         )
     given = (v, q, k, log_decay, initial_state, grad_o, grad_z, grad_final_state, final_state)
-    options = (scale, reverse, strict, *needs)
-    key = (_precision(v), *options, *signature(given))
+    key = (_precision(v), scale, reverse, strict, *needs, *signature(given))
     plan = plans.find(key)
     if plan is None:
-        plan = plans.keep(key, _plan_backward(given, *options))
+        plan = plans.keep(key, _plan_backward(given, scale, reverse, strict, *needs))
     return plan(given)
 
 
@@ -165,7 +160,7 @@ class _Call:
         """How a role's sweep is laid out, and how many programs share a head."""
         out = self.operands[role.value].shape[3] if role.value != "grad_o" else self.e
         contract = self.operands[role.right].shape[3] if role.right != "grad_o" else self.e
-        found = schedule(contract, out, self.dtype, kind)
+        found = schedule(contract, out, self.dtype, kind, self.sweeps.decay)
         return found, 0 if found is None else -(-out // found.out)
 
     def direction(self, reverse: bool, plan: Schedule, blocks: int) -> Direction:
@@ -176,7 +171,7 @@ class _Call:
         return self.plan.empty((self.b, self.heads, self.n, features), self.dtype, lengthwise)
 
     def nothing(self) -> Buffer:
-        return self.plan.empty((0,), self.dtype)
+        return self.plan.nothing(self.dtype)
 
 
 def _plan_forward(
@@ -186,9 +181,9 @@ def _plan_forward(
     plan, v, q, k = call.plan, *(call.operands[name] for name in "vqk")
     role = differentiate(call.spec).forward
     o = call.output(call.e, _lengthwise(given[:3]))
-    z = plan.empty((call.b, call.heads, call.n) if normalizer else (0,), call.acc)
-    state = plan.empty((call.b, call.heads, call.d, call.e) if final_state else (0,), call.acc)
-    layout, blocks = call.schedule(role)
+    z = plan.empty((call.b, call.heads, call.n), call.acc) if normalizer else plan.nothing(call.acc)
+    state = plan.empty((call.b, call.heads, call.d, call.e), call.acc) if final_state else plan.nothing(call.acc)
+    layout, blocks = call.schedule(role, "normalizer" if normalizer else "output")
     assert layout is not None
     direction = call.direction(role.reverse, layout, blocks)
     column = ON_VALUE if normalizer else NO_COLUMN
@@ -235,16 +230,9 @@ def _plan_backward(
     end = None if grad_end is None else call.regular(grad_end)
     grad_start = None if call.start is None else plan.empty((b, heads, d, e), acc)
     with_sums = need_decay and call.spec.decay != "none"
-    kept = None
-    if with_sums:
-        column = None if x is None else plan.empty((b * heads, borders(n), d), acc)
-        kept = State(plan.empty((b * heads, borders(n), e, d), call.dtype), column)
 
     def sums(which: int, blocks: int) -> Sums | None:
-        if kept is None:
-            return None
-        rows, passing = (plan.empty((blocks, b * heads, m), acc) for m in (n, borders(n)))
-        return Sums(which, rows, kept, passing)
+        return sweeps.sums(which, blocks, d, e, x is not None) if with_sums else None
 
     def output(role: Role) -> Buffer:
         return call.output(call.operands[role.value].shape[3], call.lengthwise[role.out.removeprefix("grad_")])
@@ -262,7 +250,7 @@ def _plan_backward(
 
     grad_q = grad_k = grad_v = sums_q = sums_k = None
     pair, _ = call.schedule(roles.grad_v, "pair")
-    if not (need_v and (need_k or with_sums)):
+    if with_sums or not (need_k and need_v):  # with row sums a pair does not fit the registers
         pair = None
     if need_q or with_sums:
         layout, blocks = call.schedule(roles.grad_q)
@@ -271,7 +259,7 @@ def _plan_backward(
         enters = None if call.start is None else State(call.start)
         if ahead.count > 1:
             enters = sweeps.states(ahead, k, v, call.start, None, column=NO_COLUMN if x is None else ON_VALUE)
-        grad_q, sums_q = output(roles.grad_q), sums(OF_QUERIES if pair is None or SPLIT else OF_PAST, blocks)
+        grad_q, sums_q = output(roles.grad_q), sums(OF_QUERIES, blocks)
         run(
             roles.grad_q, layout, ahead, grad_q, enters, sums=sums_q, x=x, column=NO_COLUMN if x is None else ON_LEFT,
             beside=None if sums_q is None else q,
@@ -286,9 +274,9 @@ def _plan_backward(
             column = NO_COLUMN if x is None else ON_STATE
             enters, leaves = sweeps.states(behind, q, grad_o, end, grad_start, x, scale, column), None
         if pair is not None:
-            grad_k, grad_v, sums_k = output(roles.grad_k), output(roles.grad_v), sums(OF_KEYS if SPLIT else OF_REST, 1)
+            grad_k, grad_v = output(roles.grad_k), output(roles.grad_v)
             run(
-                roles.grad_v, pair, behind, grad_v, enters, leaves=leaves, beside=v, companion=grad_k, sums=sums_k, x=x,
+                roles.grad_v, pair, behind, grad_v, enters, leaves=leaves, beside=v, companion=grad_k, x=x,
                 column=NO_COLUMN if x is None else ON_STATE,
             )  # fmt: skip
         elif need_k or with_sums:
@@ -315,7 +303,7 @@ def _plan_backward(
         log_decay = given[3]
         outside = (call.start, grad_start) if reverse else (end, final)
         at_end = _behind_the_end(plan, *outside, 1 / scale if not reverse else 1.0, call.dtype, acc)
-        steps = sweeps.decay_gradient(sums_q, sums_k, at_end, reverse, log_decay.dtype)
+        steps = sweeps.decay_gradient(sums_q, sums_k, at_end, scale, reverse, log_decay.dtype)
         grad_decay = steps
         if log_decay.dim() == 1:
             grad_decay = plan.compute(tuple(log_decay.shape), log_decay.dtype, lambda x: x.sum((0, 2)), steps)
