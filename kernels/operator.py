@@ -17,6 +17,7 @@ from torch.library import Library
 from torch.utils.flop_counter import register_flop_formula
 
 from . import chunked, tiles
+from .dispatch import straight
 from .gradients import LinearAttention
 from .problem import accumulation_dtype, empty_like_layout, output_heads, sequence_first
 from .validation import check_arguments
@@ -131,10 +132,9 @@ def _autograd(keyset: torch.DispatchKeySet, q: Tensor, k: Tensor, v: Tensor, *re
 
 def _below_autograd(keyset: torch.DispatchKeySet) -> Callable[..., tuple[Tensor, ...]]:
     """The operator below autograd. Where the dispatcher would do nothing but call the kernel, the kernel itself."""
-    rest = keyset & torch._C._after_autograd_keyset
-    if rest.highestPriorityTypeId() == torch._C.DispatchKey.CUDA:
+    if straight(keyset):
         return _compute
-    return functools.partial(linear_attention.redispatch, rest)
+    return functools.partial(linear_attention.redispatch, keyset & torch._C._after_autograd_keyset)
 
 
 def _autograd_backward(keyset: torch.DispatchKeySet, *args: Any) -> tuple[Tensor, ...]:

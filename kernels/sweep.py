@@ -117,6 +117,10 @@ def sweep(
     gap = rows[None, :] - rows[:, None] if REVERSE else rows[:, None] - rows[None, :]
     allowed = gap > 0 if STRICT else gap >= 0
     out_scale = tl.full([], scale, ACC)
+    # fp16 overflows: there a scale below one multiplies what is rounded, and not only what comes of it
+    SMALL: tl.constexpr = tl.float16 == DOT
+    early = tl.minimum(out_scale, 1.0)
+    late = tl.maximum(out_scale, 1.0) if SMALL else out_scale
     inside = tl.where(allowed, tl.full([], 1.0, ACC), 0.0)
     if DECAY == 1:
         g = tl.maximum(tl.load(G + head).to(ACC) * LOG2E, LOWEST)
@@ -195,22 +199,23 @@ def sweep(
         if OUTPUT:
             # Tiles are named where they are first read: what is read as numbers, and not by products alone, comes into
             # registers there.
-            value, held = _operand(v, DOT, PRECISION), _operand(state, DOT, PRECISION)
+            value, held = _operand(v, DOT, PRECISION), _operand(state * early if SMALL else state, DOT, PRECISION)
             if DECAY == 0:
-                weight = tl.full([C], 1.0, ACC) * out_scale
+                weight = tl.full([C], 1.0, ACC)
             else:
-                weight = (until if REVERSE else since) * out_scale
+                weight = until if REVERSE else since
+            scaled, weight = weight * out_scale, weight * late
 
             if COMPANION:  # left and right, value and state the other way round
                 w = _load_tile(W, w_base + t64 * w_n, w_n, w_d, rows, valid, oc, O_MASK)
                 other = _operand(w, DOT, PRECISION)
                 r = tl.dot(other, tl.trans(held), input_precision=PRECISION, out_dtype=ACC)
-                if COLUMN == ON_STATE:
-                    r += column[None, :]
                 r *= weight[:, None]
+                if COLUMN == ON_STATE:
+                    r += scaled[:, None] * column[None, :]
             a = _load_tile(A, a_base + t64 * a_n, a_n, a_d, rows, valid, cc, C_MASK)
             if COLUMN == ON_VALUE:
-                z = weight * tl.sum(a.to(ACC) * column[None, :], 1)
+                z = scaled * tl.sum(a.to(ACC) * column[None, :], 1)
             if DECAY == 2 or (DECAY == 1 and not HOLD):
                 steps = reached[None, :] - reached[:, None] if REVERSE else reached[:, None] - reached[None, :]
                 if DECAY == 2 and G.dtype.element_ty != ACC:  # what rounding took from the sums is more than their difference's
@@ -222,16 +227,16 @@ def sweep(
                 others = tl.dot(other, tl.trans(value), input_precision=PRECISION, out_dtype=ACC)
                 if COLUMN == ON_STATE:
                     others += x[None, :]
-                others = _operand(others * inside, DOT, PRECISION)
-                r += tl.dot(others, right, input_precision=PRECISION, out_dtype=ACC) * out_scale
+                others = _operand(others * inside * early if SMALL else others * inside, DOT, PRECISION)
+                r += tl.dot(others, right, input_precision=PRECISION, out_dtype=ACC) * late
                 _store_tile(R, r_base + t64 * r_n, r_n, rows, valid, cc, r, C_MASK)
 
             o = tl.dot(left, held, input_precision=PRECISION, out_dtype=ACC)
-            if COLUMN == ON_LEFT:
-                o += x[:, None] * column[None, :]
-            elif COLUMN == ON_RIGHT:
-                o += column[None, :]
             o *= weight[:, None]
+            if COLUMN == ON_LEFT:
+                o += (scaled * x)[:, None] * column[None, :]
+            elif COLUMN == ON_RIGHT:
+                o += scaled[:, None] * column[None, :]
             if SUM != 0:
                 w = _load_tile(W, w_base + t64 * w_n, w_n, w_d, rows, valid, oc, O_MASK)
                 row_sums = tl.sum(o * w.to(ACC), 1)
@@ -252,9 +257,9 @@ def sweep(
                 z += tl.sum(scores, 1) * out_scale
                 if block == 0:
                     tl.store(Z + bh * n + t64 + rows, z, mask=valid)
-            scores = _operand(scores, DOT, PRECISION)
+            scores = _operand(scores * early if SMALL else scores, DOT, PRECISION)
             # scaled here: as one accumulator with the first sum, Triton would give each group of four warps all rows
-            o += tl.dot(scores, value, input_precision=PRECISION, out_dtype=ACC) * out_scale
+            o += tl.dot(scores, value, input_precision=PRECISION, out_dtype=ACC) * late
             _store_tile(O, o_base + t64 * o_n, o_n, rows, valid, oc, o, O_MASK)
 
         if DECAY != 0:

@@ -302,7 +302,9 @@ def _plan_backward(
     if need_decay and sums_q is not None and sums_k is not None and given[3] is not None:
         log_decay = given[3]
         outside = (call.start, grad_start) if reverse else (end, final)
-        at_end = _behind_the_end(plan, *outside, 1 / scale if not reverse else 1.0, call.dtype, acc)
+        # as the sweeps read it: without the scale, but for fp16, where a scale below one comes before the rounding
+        read = (1.0 if reverse else 1 / scale) * (min(scale, 1.0) if call.dtype == torch.float16 else 1.0)
+        at_end = _behind_the_end(plan, *outside, read, call.dtype, acc)
         steps = sweeps.decay_gradient(sums_q, sums_k, at_end, scale, reverse, log_decay.dtype)
         grad_decay = steps
         if log_decay.dim() == 1:
@@ -338,18 +340,18 @@ def _shared(plan: Plan, gradient: Buffer, operand: Buffer, lengthwise: bool) -> 
 
 
 def _behind_the_end(
-    plan: Plan, given: Buffer | None, found: Buffer | None, inverse: float, read: torch.dtype, acc: torch.dtype
+    plan: Plan, given: Buffer | None, found: Buffer | None, factor: float, read: torch.dtype, acc: torch.dtype
 ) -> Buffer | None:
     """What passes all steps, [B, H]: the state at the end of the sequence times its gradient; None where there is none.
 
-    Products read the one of the two that comes from outside times `inverse`, rounded to `read`. What it gives the last
+    Products read the one of the two that comes from outside times `factor`, rounded to `read`. What it gives the last
     positions is taken off again, so it must be the same here.
     """
     if given is None or found is None:
         return None
 
     def function(given: Tensor, found: Tensor) -> Tensor:
-        rounded = (given * inverse).to(read).to(acc) / inverse
+        rounded = (given * factor).to(read).to(acc) / factor
         return (found * rounded).sum((-1, -2))
 
     return plan.compute(given.shape[:2], acc, function, given, found)
