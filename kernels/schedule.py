@@ -53,10 +53,10 @@ _HALF_PAIR: dict[tuple[int, Decay], Row | None] = {(64, "head"): (64, 64, 8, 3),
 # Operands of 32 bits take twice the room, and split dots hold several copies of a tile in registers: no pairs but for
 # few features.
 _SINGLE: dict[str, dict[int, Row]] = {
-    "output": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (32, 32, 8, 1)},
-    "normalizer": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (32, 32, 8, 1)},
+    "output": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
+    "normalizer": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
     "pair": {32: (32, 32, 4, 1)},
-    "states": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (32, 32, 8, 1)},
+    "states": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
 }
 
 
