@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Plans kept; a plan is some kilobytes. Programs with more signatures than this make plans anew, about 1 ms each.
+# Plans kept; a plan is some kilobytes. Programs with more signatures than this make plans anew.
 MOST = 512
 
 Tensors = list[Any]
