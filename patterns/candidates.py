@@ -12,6 +12,7 @@ from torch._subclasses import FakeTensorMode
 
 from .codes import NearMiss
 from .interpret import GraphInterpreter, Key
+from .islands import Islands
 from .normal_form import Value
 from .recognise import Match, recognise
 
@@ -34,13 +35,15 @@ class Findings:
     interpreter: GraphInterpreter
 
 
-def find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node, Any], Value | None]) -> Findings:
-    """Interprets the graph and asks each node that is no mere view whether its value is an attention."""
+def find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node, Any], Value | None],
+         islands: Islands | None = None) -> Findings:
+    """Interprets the graph (or its islands) and asks each node that is no mere view whether its value is an attention."""
     found: list[Candidate] = []
 
     def look(node: fx.Node, t: torch.Tensor) -> None:
         table = interpreter.table
-        if node.op not in ("call_function", "call_method", "call_module") or id(t) in table.viewed:
+        if node.op not in ("call_function", "call_method", "call_module") or id(t) in table.viewed or \
+                islands is not None and node in islands.leaves:
             return
         result = recognise(table.value(t))
         if result is None or isinstance(result, NearMiss) and table.settled(t):
@@ -49,6 +52,6 @@ def find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node,
         if isinstance(result, Match):
             table.attention.add(id(t))
 
-    interpreter = GraphInterpreter(gm, fake, look, constants)
+    interpreter = GraphInterpreter(gm, fake, look, constants, islands)
     interpreter.interpret()
     return Findings(tuple(found), interpreter)
