@@ -219,6 +219,17 @@ def test_24_layers_are_rewritten_quickly(dynamic: bool) -> None:
     assert min(backend.seconds) < 0.5
 
 
+@pytest.mark.parametrize("heads, width", [(4, 128), (8, 512), (12, 768)])
+def test_one_projection_for_queries_keys_and_values(heads: int, width: int) -> None:
+    """The offset of v in [3, heads, features] holds at the sizes of the checks; so did only two heads once."""
+    def f(x: Tensor, w: Tensor) -> Tensor:
+        q, k, v = F.linear(x, w).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        return cumsum_attention(q, k, v)
+
+    report = lightning_compile.explain(f, torch.randn(2, 64, 16), torch.randn(3 * width, 16), options=ALWAYS)
+    assert len(report.rewritten) == 1, str(report)
+
+
 # -------------------------------------------------------------------------------------------------------------- failure
 def test_an_error_in_the_pass_costs_nothing_but_speed(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """LC901 is counted, one warning is written, and the result is eager's."""
