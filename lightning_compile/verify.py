@@ -23,6 +23,7 @@ from .small import KEPT, PAD, Sizes, Unsolvable, evaluate, leaf_key, region, rep
 TOLERANCE = 1e-7  # of fp64 results, relative to the largest element
 POSITIONS = 5     # small lengths are this, plus the largest offset
 WHOLE = 128       # lengths up to this may be checked as they are
+HEADS = 64        # batch sizes up to this may be checked as they are
 FEATURES = ((3, 4), (4, 6), (8, 8), (MAX_FEATURES, MAX_FEATURES))  # sizes of d and e, at most the user's own
 UNROLLED_FEATURES = (FEATURES[0], (4, 4), FEATURES[-1])
 CHECKS = ("normal form against operator", "gradients", "replay of the recorded operations")
@@ -188,9 +189,11 @@ def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], featur
         choose(x, features[0])
     for x in main.e:
         choose(x, features[1])
-    merged = _merged_with_features(site) if features[0] == MAX_FEATURES else set()
+    offset = {x for m in site.matches() for r in m.reads() for a in r.index if a.const != 0 for x in a.coef}
     for p, x in enumerate(reversed(main.batch)):
-        choose(x, x.size if x in merged else (2, 3)[p % 2])
+        # q, k and v in one projection, [3, heads, features]: their offsets are multiples of the number of heads
+        keep = x in offset and isinstance(x.size, int) and x.size <= HEADS
+        choose(x, x.size if keep else (2, 3)[p % 2])
     universe = {x for records in regions for r in records for v in r.values for x in _variables(v)}
     universe |= {x for m in site.matches() for leaf in m.leaves() for axis in table.values[id(leaf.tensor)].axes for x in axis}
     universe |= {x for m in site.matches() for x in _variables(m.value)}
@@ -198,14 +201,6 @@ def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], featur
         for s in getattr(x.size, "free_symbols", ()):
             symbols.setdefault(s, 2 + len(symbols))
     return given, universe, symbols
-
-
-def _merged_with_features(site: Site) -> set[Index]:
-    """Heads of static number that stand on one axis of a tensor with its features: where that axis also holds other things
-    (a projection to q, k and v), offsets into it count all three."""
-    features = {x for m in site.matches() for x in (*m.d, *m.e)}
-    return {x for m in site.matches() for r in m.reads() for a in r.index if set(a.coef) & features
-            for x in set(a.coef) & set(site.main.batch) if isinstance(x.size, int)}
 
 
 def _tabulated(site: Site) -> set[Index]:
