@@ -73,6 +73,10 @@ _TABLE = (
          "{blocks} block(s) of a sequence attend to themselves, as this one does, but the loop as a whole, with the state that "
          "goes from block to block, is no attention that the operator computes; blocks alone would not be faster",
          "look at the update of the state: it must be state = decay * state + k.mT @ v, with one decay a head and step"),
+    Code("LC115", "what is summed depends on the sum",
+         "keys, queries or values are made from the state {leaf} that they are added to",
+         "the delta rule and its relatives are another kernel: their state is no running sum of given keys and values",
+         "state = state + k.mT @ (v - k @ state)", "state = state + k.mT @ v"),
     # ---------------------------------------------------------------------------------------------------- LC2xx: decay
     Code("LC201", "a decay that is no running product",
          "the exponent of the pair (i, j) is not a difference of sums up to i and j: {seen}",

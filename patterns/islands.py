@@ -168,7 +168,9 @@ class Partition:
             self.state[n] = (epoch, enabled, tuple(autocast))
             self.kind[n] = self._kind(n)
             bits = 0 if self.kind[n] in (CONSTANT, BUFFER, "") else 1 << self.place[n]
-            if self.kind[n] in (READ, OPEN) and n.all_input_nodes:
+            if _is_filled(name):
+                bits = 0                                    # what it reads is only a shape
+            elif self.kind[n] in (READ, OPEN) and n.all_input_nodes:
                 bits = functools.reduce(operator.or_, (self.reads[x] for x in n.all_input_nodes))
             self.reads[n] = bits
 
@@ -199,10 +201,13 @@ class Partition:
         return self._of_leaves(n, name, arguments)
 
     def _is_residual(self, n: fx.Node, name: str, arguments: list[fx.Node]) -> bool:
-        """A sum with a tensor that the other summand does not read continues no attention (interpret.disconnected)."""
+        """A sum with a tensor that the other summand does not read continues no attention (interpret.disconnected). With four
+        axes it may be a state that a loop starts from."""
         if name not in ("add", "sub") or len(n.args) != 2 or n.kwargs or len(arguments) != 2:
             return False
         x, y = arguments
+        if self.examples[n].dim() > 3:
+            return False
         return not self.reads[x] & self.reads[y] and self.examples[x].shape == self.examples[y].shape
 
     def _of_leaves(self, n: fx.Node, name: str, arguments: list[fx.Node]) -> str:
@@ -257,7 +262,8 @@ class Partition:
     def _adds_residual(self, n: fx.Node, arg: fx.Node) -> bool:
         """x += attention: whatever reads that memory stays together, but what is added to it is no part of it."""
         return n in self.writers and arg not in self.touched and name_of(n) in ("iadd", "isub", "add_", "sub_") and \
-            isinstance(n.args[0], fx.Node) and n.args[0] is not arg and not self.reads[n.args[0]] & self.reads[arg]
+            isinstance(n.args[0], fx.Node) and n.args[0] is not arg and bool(self.reads[n.args[0]]) and \
+            not self.reads[n.args[0]] & self.reads[arg]
 
     def _grouped(self, members: Iterable[fx.Node]) -> list[list[fx.Node]]:
         groups: dict[fx.Node, list[fx.Node]] = {}
@@ -321,6 +327,11 @@ class Partition:
                 seen.add(n)
                 todo += [m for m in n.all_input_nodes if self.kind[m]]
         return seen
+
+
+def _is_filled(name: str) -> bool:
+    """Whether a function makes a tensor of one number."""
+    return name.startswith("new_") or name.endswith("_like") or name in ("zeros", "ones", "full", "empty")
 
 
 def _gathers(index: Any) -> bool:

@@ -41,6 +41,7 @@ def weigh(pieces: Pieces, frame: Frame, forms: Sequence[Form], states: Mapping[S
     for r in (r for s in (*k, *v, *q, *out) for r in (s.parts or (s.read,))):
         if r.leaf.dirty:
             raise near_miss("LC301", leaf=r.leaf)
+    _independent([r.leaf for s in (*q, *k, *v) for r in (s.parts or (s.read,))], states)
     moving = [s for s in k if s.moves]
     if not moving or not any(s.moves for s in q) or not any(s.moves for s in v):
         raise near_miss("LC107")
@@ -86,6 +87,20 @@ def weigh(pieces: Pieces, frame: Frame, forms: Sequence[Form], states: Mapping[S
     coef, reverse, strict = causality(norms[0], rows, columns, any(np.any(r) for r in ratios))
     densities = tuple(a.density(-r if reverse else r, probe) for a, r in zip(atoms, ratios) if np.any(r))
     return _match(pieces, frame, (q, k, v, out), (low_q, low_k), count, coef, densities, reverse, strict, dtype, room)
+
+
+def _independent(operands: Sequence[Leaf], states: Mapping[StateKey, Sequence[Update | Carry]]) -> None:
+    """An operand that is made from a state (a value, corrected by what the state answers) keeps the loop as it is."""
+    made = {leaf.node for leaf, _ in states if leaf.node is not None}
+    todo = [leaf.node for leaf in operands if leaf.node is not None]
+    seen = set(todo)
+    while todo:
+        for n in todo.pop().all_input_nodes:
+            if n in made:
+                raise near_miss("LC115", leaf=n)
+            if n not in seen:
+                seen.add(n)
+                todo.append(n)
 
 
 def _in_order_of_use(forms: Sequence[Form], states: Mapping[StateKey, Sequence[Update | Carry]],

@@ -209,6 +209,16 @@ def block_of_a_loop(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return q[:, :, second] @ state + inner
 
 
+@case("LC115")
+def values_corrected_by_the_state(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    state, out = torch.zeros(B, H, D, E), []
+    for t in range(N):
+        key = k[:, :, t, None, :]
+        state = state + key.mT @ (v[:, :, t, None, :] - key @ state)
+        out.append((q[:, :, t, None, :] @ state).squeeze(2))
+    return torch.stack(out, 2)  # here
+
+
 @case("LC204", lambda: (*qkv(), seeded(B, H, N)))
 def gate_of_any_sign(q: Tensor, k: Tensor, v: Tensor, gate: Tensor) -> Tensor:
     state, out = torch.zeros(B, H, D, E), []
