@@ -87,6 +87,8 @@ def read(b: Builder, r: Read, order: Sequence[Index]) -> Any:
         if y not in have:
             x = b.call(torch.unsqueeze, x, p)
     if r.function:
+        if not r.leaf.tensor.is_floating_point():               # of whole numbers it would be a float32
+            x = b.call(torch.Tensor.to, x, torch.float64)
         x = b.call(getattr(torch, r.function), x)
     return x
 

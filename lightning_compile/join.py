@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+
 from .emit import Site
 from .patterns.index import Affine, Index, var
 from .patterns.normal_form import Read
@@ -12,8 +14,11 @@ from .patterns.recognise import Match
 
 def joined(main: Match, z: Match) -> Site | None:
     """The site of both, with the normaliser's variables renamed to the attention's; None if they are of different sums."""
-    if z.v or not main.v or (main.reverse, main.strict) != (z.reverse, z.strict) or main.dtype != z.dtype:
+    if z.v or not main.v or (main.reverse, main.strict) != (z.reverse, z.strict) or not _same_precision(main, z):
         return None
+    gates = tuple(r for r in main.v if not r.variables() & set(main.e))
+    if gates and len(main.k) + len(gates) == len(z.k) and len(gates) < len(main.v):  # numbers for each key, kept with v
+        main = replace(main, k=main.k + gates, v=tuple(r for r in main.v if r not in gates))
     if len(main.q) != len(z.q) or len(main.k) != len(z.k):
         return None
     mapping: dict[Index, Index] = {}
@@ -41,6 +46,11 @@ def joined(main: Match, z: Match) -> Site | None:
     return Site(main, replace(z, value=value, q=main.q, k=main.k, batch=main.batch, i=main.i, j=main.j, rows=main.rows,
                               d=main.d, decay=main.decay,
                               out=tuple(r.substitute(substitution) for r in z.out)))
+
+
+def _same_precision(main: Match, z: Match) -> bool:
+    """A normaliser that sums rounded scores in a wider type gains nothing by wider copies of narrow queries and keys."""
+    return main.dtype == z.dtype or z.dtype == torch.float32 and all(r.leaf.tensor.dtype == main.dtype for r in main.q + main.k)
 
 
 def _same_decay(main: Match, z: Match, mapping: dict[Index, Index]) -> bool:

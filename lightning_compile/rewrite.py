@@ -233,6 +233,8 @@ class _Pass:
             given = (key.tensor, key.version) not in self.table.records
             if given and node is not None and node.op in ("placeholder", "get_attr"):
                 self.relied[node] = None
+            self.relied.update(dict.fromkeys(self.table.folded.get(key.tensor, ())))
+        self.relied.update({leaf.node: None for m in site.matches() for leaf in m.leaves() if leaf.relied and leaf.node})
         checks = "checked: " + ", ".join(verify.CHECKS) if self.options.verify != "off" else "not checked (verify is off)"
         if site.normaliser is not None:
             checks = "with its normaliser; " + checks

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import sympy
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .axes import align
 from .evaluate import fold
@@ -46,9 +47,11 @@ def multiply(a: Value, b: Value) -> Value:
 
 
 def definite_sign(v: Value) -> int | None:
-    """1 or -1 if every element of a value that reads no tensor is known to have that sign, else None."""
-    if v.masked is not None or v.leaves() or not v.terms or any(t.indicators or t.exponent or t.bound for t in v.terms):
+    """1 or -1 if every element of a value is known to have that sign, else None. It may read static buffers."""
+    if v.masked is not None or not v.terms or any(t.indicators or t.exponent or t.bound for t in v.terms):
         return None
+    if v.leaves():
+        return _sign_of_reads(v)
     signs = set()
     constant_part = False
     for t in v.terms:
@@ -57,6 +60,24 @@ def definite_sign(v: Value) -> int | None:
         constant_part = constant_part or all(isinstance(f, Numbers) for f in t.factors)
         signs.add(1 if t.coef > 0 else -1)
     return signs.pop() if len(signs) == 1 and constant_part else None
+
+
+def _sign_of_reads(v: Value) -> int | None:
+    sign = 1
+    if len(v.terms) != 1 or isinstance(v.terms[0].coef, sympy.Basic) or not all(
+            isinstance(f, Read) and f.leaf.real is not None and not f.function for f in v.terms[0].factors):
+        return None
+    for f in v.terms[0].factors:
+        assert isinstance(f, Read) and f.leaf.real is not None
+        with _disable_current_modes():
+            low, high = f.leaf.real.min().item(), f.leaf.real.max().item()
+        if not (low > 0 or high < 0):
+            return None
+        sign = sign if low > 0 else -sign
+    for f in v.terms[0].factors:
+        if isinstance(f, Read):
+            f.leaf.relied = True
+    return sign if v.terms[0].coef > 0 else -sign
 
 
 def _not_negative(f: Any) -> bool:
@@ -239,16 +260,22 @@ def inverse_of_exponential(v: Value) -> Value | None:
 
 def clamp(v: Value, low: Any, high: Any) -> Value:
     """max(low, min(x, high)) of an expression of positions: the parts meet where the expression reaches a bound."""
-    for bound, upper in ((high, True), (low, False)):
-        if bound is None or bound == (math.inf if upper else -math.inf):
-            continue
-        if bound != int(bound):
-            raise Unknown("a bound that is no integer")
-        e = affine(v).shift(-int(bound))
-        e = e if upper else -e                              # the value itself where e <= 0, else the bound
-        inside = Value(v.axes, (Term(1, indicators=frozenset({e})),))
-        v = add(multiply(inside, v), multiply(complement(inside), constant(int(bound))))
-    return v
+    bounds = [(bound, upper) for bound, upper in ((high, True), (low, False))
+              if bound is not None and bound != (math.inf if upper else -math.inf)]
+    if any(bound != int(bound) for bound, _ in bounds):
+        raise Unknown("a bound that is no integer")
+    if len(bounds) == 2 and low > high:
+        raise Unknown("bounds that cross")
+    e, inside, parts = affine(v), frozenset[Affine](), list[Value]()
+    for bound, upper in bounds:
+        beyond = e.shift(-int(bound)) if upper else -e.shift(-int(bound))   # the value itself where <= 0, else the bound
+        inside |= {beyond}
+        outside = Value(v.axes, (Term(1, indicators=frozenset({negation(beyond)})),))
+        parts.append(multiply(outside, constant(int(bound))))
+    result = multiply(Value(v.axes, (Term(1, indicators=inside),)), v)
+    for p in parts:
+        result = add(result, p)
+    return result
 
 
 def absolute(v: Value) -> Value:

@@ -18,7 +18,9 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from .algebra import table
+from .constants import mask_value, static
 from .evaluate import MAX_TABLE, fold
+from .folding import Folder
 from .index import Index, Unknown, product, same, size_of
 from .normal_form import Leaf, Position, Read, Term, Value, constant, leaf_value
 from .rules import RULES, Call, Table, number_value
@@ -32,7 +34,7 @@ DETACH = frozenset({"detach", "detach_", torch.detach})  # gradients stop: value
 SUMS = frozenset({"add", "sub", "rsub", "cat", "stack", "constant_pad_nd", "mul", "div", "baddbmm"})
 
 # Functions that are never negative: powers of their results have real logarithms.
-POSITIVE = frozenset({"exp", "exp2", "sigmoid", "softplus", "softmax", "_softmax", "abs", "square"})
+POSITIVE = frozenset({"exp", "exp2", "sigmoid", "softplus", "softmax", "_softmax", "abs", "square", "relu"})
 
 # Functions whose result is a leaf whatever goes in: they are not even run. Dynamo has left their fake result in the graph.
 OPAQUE: frozenset[Any] = frozenset({
@@ -79,6 +81,7 @@ class SideTable(TorchDispatchMode):
         self.closed: dict[int, Value] = {}                      # tensors, foremost attentions, read as a leaf
         self.viewed: set[int] = set()                           # of these, mere views and casts of one
         self.why_leaf: dict[int, str] = {}
+        self.folded: dict[int, list[fx.Node]] = {}              # constants known by their values, and the inputs of these
         self.mutations: list[tuple[int, fx.Node | None]] = []   # (storage, node)
         self.current: fx.Node | None = None
 
@@ -301,7 +304,7 @@ def dominated(v: Value) -> bool:
 
 def disconnected(v: Value) -> bool:
     """A sum of an attention and something that shares no leaf with it (a residual, an epsilon) continues neither."""
-    if len(v.terms) < 2 or not any(t.bound for t in v.terms):
+    if len(v.terms) < 2 or not any(t.bound for t in v.terms) or _has_difference(v):
         return False
     groups: list[set[Leaf]] = []
     for t in v.terms:
@@ -311,6 +314,12 @@ def disconnected(v: Value) -> bool:
         touching = [g for g in groups if g & mine]
         groups = [g for g in groups if not g & mine] + [mine.union(*touching)]
     return len(groups) > 1
+
+
+def _has_difference(v: Value) -> bool:
+    """A difference of sums of one tensor up to two positions, the exponent of a decay; a gate may be added to it."""
+    sums = [(t.leaves(), t.coef) for t in v.terms if t.bound and len(t.factors) == 1]
+    return any(leaves == others and coef == -other for leaves, coef in sums for others, other in sums)
 
 
 def opaque_exponent(v: Value) -> bool:
@@ -351,6 +360,7 @@ class GraphInterpreter(fx.Interpreter):
         self.table = SideTable()
         self.grad_enabled = torch.is_grad_enabled()
         self.symbols: dict[str, fx.Node] = {}
+        self.folder = Folder(gm)
 
     def interpret(self) -> GraphInterpreter:
         """Runs the graph; RuntimeError if that installed a shape guard (it must not)."""
@@ -387,7 +397,10 @@ class GraphInterpreter(fx.Interpreter):
         """A fresh fake tensor: the graph's own may carry state of Dynamo's run."""
         t = torch.empty_strided(example.shape, example.stride(), dtype=example.dtype, device=example.device)
         parameter = isinstance(example, torch.nn.Parameter) or isinstance(real, torch.nn.Parameter)
-        self.table.cut(t, node, parameter)
+        v = self.table.cut(t, node, parameter)
+        if static(node) and not parameter:
+            for leaf in v.leaves():
+                leaf.real = real
         self.table.node_of[id(t)] = node
         if not parameter and (v := self.constants(node, real)) is not None:
             self.table.put(t, v)
@@ -405,6 +418,8 @@ class GraphInterpreter(fx.Interpreter):
         if isinstance(example, (torch.SymInt, torch.SymFloat, torch.SymBool, bool, int, float)):
             self._symbol(example, n)                             # sizes and .item() results are not computed again
             return example
+        for m in self.folder.meets(n):
+            self._fold(m, n)
         if n.target is torch._C._set_grad_enabled:
             self._switch_gradients(bool(n.args[0]))
             return None
@@ -419,6 +434,19 @@ class GraphInterpreter(fx.Interpreter):
                 out = super().run_node(n)
         self._settle(n, out)
         return out
+
+    def _fold(self, mask: fx.Node, reader: fx.Node) -> None:
+        """Where the rules could not say what a constant is, its values may."""
+        t = self.env.get(mask)
+        if not isinstance(t, torch.Tensor):
+            return
+        v = self.table.value(t)
+        plain = len(v.terms) == 1 and not v.terms[0].factors or not v.terms and v.masked is not None
+        if plain and not v.leaves() or (real := self.folder.value(mask, reader)) is None:
+            return
+        if (found := mask_value(real)) is not None:
+            self.table.put(t, found)
+            self.table.folded[id(t)] = self.folder.inputs(mask)
 
     @staticmethod
     def _like(t: torch.Tensor) -> torch.Tensor:

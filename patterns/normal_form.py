@@ -27,7 +27,8 @@ class Leaf:
     `node` is the graph node that holds it (None while it exists only inside a composite operation); `dirty` says that
     it was written to after it was read, so that the node's value is no longer the value meant. `scores` names the function
     that made it, if that was applied to products of two tensors (softmax of scores). `positive` says that its values cannot
-    be negative, whatever the inputs are.
+    be negative, whatever the inputs are. `real` holds the values of a static buffer, and `relied` says that something was
+    concluded from them.
     """
 
     shape: tuple[Size, ...]
@@ -37,6 +38,8 @@ class Leaf:
     dirty: bool = False
     scores: str = ""
     positive: bool = False
+    real: torch.Tensor | None = None
+    relied: bool = False
 
     def __repr__(self) -> str:
         return self.node.name if self.node is not None else f"tmp{id(self) & 0xFFF:x}"
@@ -48,7 +51,7 @@ class Read:
 
     leaf: Leaf
     index: tuple[Affine, ...]
-    function: str = ""  # "", "reciprocal", "log"
+    function: str = ""  # "", "reciprocal", "log", "exp"
 
     def substitute(self, mapping: Mapping[Index, Affine]) -> Read:
         return Read(self.leaf, tuple(a.substitute(mapping) for a in self.index), self.function)

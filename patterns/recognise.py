@@ -100,7 +100,7 @@ def recognise(value: Value) -> Match | NearMiss | None:
     """The attention that a value is, why it is none though it comes near, or None if it is something else."""
     if value.masked is not None or not any(t.bound for t in value.terms):
         return None
-    terms = [straighten(t) for t in value.terms]
+    terms = [_gates_apart(straighten(t)) for t in value.terms]
     value = replace(value, terms=tuple(terms))
     leads = [t for t in terms if _summed(t)]
     if not leads:
@@ -110,6 +110,21 @@ def recognise(value: Value) -> Match | NearMiss | None:
         return _match(value, terms, lead)
     except NearMiss as e:
         return e
+
+
+def _gates_apart(t: Term) -> Term:
+    """exp(decay + gate[j]) = exp(decay) exp(gate[j]), where a gate is one tensor at the key's position that the decay does not
+    read. A gate at the query's position is a stabiliser as a rule: apart from the rest, its exponential would overflow."""
+    bound, gates = set(t.bound), []
+    for e in t.exponent:
+        if len(e.factors) == 1 and isinstance(r := e.factors[0], Read) and e.coef == 1 and not (
+                r.function or e.bound or e.indicators or e.exponent) and r.variables() & bound and not any(
+                r.leaf in o.leaves() for o in t.exponent if o is not e):
+            gates.append(e)
+    if not gates:
+        return t
+    factors = tuple(replace(r, function="exp") for e in gates for r in e.factors if isinstance(r, Read))
+    return replace(t, factors=t.factors + factors, exponent=tuple(e for e in t.exponent if e not in gates))
 
 
 def _summed(t: Term) -> set[Index]:

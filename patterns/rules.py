@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +16,7 @@ import torch
 from . import algebra as al
 from . import axes as ax
 from .index import Affine, Index, Size, Unknown, same, size_of, var
-from .normal_form import Numbers, Position, Term, Value, constant
+from .normal_form import Numbers, Position, Read, Term, Value, constant
 
 
 class Table(Protocol):
@@ -150,7 +150,7 @@ def quotient(c: Call) -> Value:
         return al.multiply(c.open("self"), constant(1 / number))
     if (inverse := al.inverse_of_exponential(below)) is not None:
         return al.multiply(c.table.value(c.args["self"]), inverse)
-    if not below.leaves() and not c["self"].leaves():
+    if not below.leaves() and not c["self"].leaves() and not any(t.indicators for t in c["self"].terms):
         raise Unknown("a quotient of numbers")                  # folded
     return al.multiply(c["self"], c.table.leaf(c.args["other"], "reciprocal"))
 
@@ -432,7 +432,39 @@ def spaced(c: Call) -> Value:
 
 @rule("le", "lt", "ge", "gt", "eq", "ne")
 def comparison(c: Call) -> Value:
+    if c.args["other"] is c.args["self"] and c.name in ("eq", "ne") and _is_number_everywhere(c["self"]):
+        return replace(constant(int(c.name == "eq"), len(c["self"].axes)), axes=c["self"].axes)   # x != x asks for NaN
     return al.compare(c.name, c["self"], c["other"])
+
+
+def _is_number_everywhere(v: Value) -> bool:
+    """Finite, where it is not infinite by a mask: the overflows that user code repairs do not occur in a normal form. A
+    tensor that is read may hold NaN."""
+    return not any(isinstance(f, Read) for t in v.terms for f in t.factors) and not any(
+        isinstance(f, Read) and not e.bound and f.leaf.real is None for t in v.terms for e in t.exponent for f in e.factors)
+
+
+@rule("isnan")
+def is_nan(c: Call) -> Value:
+    if not _is_number_everywhere(c["self"]):
+        raise Unknown("a tensor that may hold NaN")
+    return Value(c["self"].axes, ())
+
+
+@rule("nan_to_num")
+def repaired(c: Call) -> Value:
+    if not _is_number_everywhere(c["self"]) or c["self"].masked is not None:
+        raise Unknown("a tensor that may hold NaN")
+    return c["self"]
+
+
+@rule("index_put")
+def filled_where(c: Call) -> Value:
+    """x[mask] = number."""
+    indices, number = c.args["indices"], c.table.value(c.args["values"])
+    if len(indices) != 1 or indices[0].dtype != torch.bool or c.get("accumulate") or c.args["values"].dim() != 0:
+        raise Unknown("an assignment to elements")
+    return al.where(c.table.value(indices[0]), number, c["self"])
 
 
 @rule("logical_not", "bitwise_not")
