@@ -15,6 +15,7 @@ import torch
 from .patterns.codes import near_miss
 from .patterns.index import Index, hint, product, same
 from .patterns.normal_form import Leaf, Read
+from .patterns.polynomial import power
 from .patterns.recognise import Match
 
 
@@ -204,8 +205,38 @@ def log_decay(b: Builder, m: Match, at: Layout) -> Any:
     return total
 
 
+def powers(b: Builder, m: Match, x: Any, of_query: bool) -> Any:
+    """[..., D] -> the features of the polynomial that the scores go through; its numbers multiply the query's."""
+    d, dtype, parts = product_of(b, m.d), m.dtype or torch.float32, []
+    for coef, n in m.degrees:
+        columns, often = power(d, n)
+        part: Any = None
+        for chosen in columns:
+            y = x if n == 1 else b.call(torch.index_select, x, 3, b.numbers(chosen, torch.int64))
+            part = y if part is None else b.call(torch.mul, part, y)
+        if part is None:
+            part = b.call(torch.ones_like, b.call(torch.narrow, x, 3, 0, 1))
+        if of_query and (coef != 1 or n > 1):
+            part = b.call(torch.mul, part, b.numbers(coef * often, dtype) if n > 1 else coef)
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else b.call(torch.cat, parts, 3)
+
+
 def number_of(m: Match) -> Any:
     return complex(m.coef).real if isinstance(m.coef, sympy.Basic) and m.coef.is_number else m.coef
+
+
+def initial_state(b: Builder, m: Match, at: Layout) -> Any:
+    """[B, H, D, E], the state before the first position."""
+    order = (*at.outer, *at.heads, *m.d, *m.e)
+    x: Any = None
+    for r in m.state:
+        y = read(b, r, order)
+        x = y if x is None else b.call(torch.mul, x, y)
+    if m.entering != 1:
+        x = b.call(torch.mul, x, m.entering)
+    x = b.call(torch.Tensor.expand, x, tuple(b.size(y) for y in order))
+    return b.call(torch.reshape, x, tuple(product_of(b, group) for group in (at.outer, at.heads, m.d, m.e)))
 
 
 def call_operator(b: Builder, site: Site, operator: Callable[..., Any]) -> tuple[Any, Any, Layout]:
@@ -214,12 +245,15 @@ def call_operator(b: Builder, site: Site, operator: Callable[..., Any]) -> tuple
     at = layout(m)
     q = operand(b, m.q, at, m.i, m.d, m.dtype)
     k = operand(b, m.k, at, m.j, m.d, m.dtype)
+    if m.degrees:
+        q, k = powers(b, m, q, True), powers(b, m, k, False)
     if m.v:
         v = operand(b, m.v, at, m.j, m.e, m.dtype, _all_heads(m, at))
     else:
         v = b.call(torch.ones_like, b.call(torch.narrow, k, 3, 0, 1))
     normalizer = site.normaliser is not None
-    outputs = b.call(operator, q, k, v, log_decay(b, m, at), None, _scale(m), m.reverse, m.strict, normalizer, False)
+    start = initial_state(b, m, at) if m.state else None
+    outputs = b.call(operator, q, k, v, log_decay(b, m, at), start, _scale(m), m.reverse, m.strict, normalizer, False)
     z = b.call(_item, outputs, 1) if site.normaliser is not None else None
     return b.call(_item, outputs, 0), z, at
 

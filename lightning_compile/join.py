@@ -16,6 +16,8 @@ def joined(main: Match, z: Match) -> Site | None:
     """The site of both, with the normaliser's variables renamed to the attention's; None if they are of different sums."""
     if z.v or not main.v or (main.reverse, main.strict) != (z.reverse, z.strict) or not _same_precision(main, z):
         return None
+    if main.degrees != z.degrees or main.state or z.state:
+        return None
     gates = tuple(r for r in main.v if not r.variables() & set(main.e))
     if gates and len(main.k) + len(gates) == len(z.k) and len(gates) < len(main.v):  # numbers for each key, kept with v
         main = replace(main, k=main.k + gates, v=tuple(r for r in main.v if r not in gates))

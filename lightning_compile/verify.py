@@ -49,7 +49,7 @@ class Eager:
         return self.sizes.number(s)
 
     def numbers(self, x: Any, dtype: torch.dtype) -> Tensor:
-        return torch.tensor(x, dtype=torch.float64)
+        return torch.tensor(x, dtype=torch.float64 if dtype.is_floating_point else dtype)
 
     def full(self, leaf: Leaf, axis: int, digits: Sequence[Index]) -> bool:
         return self.leaves[leaf].shape[axis] == product(self.sizes.of(x) for x in digits)
@@ -259,4 +259,5 @@ def _match_signature(m: Match, table: SideTable, numbers: dict[Any, int]) -> Any
     groups = tuple(tuple(map(name, g)) for g in (m.batch, m.i, m.j, m.rows, m.d, m.e))
     decay = tuple((g.numbers.tobytes(), tuple(map(name, g.over)), reads(g.reads)) for g in m.decay)
     axes = tuple(tuple(map(name, axis)) for axis in m.value.axes)
-    return (reads(m.q), reads(m.k), reads(m.v), reads(m.out), groups, decay, axes, str(m.coef), m.reverse, m.strict)
+    return (reads(m.q), reads(m.k), reads(m.v), reads(m.out), groups, decay, axes, str(m.coef), m.reverse, m.strict, m.degrees,
+            reads(m.state), m.entering, tuple((name(x), name(y)) for x, y in m.ends))

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from .axes import align
 from .evaluate import fold
-from .index import Affine, Index, Unknown, mixed_radix, product, var
+from .index import Affine, Index, Unknown, mixed_radix, product, same, var
 from .normal_form import MAX_TERMS, Numbers, Position, Read, Term, Value, constant, rename
 
 VANISHES = -1e4  # exp of this is zero in every dtype, whatever a log-decay adds to it
@@ -321,6 +321,33 @@ def triangle(v: Value, diagonal: int, lower: bool) -> Value:
             raise Unknown("triangle of a value that is partly infinite")
         return Value(v.axes, (), frozenset({negation(e)}), v.sign)  # zero outside, infinite inside
     return replace(v, terms=tuple(replace(t, indicators=t.indicators | {e}) for t in v.terms))
+
+
+def are_pairs(t: Term) -> bool:
+    """Whether each summed variable is shared by reads that differ in their free variables, as queries and keys do."""
+    bound, reads = set(t.bound), [f for f in t.factors if isinstance(f, Read)]
+    for x in bound:
+        free = [r.variables() - bound for r in reads if x in r.variables()]
+        if len(free) < 2 or not any(a - b and b - a for a in free for b in free):
+            return False
+    return bool(bound) and not any(set(e.coef) & bound for e in t.indicators)
+
+
+def pinned(t: Term) -> Term:
+    """Without bound variables of which the indicators leave one value."""
+    mapping = {}
+    for b in t.bound:
+        low: Any = 0
+        high: Any = b.size - 1
+        for e in t.indicators:
+            if list(e.coef) == [b] and abs(e.coef[b]) == 1 and isinstance(e.const, int) and isinstance(high, int):
+                low, high = (low, min(high, -e.const)) if e.coef[b] == 1 else (max(low, e.const), high)
+        if same(low, high):
+            mapping[b] = Affine(low)
+    if not mapping:
+        return t
+    t = t.substitute(mapping)
+    return replace(t, indicators=frozenset(e for e in t.indicators if e.coef or not (isinstance(e.const, int) and e.const <= 0)))
 
 
 def straighten(t: Term) -> Term:

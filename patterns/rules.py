@@ -204,8 +204,11 @@ def power(c: Call) -> Value:
     if isinstance(exponent, (int, float)):
         if exponent == 1:
             return c.open("self")
-        if exponent == 2 and are_products(c.table.value(base)):
-            return al.multiply(c["self"], c["self"])
+        if exponent in (2, 3, 4) and are_products(c.table.value(base)):
+            result = c["self"]
+            for _ in range(int(exponent) - 1):
+                result = al.multiply(result, c["self"])
+            return result
         raise Unknown("a power is a function of its own")
     return al.exponential(al.multiply(_log_of(c, base), c["exponent"]))
 
@@ -220,7 +223,7 @@ def square(c: Call) -> Value:
 def are_products(v: Value) -> bool:
     """Sums over products of tensors (scores), whose powers are polynomials of the scores; a power of one tensor is a feature
     map."""
-    return any(t.bound and len(t.leaves()) > 1 for t in v.terms)
+    return any(t.bound and len(t.leaves()) > 1 or al.are_pairs(t) for t in v.terms)
 
 
 @rule("clamp")

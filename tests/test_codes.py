@@ -152,7 +152,7 @@ def another_query_for_the_rest(q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Te
     return ((q @ k.mT).tril() + x @ k.mT) @ v  # here
 
 
-@case("LC109", lambda: (*qkv(), seeded(B, H, N, D), seeded(B, H, N, D)), fails="no candidate")
+@case("LC109", lambda: (*qkv(), seeded(B, H, N, D), seeded(B, H, N, D)))
 def two_masked_scores(q: Tensor, k: Tensor, v: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return ((q @ k.mT).tril() + (x @ y.mT).tril()) @ v  # here
 
@@ -240,6 +240,12 @@ def integers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k.mT).tril() @ v  # here
 
 
+@case("LC403", lambda: (seeded(1, 1, N, 64), seeded(1, 1, N, 64), seeded(1, 1, N, 8)))
+def polynomial_of_wide_features(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    s = q @ k.mT
+    return (1 + s + s ** 2 / 2).tril() @ v  # here
+
+
 @case("LC404", lambda: (*qkv()[:2], seeded(B, H, N, E + 2)))
 def overlapping_windows_of_values(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     s = (q @ k.mT).tril()
@@ -310,8 +316,7 @@ def program(q, k, v, x, y, bias):
     return {}
 """
 LINES_FAIL = {
-    ("LC107", "wrong"): "a cumulative sum over features goes unseen", ("LC108", "wrong"): "reported as LC102",
-    ("LC109", "wrong"): "no candidate"}
+    ("LC107", "wrong"): "a cumulative sum over features goes unseen", ("LC108", "wrong"): "reported as LC102"}
 
 
 def lines() -> list[Any]:
