@@ -33,7 +33,7 @@ class Eager:
     """Builder that runs the calls on small tensors."""
 
     def __init__(self, sizes: Sizes, leaves: dict[Leaf, Tensor]) -> None:
-        self.sizes, self.leaves = sizes, leaves
+        self.sizes, self.leaves, self.device = sizes, leaves, torch.device("cpu")
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         args = tuple(torch.float64 if isinstance(a, torch.dtype) and a.is_floating_point else a for a in args)
@@ -180,6 +180,7 @@ def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], featur
         choose(x, features[1])
     for p, x in enumerate(reversed(main.batch)):
         choose(x, (2, 3)[p % 2])
+    given.update({y: given[x] for m in site.matches() for x, y in m.ends if x in given})
     universe = {x for records in regions for r in records for v in r.values for x in _variables(v)}
     universe |= {x for m in site.matches() for leaf in m.leaves() for axis in table.values[id(leaf.tensor)].axes for x in axis}
     universe |= {x for m in site.matches() for x in _variables(m.value)}

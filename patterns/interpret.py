@@ -81,6 +81,7 @@ class SideTable(TorchDispatchMode):
         self.closed: dict[int, Value] = {}                      # tensors, foremost attentions, read as a leaf
         self.viewed: set[int] = set()                           # of these, mere views and casts of one
         self.why_leaf: dict[int, str] = {}
+        self.opened: dict[int, Value] = {}                      # what was cut for being a sum of unrelated things
         self.folded: dict[int, list[fx.Node]] = {}              # constants known by their values, and the inputs of these
         self.mutations: list[tuple[int, fx.Node | None]] = []   # (storage, node)
         self.current: fx.Node | None = None
@@ -490,6 +491,8 @@ class GraphInterpreter(fx.Interpreter):
             if dominated(v) or disconnected(v) or opaque_exponent(v) or n.target in DETACH:
                 of_scores = any(are_scores(e) for t in v.terms for e in t.exponent)
                 positive = all(t.pure_exponent() for t in v.terms)
+                if disconnected(v) and all(leaf.node is not None for leaf in v.leaves()):
+                    table.opened[id(o)] = v
                 before, v = v, table.cut(o, scores="exp" if of_scores else "", positive=positive)
                 for own, old in zip(v.axes, before.axes):
                     if own:

@@ -65,8 +65,9 @@ class Density:
 
 @dataclass(frozen=True)
 class Weights:
-    """coef * [j <= i] * exp(G[i] - G[j]), and coef * entering * exp(G[i]) for the state before the first position. `low` are the first positions of queries and keys in their tensors; `whole` is
-    false where the digits of the query's position go beyond its tensor, which was padded."""
+    """coef * [j <= i] * exp(G[i] - G[j]), and coef * entering * exp(G[i]) for the state before the first position. `low`
+    are the first positions of queries and keys in their tensors; `whole` is false where the digits of the query's position
+    go beyond its tensor, which was padded."""
 
     coef: float
     reverse: bool
