@@ -191,7 +191,8 @@ class _Pass:
     def _attention(self, c: cand.Candidate, m: Match, normalisers: Sequence[tuple[cand.Candidate, Match]],
                    live: set[fx.Node]) -> bool:
         """Writes an attention with what belongs to it: its normaliser, and the state after the last position."""
-        members, site = (c,), Site(m)
+        members: tuple[cand.Candidate, ...] = (c,)
+        site = Site(m)
         for z, n in normalisers:
             if z.node in live and (both := joined(m, n)) is not None and self._values_before((c, z), both):
                 members, site = (c, z), both

@@ -119,13 +119,17 @@ def _compare(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequ
     for x, e, f in zip(operands, expected, found):
         if (error := _difference(_or_zero(e, x), _or_zero(f, x))) > TOLERANCE:
             return near_miss("LC501", seen=f"a gradient is off by {error:.1e}")
-    inputs = {leaf_key(table, leaf): x.detach() for leaf, x in leaves.items()}
+    inputs = {leaf_key(table, leaf): x.detach().to(_replayed(leaf.tensor.dtype)) for leaf, x in leaves.items()}
     with torch.no_grad():
         for key, records, r in zip(targets, regions, by_reference):
             x = replay(records, key, inputs, table, sizes)
             if (error := _difference(x, r)) > TOLERANCE:
                 return near_miss("LC502", seen=f"off by {error:.1e}")
     return None
+
+
+def _replayed(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype == torch.bool else torch.float64
 
 
 def _or_zero(g: Tensor | None, x: Tensor) -> Tensor:
@@ -219,7 +223,8 @@ def _random_leaves(site: Site, table: SideTable, sizes: Sizes) -> dict[Leaf, Ten
                 x = torch.rand(shape, generator=generator, dtype=torch.float64) + 0.5
                 if not r.function:
                     x = x * (torch.randint(0, 2, shape, generator=generator) * 2 - 1)
-                leaves[r.leaf] = x.requires_grad_()
+                truth = r.leaf.tensor.dtype == torch.bool
+                leaves[r.leaf] = (x > 0).double() if truth else x.requires_grad_()
     for leaf in {f for m in site.matches() for f in m.value.leaves()} - set(leaves):
         shape = sizes.shape(table.values[id(leaf.tensor)].axes)
         leaves[leaf] = torch.rand(shape, generator=generator, dtype=torch.float64).requires_grad_()

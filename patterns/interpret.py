@@ -418,10 +418,8 @@ class GraphInterpreter(fx.Interpreter):
         """A fresh fake tensor: the graph's own may carry state of Dynamo's run."""
         t = torch.empty_strided(example.shape, example.stride(), dtype=example.dtype, device=example.device)
         parameter = isinstance(example, torch.nn.Parameter) or isinstance(real, torch.nn.Parameter)
-        v = self.table.cut(t, node, parameter)
-        if static(node) and not parameter:
-            for leaf in v.leaves():
-                leaf.real = real
+        for leaf in self.table.cut(t, node, parameter).leaves():
+            leaf.real = real if static(node) and not parameter else None
         self.table.node_of[id(t)] = node
         if not parameter and (v := self.constants(node, real)) is not None:
             self.table.put(t, v)

@@ -266,11 +266,22 @@ def product_of_matrices(c: Call) -> Value:
     for weight, other in ((x, y), (y, x)):
         if _is_weight(weight) and not _is_running(other) and not same(size_of(c.args["self"].shape[-1]), 1):
             raise Unknown("a projection by a parameter")
+    for weight, other, rows in ((y, x, -2), (x, y, -1)):
+        alone = not any(axis for v in (x, y) for axis in v.axes[:-2])
+        if alone and len(other.axes[rows]) > 1 and other.leaves() and _is_given(weight) and not _is_running(other):
+            raise Unknown("a projection: one matrix for all batches, which no product of queries and keys has")
     return al.matmul(x, y, c.dtype)
 
 
 def _is_weight(v: Value) -> bool:
     return bool(v.leaves()) and all(leaf.parameter for leaf in v.leaves())
+
+
+def _is_given(v: Value) -> bool:
+    """An argument, read as it is."""
+    return len(v.terms) == 1 and not (v.terms[0].indicators or v.terms[0].exponent or v.terms[0].bound) and all(
+        isinstance(f, Read) and f.leaf.node is not None and f.leaf.node.op == "placeholder" for f in v.terms[0].factors) \
+        and len(v.terms[0].factors) == 1
 
 
 def _is_running(v: Value) -> bool:
