@@ -223,6 +223,8 @@ def _random_leaves(site: Site, table: SideTable, sizes: Sizes) -> dict[Leaf, Ten
                 x = torch.rand(shape, generator=generator, dtype=torch.float64) + 0.5
                 if not r.function:
                     x = x * (torch.randint(0, 2, shape, generator=generator) * 2 - 1)
+                if r.leaf.relied and r.leaf.real is not None:
+                    x = x.abs() * (1 if float(r.leaf.real.flatten()[0]) > 0 else -1)
                 truth = r.leaf.tensor.dtype == torch.bool
                 leaves[r.leaf] = (x > 0).double() if truth else x.requires_grad_()
     for leaf in {f for m in site.matches() for f in m.value.leaves()} - set(leaves):

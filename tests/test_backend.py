@@ -529,7 +529,6 @@ def test_a_report_prints_and_serialises() -> None:
 
 
 # -------------------------------------------------------------------------------------------------------------- weights
-@pytest.mark.xfail(strict=True, reason="a weight that is an argument is read as a key: LC101, two-sided")
 def test_weights_that_are_arguments() -> None:
     """Functional code passes its weights: a product with one is a projection all the same."""
     def f(x: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
