@@ -79,8 +79,11 @@ def _fits(reads: Sequence[Read], models: Sequence[Read], main: Match, t: Term, m
     digits = set(t.bound)
     if any(a != at[0] for a in at) or digits != {x for a in at for x in a.coef}:
         return False
-    if t.bound and not (_covers(at[0], main.j[0].size) and all(_holds(e, digits) for e in t.indicators)):
-        return False
+    if t.bound:
+        end = at[0].shift(1 - main.j[0].size)               # a padded sequence goes on behind it
+        padded = end in t.indicators
+        if not (_covers(at[0], main.j[0].size, padded) and all(e == end or _holds(e, digits) for e in t.indicators)):
+            return False
     mapping.update(found)
     return True
 
@@ -104,8 +107,8 @@ def _same_read(r: Read, model: Read, main: Match, names: dict[Index, Index]) -> 
     return where
 
 
-def _covers(at: Affine, length: Any) -> bool:
-    """Whether an expression takes each position once."""
+def _covers(at: Affine, length: Any, padded: bool) -> bool:
+    """Whether an expression takes each position once, and none behind them but in a padded sequence."""
     below: Any = 1
     left = dict(at.coef)
     while left:
@@ -114,7 +117,8 @@ def _covers(at: Affine, length: Any) -> bool:
             return False
         below = below * x.size
         del left[x]
-    return same(at.const, 0) and same(product(x.size for x in at.coef), length)
+    every = product(x.size for x in at.coef)
+    return same(at.const, 0) and (same(every, length) or padded and isinstance(every, int) and every > length)
 
 
 def _holds(e: Affine, digits: set[Index]) -> bool:

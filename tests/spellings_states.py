@@ -123,9 +123,10 @@ for _sums in (difference_of_sums, masked_sums, compared_positions, infinities_ad
 
 
 @spelling(lambda: ssd(n=22))
-def chunks_of_a_padded_sequence(x: Tensor, dt: Tensor, b: Tensor, c: Tensor) -> Tensor:
+def chunks_of_a_padded_sequence(x: Tensor, dt: Tensor, b: Tensor, c: Tensor) -> Pair:
     x, b, c = (F.pad(t, (0, 0, 0, 0, 0, 2)) for t in (x, b, c))
-    return in_chunks(masked_sums, x, F.pad(-F.softplus(dt), (0, 0, 0, 2)), b, c, None)[0][:, :22]
+    o, state = in_chunks(masked_sums, x, F.pad(-F.softplus(dt), (0, 0, 0, 2)), b, c, None)
+    return o[:, :22], state
 
 
 @spelling(lambda: [random(B, N, 3, 4), random(B, N, 3), random(3), random(B, N, 5), random(B, N, 5, scale=0.8), random(3)])
