@@ -28,7 +28,7 @@ log = logging.getLogger("lightning_compile")
 # Without one of these a graph has no order of positions, and is not looked at.
 CAUSAL = frozenset({
     "cumsum", "cumsum_", "tril", "tril_", "triu", "triu_", "where", "masked_fill", "masked_fill_", "arange", "ge", "gt",
-    "le", "lt", "cumprod", "segsum", "stack", "cat", "tril_indices"})
+    "le", "lt", "cumprod", "segsum", "stack", "cat", "tril_indices", "setitem", "copy_", "slice_scatter", "select_scatter"})
 PRODUCTS = frozenset({"einsum", "matmul", "bmm", "baddbmm", "mm", "__matmul__", "sum", "inner", "tensordot", "mul"})
 
 

@@ -54,32 +54,27 @@ class Site:
         return tuple(m for m in (self.main, self.normaliser, self.final) if m is not None)
 
 
+def whole(b: Builder, leaf: Leaf) -> Any:
+    """A leaf; one that is put together from others is made here."""
+    if not leaf.parts:
+        return b.leaf(leaf)
+    pieces = []
+    for r, free, position in leaf.parts:
+        x = read(b, r, (*free, *((position,) if position is not None else ())))
+        pieces.append(x if position is not None else b.call(torch.unsqueeze, x, len(free)))
+    return b.call(torch.cat, pieces, len(leaf.shape) - 1)
+
+
 def read(b: Builder, r: Read, order: Sequence[Index]) -> Any:
     """A leaf with one axis for each variable of `order`, of size 1 where the read has no such variable."""
-    x, have = b.leaf(r.leaf), list[Index]()
+    x, have = whole(b, r.leaf), list[Index]()
     for axis in reversed(range(len(r.index))):
         a = r.index[axis]
         digits = sorted(a.coef, key=lambda y: -abs(hint(a.coef[y])))
         if not digits:
             x = b.call(torch.select, x, axis, b.number(a.const))
             continue
-        below: Any = 1
-        for y in reversed(digits):
-            if len(digits) > 1 and not same(a.coef[y], below):
-                raise near_miss("LC404", leaf=r.leaf, seen=f"it is read at {a}")
-            below = below * y.size
-        step = a.coef[digits[0]] if len(digits) == 1 else 1
-        if not isinstance(step, int) or step < 1:
-            raise near_miss("LC404", leaf=r.leaf, seen=f"it is read at {a}")
-        if a.const != 0 or step != 1 or not b.full(r.leaf, axis, digits):
-            length = product_of(b, digits)
-            if step == 1:
-                x = b.call(torch.narrow, x, axis, b.number(a.const), length)
-            else:
-                start = b.number(a.const)
-                x = b.call(torch.ops.aten.slice.Tensor, x, axis, start, span(b, start, step, length), step)
-        if len(digits) > 1:
-            x = b.call(torch.unflatten, x, axis, tuple(b.size(y) for y in digits))
+        x = _split(b, x, r, axis, digits)
         have = digits + have
     if len(set(have)) != len(have):
         raise near_miss("LC404", leaf=r.leaf, seen="one index stands on two of its axes")
@@ -96,6 +91,46 @@ def read(b: Builder, r: Read, order: Sequence[Index]) -> Any:
             x = b.call(torch.Tensor.to, x, torch.float64)
         x = b.call(getattr(torch, r.function), x)
     return x
+
+
+def _split(b: Builder, x: Any, r: Read, axis: int, digits: Sequence[Index]) -> Any:
+    """One axis of a leaf, read at an affine expression, as one axis for each digit."""
+    a = r.index[axis]
+    below: Any = 1
+    for y in reversed(digits):
+        if len(digits) > 1 and not same(a.coef[y], below):
+            return _split_wide(b, x, r, axis, digits)
+        below = below * y.size
+    step = a.coef[digits[0]] if len(digits) == 1 else 1
+    if not isinstance(step, int) or step < 1:
+        raise near_miss("LC404", leaf=r.leaf, seen=f"it is read at {a}")
+    if a.const != 0 or step != 1 or not r.leaf.parts and not b.full(r.leaf, axis, digits):
+        length = product_of(b, digits)
+        if step == 1:
+            x = b.call(torch.narrow, x, axis, b.number(a.const), length)
+        else:
+            start = b.number(a.const)
+            x = b.call(torch.ops.aten.slice.Tensor, x, axis, start, span(b, start, step, length), step)
+    return b.call(torch.unflatten, x, axis, tuple(b.size(y) for y in digits)) if len(digits) > 1 else x
+
+
+def _split_wide(b: Builder, x: Any, r: Read, axis: int, digits: Sequence[Index]) -> Any:
+    """Digits with room between them: each step of an outer one skips more than the inner ones hold (q, k and v side by side
+    in each head)."""
+    a, const, place = r.index[axis], r.index[axis].const, axis
+    for n, y in enumerate(digits[:-1]):
+        step = a.coef[y]
+        inside = [(a.coef[z], z.size) for z in digits[n + 1:]]
+        numbers = (step, const, r.leaf.shape[axis], *(x for pair in inside for x in pair))
+        if not all(isinstance(x, int) for x in numbers) or step < 1 or r.leaf.shape[axis] % step or \
+                const % step + 1 + sum(c * (s - 1) for c, s in inside) > step:
+            raise near_miss("LC404", leaf=r.leaf, seen=f"it is read at {a}")
+        x = b.call(torch.unflatten, x, place, (-1, step))
+        x = b.call(torch.narrow, x, place, const // step, b.size(y))
+        const, place = const % step, place + 1
+    if a.coef[digits[-1]] != 1:
+        raise near_miss("LC404", leaf=r.leaf, seen=f"it is read at {a}")
+    return b.call(torch.narrow, x, place, const, b.size(digits[-1]))
 
 
 def span(b: Builder, start: Any, step: int, length: Any) -> Any:

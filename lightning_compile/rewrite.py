@@ -24,11 +24,11 @@ from .kernels.operator import linear_attention
 from .options import Options
 from .patterns import candidates as cand
 from .patterns.codes import NearMiss, near_miss
-from .patterns.constants import mask_value, static
+from .patterns.constants import known_value, static
 from .patterns.index import Index, product, same
 from .patterns.interpret import GraphInterpreter, Key, Record
 from .patterns.normal_form import Leaf, Read, Value
-from .patterns.recognise import Match
+from .patterns.recognise import Match, parts_of
 from .patterns.states import final_state
 from .report import Candidate, Report, location
 from .small import leaf_key, region
@@ -155,7 +155,7 @@ def _bodies(gm: fx.GraphModule) -> list[tuple[str, fx.GraphModule]]:
 
 
 def _constants(node: fx.Node, real: Any) -> Value | None:
-    return mask_value(real) if static(node) else None
+    return known_value(real) if static(node) else None
 
 
 class _Pass:
@@ -167,6 +167,8 @@ class _Pass:
         self.decided: dict[tuple[int, int], Candidate] = {}
         self.relied: dict[fx.Node, None] = {}
         self.replaced: dict[fx.Node, fx.Node] = {}
+        self.retired: dict[int, int] = {}  # storage -> number of the last write to it that nobody reads any more
+        self.loop_sums: set[fx.Node] = set()  # sums of a block's own part with what it reads of a state, left as they are
         self.changed = False
 
     def run(self) -> None:
@@ -176,7 +178,9 @@ class _Pass:
         normalisers = [(c, m) for c, m in matches if m.kind == "normaliser"]
         live = self._live()
         for c, m in reversed(attentions):
-            if c.node in live and self._attention(c, m, normalisers, live):
+            if c.node in live and self._part_of_a_loop(c, m):
+                self._reject(c, near_miss("LC114"))
+            elif c.node in live and self._attention(c, m, normalisers, live):
                 live = self._live()
         for c, m in reversed(normalisers):
             if c.node in live and c.node not in self.replaced and "cumsum" not in m.via:
@@ -184,7 +188,8 @@ class _Pass:
                     live = self._live()
         told: list[cand.Candidate] = []
         for c in self.candidates:
-            if isinstance(c.found, NearMiss) and c.node in live and not any(self._contains(c, t) for t in told):
+            if isinstance(c.found, NearMiss) and c.node in live and not self.loop_sums.intersection(c.node.users) and not any(
+                    self._contains(c, t) for t in told):
                 told.append(c)
                 self._reject(c, c.found)
 
@@ -217,8 +222,11 @@ class _Pass:
         found: list[tuple[cand.Candidate, Match]] = []
         for n, t in self.interpreter.env.items():
             if n in live and n.op.startswith("call") and isinstance(t, torch.Tensor) and n not in self.replaced:
-                value = self.table.opened.get(id(t), self.table.values.get(id(t)))
-                if value is None or {f.leaf for x in value.terms for f in x.factors if isinstance(f, Read)} != read:
+                if id(t) not in self.table.values:
+                    continue
+                value = definition_or_value(self.table.values[id(t)], t)
+                if {f.leaf for x in value.terms for f in x.factors if isinstance(f, Read)} != read or any(
+                        leaf.node is None for leaf in value.leaves()):
                     continue
                 c = cand.Candidate(n, Key(id(t), self.table.versions.get(id(t), 0)), t.dtype, m)
                 if not any(self._contains(c, other) for other, _ in found) and (state := final_state(value, m)) is not None:
@@ -230,7 +238,27 @@ class _Pass:
         first = min(self.order[c.node] for c in members)
         m = site.main
         reads = (*m.q, *m.k, *m.v, *m.state, *(r for g in m.decay for r in g.reads))
-        return all(r.leaf.node is not None and self.order[r.leaf.node] < first for r in reads)
+        return all(r.leaf.node is not None and self.order[r.leaf.node] < first for s in reads for r in parts_of(s))
+
+    def _part_of_a_loop(self, c: cand.Candidate, m: Match) -> bool:
+        """Whether the match is a window of a sequence, and is added to what its queries read of a state: rewriting it alone
+        would leave the states, and everything that is slow, as they are."""
+        own = {r.leaf for r in m.q}
+        if m.unrolled or not any(_window(r, set(m.i)) for r in m.q):
+            return False
+        todo, seen = [c.node], {c.node}
+        for _ in range(4):
+            todo = [u for n in todo for u in n.users if u not in seen]
+            seen.update(todo)
+            for u in todo:
+                x = self.interpreter.env.get(u)
+                if isinstance(x, torch.Tensor) and id(x) in self.table.values:
+                    asked = [t for t in definition_or_value(self.table.values[id(x)], x).terms for f in t.factors
+                             if isinstance(f, Read) and f.leaf in own and f.variables() & set(t.bound)]
+                    if len(asked) > 1:
+                        self.loop_sums.add(u)
+                        return True
+        return False
 
     def _contains(self, c: cand.Candidate, inner: cand.Candidate) -> bool:
         """Whether a near miss is but a larger piece of one that is reported already."""
@@ -286,7 +314,10 @@ class _Pass:
     def _write(self, members: Sequence[cand.Candidate], site: Site) -> NearMiss | None:
         first = min((c.node for c in members), key=lambda n: self.order[n])
         device = self.table.tensors[members[0].key.tensor].device
-        builders = [GraphBuilder(self.interpreter, n, self.replaced, device) for n in (first, *(c.node for c in members))]
+        if any(c.holder is not None and self._seen_otherwise(c) for c in members):
+            return near_miss("LC302", leaf=members[0].holder)
+        builders = [GraphBuilder(self.interpreter, n, self.replaced, device)
+                    for n in (first, *(c.node if c.holder is None else c.node.next for c in members))]
         try:
             shapes = [tuple(b.number(product(x.size for x in axis)) for axis in m.value.axes)
                       for b, m in zip(builders[1:], site.matches())]
@@ -296,12 +327,28 @@ class _Pass:
                 b.undo()
             return e
         for c, b, value in zip(members, builders[1:], values):
-            value = restore(b, value, c.node, c.node.meta.get("example_value"))
+            old = c.node if c.holder is None else c.holder
+            value = restore(b, value, old, old.meta.get("example_value"))
             if self.options.verify == "run":
-                value = watched(GraphBuilder(self.interpreter, c.node.next, self.replaced, device), value, c.node)
-            c.node.replace_all_uses_with(value, delete_user_cb=lambda user, v=value: user is not v)
-            self.replaced[c.node] = value
+                value = watched(GraphBuilder(self.interpreter, b.before.next if c.holder is None else b.before, self.replaced,
+                                             device), value, old)
+            at = self.order[c.node]
+            old.replace_all_uses_with(value, delete_user_cb=lambda user, v=value, c=c, at=at: user is not v and (
+                c.holder is None or self.order.get(user, -1) > at))
+            self.replaced[old] = value
+            if c.holder is not None:
+                self.retired[self._storage(c)] = at
         return None
+
+    def _storage(self, c: cand.Candidate) -> int:
+        return self.table.tensors[c.key.tensor].untyped_storage()._cdata
+
+    def _seen_otherwise(self, c: cand.Candidate) -> bool:
+        """Whether a view of a tensor that a loop wrote is used after the last write: it would not see the new value."""
+        views = [self.table.node_of.get(id(t)) for t in self.table.storages.get(self._storage(c), ())]
+        last = self.order[c.node]
+        return any(n is not None and n is not c.holder and self.order[n] < last and any(
+            self.order.get(u, -1) > last for u in n.users) for n in views)
 
     def _reject(self, c: cand.Candidate, why: NearMiss) -> None:
         algebra = c.found.algebra() if isinstance(c.found, Match) else ""
@@ -315,7 +362,7 @@ class _Pass:
         """Nodes that an output or an effect on something live depends on."""
         live: set[fx.Node] = set()
         todo = [n for n in self.gm.graph.nodes if n.op in ("output", "placeholder", "get_attr")]
-        waiting = [(s, n) for s, n in self.table.mutations if n is not None]
+        waiting = [(s, n) for s, n in self.table.mutations if n is not None and self.order[n] > self.retired.get(s, -1)]
         while todo:
             n = todo.pop()
             if n not in live:
@@ -326,6 +373,20 @@ class _Pass:
                     self.table.node_of.get(id(t)) in live for t in self.table.storages.get(s, ()))]
                 todo += [m for _, m in due]
         return live
+
+
+def _window(r: Read, position: set[Index]) -> bool:
+    """Whether a read sees only a part of its leaf's positions."""
+    return any(set(a.coef) & position and (a.const != 0 or not same(product(x.size for x in a.coef), n))
+               for a, n in zip(r.index, r.leaf.shape))
+
+
+def definition_or_value(v: Value, t: torch.Tensor) -> Value:
+    """What a tensor is made of, also where it was made a leaf."""
+    f = v.terms[0].factors[:1] if len(v.terms) == 1 else ()
+    if f and isinstance(f[0], Read) and f[0].leaf.tensor is t and f[0].leaf.definition is not None:
+        return f[0].leaf.definition
+    return v
 
 
 def _keys(r: Record) -> list[Key]:

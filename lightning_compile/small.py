@@ -228,8 +228,16 @@ def region(table: SideTable, target: Key, stop: set[Key]) -> list[Record]:
         if record is None or key in stop or record.number in found or key.tensor in table.folded:
             continue
         found[record.number] = record
+        if _only_shape(record):
+            continue
         todo += [a for a in pytree.tree_leaves((record.args, record.kwargs)) if isinstance(a, Key)]
     return [found[n] for n in sorted(found)]
+
+
+def _only_shape(record: Record) -> bool:
+    """Whether the call takes a tensor only to make another like it."""
+    name = record.func._schema.name.split("::")[1]
+    return name.startswith("new_") or name.endswith("_like")
 
 
 _SHAPED = frozenset({"view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy", "squeeze", "unsqueeze",
@@ -254,14 +262,16 @@ def run_again(record: Record, get: Callable[[Key], Tensor], sizes: Sizes, out_dt
     def tensor(x: Any) -> Any:
         return get(x) if isinstance(x, Key) else x
 
+    if name in _FILLED or "fill_value" in named:
+        fill = _FILLED[name] if name in _FILLED else sizes.number(named["fill_value"])
+        return [torch.full(shape, fill, dtype=dtype)]
+    if name.startswith(("empty", "new_empty")):
+        return [torch.full(shape, torch.nan, dtype=dtype)]  # what is not written must not be read
     x = tensor(named.get("self"))
     if name in _SHAPED:
         return [x.reshape(shape)]
     if name == "expand":
         return [x.expand(shape)]
-    if name in _FILLED or "fill_value" in named:
-        fill = _FILLED[name] if name in _FILLED else sizes.number(named["fill_value"])
-        return [torch.full(shape, fill, dtype=dtype)]
     if name == "arange":
         start, step = sizes.number(named.get("start", 0)), sizes.number(named.get("step", 1))
         return [(start + step * torch.arange(product(shape))).to(dtype)]

@@ -85,12 +85,15 @@ def _check(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequen
     that had to guess how constants shrink, with the user's own length, if it is short enough."""
     failed: NearMiss | None = None
     n = product(x.size for x in site.main.rows)
-    lengths = (False, True) if isinstance(n, int) and n <= WHOLE else (False,)
+    unrolled = site.main.unrolled
+    lengths = (True,) if unrolled else (False, True) if isinstance(n, int) and n <= WHOLE else (False,)
     for whole in lengths:
         for features in FEATURES:
             try:
-                sizes = Sizes(*_small(site, table, regions, features, whole), site.main.rows, n if whole else PAD)
-                failed = _compare(table, site, targets, regions, sizes)
+                positions = () if unrolled else site.main.rows
+                sizes = Sizes(*_small(site, table, regions, features, whole), positions, n if whole else PAD)
+                compare = _compare_unrolled if unrolled else _compare
+                failed = compare(table, site, targets, regions, sizes)
             except (Unsolvable, RuntimeError, IndexError) as e:
                 failed = near_miss("LC503", seen=f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"[:200])
                 continue
@@ -130,6 +133,29 @@ def _compare(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequ
 
 def _replayed(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.bool else torch.float64
+def _compare_unrolled(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequence[list[Record]],
+                      sizes: Sizes) -> NearMiss | None:
+    """A loop keeps its length, for its windows are constants; batch, heads and features are small. Its recorded operations
+    run again, and they and their gradients are compared with the operator's. That looks at every pair of positions, which
+    the normal form's own check (`recurrence`) does not."""
+    leaves = _random_leaves(site, table, sizes)
+    builder = Eager(sizes, leaves)
+    shapes = [sizes.shape(m.value.axes) for m in site.matches()]
+    by_operator = emit(builder, [builder] * len(shapes), site, linear_attention, shapes, [None] * len(shapes))
+    inputs = {leaf_key(table, leaf): x for leaf, x in leaves.items()}
+    wanted = [replay(records, key, inputs, table, sizes) for key, records in zip(targets, regions)]
+    tolerance = max(TOLERANCE, 16 * site.main.room)
+    for w, x in zip(wanted, by_operator):
+        if (error := _difference(w, x)) > tolerance:
+            return near_miss("LC502", seen=f"off by {error:.1e}")
+    operands = [x for x in leaves.values() if x.requires_grad]
+    cotangents = [torch.randn_like(w) for w in wanted]
+    expected = torch.autograd.grad(wanted, operands, cotangents, allow_unused=True)
+    found = torch.autograd.grad(by_operator, operands, cotangents, allow_unused=True)
+    for x, e, f in zip(operands, expected, found):
+        if (error := _difference(_or_zero(e, x), _or_zero(f, x))) > tolerance:
+            return near_miss("LC502", seen=f"a gradient is off by {error:.1e}")
+    return None
 
 
 def _or_zero(g: Tensor | None, x: Tensor) -> Tensor:
@@ -182,8 +208,9 @@ def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], featur
         choose(x, features[0])
     for x in main.e:
         choose(x, features[1])
+    merged = _merged_with_features(site) if features[0] == MAX_FEATURES else set()
     for p, x in enumerate(reversed(main.batch)):
-        choose(x, (2, 3)[p % 2])
+        choose(x, x.size if x in merged else (2, 3)[p % 2])
     given.update({y: given[x] for m in site.matches() for x, y in m.ends if x in given})
     universe = {x for records in regions for r in records for v in r.values for x in _variables(v)}
     universe |= {x for m in site.matches() for leaf in m.leaves() for axis in table.values[id(leaf.tensor)].axes for x in axis}
@@ -192,6 +219,14 @@ def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], featur
         for s in getattr(x.size, "free_symbols", ()):
             symbols.setdefault(s, 2 + len(symbols))
     return given, universe, symbols
+
+
+def _merged_with_features(site: Site) -> set[Index]:
+    """Heads of static number that stand on one axis of a tensor with its features: where that axis also holds other things
+    (a projection to q, k and v), offsets into it count all three."""
+    features = {x for m in site.matches() for x in (*m.d, *m.e)}
+    return {x for m in site.matches() for r in m.reads() for a in r.index if set(a.coef) & features
+            for x in set(a.coef) & set(site.main.batch) if isinstance(x.size, int)}
 
 
 def _tabulated(site: Site) -> set[Index]:

@@ -55,10 +55,11 @@ def definite_sign(v: Value) -> int | None:
     signs = set()
     constant_part = False
     for t in v.terms:
-        if isinstance(t.coef, sympy.Basic) or not all(_not_negative(f) for f in t.factors):
+        below = [f for f in t.factors if isinstance(f, Numbers) and max(f.values) < 0]
+        if isinstance(t.coef, sympy.Basic) or not all(f in below or _not_negative(f) for f in t.factors):
             return None
         constant_part = constant_part or all(isinstance(f, Numbers) for f in t.factors)
-        signs.add(1 if t.coef > 0 else -1)
+        signs.add((1 if t.coef > 0 else -1) * (-1) ** len(below))
     return signs.pop() if len(signs) == 1 and constant_part else None
 
 

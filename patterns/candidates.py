@@ -14,16 +14,19 @@ from .codes import NearMiss
 from .interpret import GraphInterpreter, Key
 from .normal_form import Value
 from .recognise import Match, recognise
+from .unrolled import recognise_pieces
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A node whose value is, or nearly is, a causal linear attention. `key` names its tensor among the records."""
+    """A node whose value is, or nearly is, a causal linear attention. `key` names its tensor among the records. `holder` is
+    the node of that tensor where the candidate's own node wrote the last window of it."""
 
     node: fx.Node
     key: Key
     dtype: torch.dtype
     found: Match | NearMiss
+    holder: fx.Node | None = None
 
 
 @dataclass(frozen=True)
@@ -38,17 +41,24 @@ def find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node,
     """Interprets the graph and asks each node that is no mere view whether its value is an attention."""
     found: list[Candidate] = []
 
-    def look(node: fx.Node, t: torch.Tensor) -> None:
+    def look(node: fx.Node, t: torch.Tensor, value: Value, holder: fx.Node | None) -> None:
         table = interpreter.table
         if node.op not in ("call_function", "call_method", "call_module") or id(t) in table.viewed:
             return
-        result = recognise(table.value(t))
+        result = recognise(value)
+        if not isinstance(result, Match) and id(t) in table.pieces and not _goes_on(node):
+            result = recognise_pieces(table.pieces[id(t)]) or result
         if result is None or isinstance(result, NearMiss) and table.settled(t):
             return                                          # a sum with an attention that is no larger one
-        found.append(Candidate(node, Key(id(t), table.versions.get(id(t), 0)), t.dtype, result))
+        found.append(Candidate(node, Key(id(t), table.versions.get(id(t), 0)), t.dtype, result, holder))
         if isinstance(result, Match):
             table.attention.add(id(t))
 
     interpreter = GraphInterpreter(gm, fake, look, constants)
     interpreter.interpret()
     return Findings(tuple(found), interpreter)
+
+
+def _goes_on(node: fx.Node) -> bool:
+    """Whether a tensor is but the beginning of one that more pieces are added to."""
+    return bool(node.users) and all(getattr(u.target, "__name__", "") in ("cat", "concat", "concatenate") for u in node.users)

@@ -67,6 +67,12 @@ _TABLE = (
     Code("LC112", "the state is not an outer product",
          "{leaf} enters the state with both feature axes, so keys and values cannot be told apart",
          "let k and v reach the sum as two tensors", "kv_projection(x).unflatten(-1, (d, e)).cumsum(1)"),
+    Code("LC113", "a state from outside", "{leaf} enters the loop as a state, and is not read by the operator yet",
+         "start from zeros, or call lightning_compile.linear_attention with initial_state"),
+    Code("LC114", "a part of a loop",
+         "one block attends to itself here, but the loop as a whole, with the state that goes from block to block, is no "
+         "attention that the operator computes; one block alone would not be faster",
+         "look at the update of the state: it must be state = decay * state + k.mT @ v, with one decay a head and step"),
     # ---------------------------------------------------------------------------------------------------- LC2xx: decay
     Code("LC201", "a decay that is no running product",
          "the exponent of the pair (i, j) is not a difference of sums up to i and j: {seen}",
@@ -78,9 +84,14 @@ _TABLE = (
     Code("LC203", "weights by position numbers", "the sum is weighted by the number of a position",
          "multiply k or v by a tensor of weights made outside of the attention",
          "((q @ k.mT) * (i - j)).tril() @ v"),
+    Code("LC204", "a decay of unknown sign", "{leaf} multiplies the state, and nothing says that it is positive",
+         "make it inside the model by exp or sigmoid, or pass its logarithm",
+         "state = gate[:, t] * state + update", "state = torch.sigmoid(gate)[:, t] * state + update"),
     # ---------------------------------------------------------------------------------- LC3xx: what the program does else
     Code("LC301", "written to after it was read", "{leaf} is changed in place after the attention read it",
          "make a new tensor instead: k = k * 2", "s = q @ k.mT; k.mul_(2)", "s = q @ k.mT; k = k * 2"),
+    Code("LC302", "a view of the output", "a view of {leaf}, which the loop writes piece by piece, is used after the loop",
+         "take views of the output after the loop, or collect the pieces in a list and concatenate them"),
     Code("LC303", "dropout inside", "dropout is active on the scores or the state",
          "apply dropout to the output, or train with attention dropout 0",
          "F.dropout((q @ k.mT).tril(), 0.1) @ v", "F.dropout((q @ k.mT).tril() @ v, 0.1)"),

@@ -17,6 +17,7 @@ from .index import Affine, Index, var
 from .normal_form import Numbers, Position, Term, Value
 
 MAX_ELEMENTS = 1 << 26
+MAX_ROWS = 1 << 12   # numbers of a table along one axis
 
 
 def static(node: fx.Node) -> bool:
@@ -24,6 +25,57 @@ def static(node: fx.Node) -> bool:
     if node.op == "get_attr":
         return True
     return bool(node.meta.get("tensor_dict", {}).get("_dynamo_static_input_type"))
+
+
+def known_value(real: Any) -> Value | None:
+    """The normal form of a tensor whose values are known: a mask or decay of pairs of positions, powers by position, or a row
+    of numbers; None for any other tensor."""
+    found = mask_value(real)
+    return found if found is not None else table_value(real)
+
+
+def table_value(real: Any) -> Value | None:
+    """The normal form of a tensor with one axis of numbers, or with two where x[h, l] = exp(s[h] l + c[h])."""
+    if not isinstance(real, Tensor) or not real.is_floating_point() or real.requires_grad or real.numel() > MAX_ELEMENTS:
+        return None
+    long = [d for d, s in enumerate(real.shape) if s != 1]
+    if not 1 <= len(long) <= 2 or max(real.shape) > MAX_ROWS:
+        return None
+    with _disable_current_modes(), torch.no_grad():
+        x = real.detach().double().cpu().reshape([real.shape[d] for d in long])
+        eps = torch.finfo(real.dtype).eps
+        if not bool(torch.isfinite(x).all()):
+            return None
+        variables = [Index(s) for s in x.shape]
+        axes = tuple((variables[long.index(d)],) if d in long else () for d in range(real.dim()))
+        if x.dim() == 1:
+            return Value(axes, (Term(1, (Numbers(tuple(x.tolist()), var(variables[0]), eps),)),))
+        powers = _powers(x, eps, torch.finfo(real.dtype).tiny)
+    if powers is None:
+        return None
+    (h, position), (slope, offset) = variables, powers
+    exponent = (Term(1, (Numbers(tuple(slope.tolist()), var(h), eps), Position(var(position)))),
+                Term(1, (Numbers(tuple(offset.tolist()), var(h), eps),)))
+    return Value(axes, (Term(1, exponent=exponent),))
+
+
+def _powers(x: Tensor, eps: float, tiny: float) -> tuple[Tensor, Tensor] | None:
+    """(s, c) where x[h, l] = exp(s[h] l + c[h]) to the precision of its dtype, and 0 where that underflows."""
+    if x.shape[1] < 2 or bool((x < 0).any()):
+        return None
+    precise = x > x.amax(1, keepdim=True) * 1e-6
+    first = precise.long().argmax(1)
+    last = x.shape[1] - 1 - precise.flip(1).long().argmax(1)
+    if bool((first == last).any()) or bool((x.amax(1) <= 0).any()):
+        return None
+    logs = x.clamp_min(1e-300).log()
+    a, b = (logs.gather(1, n[:, None])[:, 0] for n in (first, last))
+    slope = (b - a) / (last - first)
+    offset = a - slope * first
+    exponent = slope[:, None] * torch.arange(x.shape[1]) + offset[:, None]
+    wanted = exponent.exp()
+    room = wanted * eps * (8 + 4 * exponent.abs()) + 8 * tiny
+    return (slope, offset) if bool(((x - wanted).abs() <= room).all()) else None
 
 
 def mask_value(real: Any) -> Value | None:
@@ -71,7 +123,9 @@ def _mask_value(x: Tensor) -> tuple[Index, Index, Index, tuple[Term, ...], froze
         if not bool((x[..., inside] != 0).any()):
             return head, row, column, (), indicators
         slopes = _slopes(x, inside) if lower and diagonal == 0 and n == m else None
-        return None if slopes is None else (head, row, column, _distance(slopes, head, row, column), indicators)
+        if slopes is None:
+            return None
+        return head, row, column, _distance(slopes, head, row, column, torch.finfo(x.dtype).eps), indicators
     if bool((x[..., ~inside] != 0).any()):
         return None
     first = x[0, inside][0].item()
@@ -80,16 +134,13 @@ def _mask_value(x: Tensor) -> tuple[Index, Index, Index, tuple[Term, ...], froze
     rates = _rates(x, inside) if x.is_floating_point() and lower and diagonal == 0 and n == m else None
     if rates is None:
         return None
-    exponent = _distance(rates, head, row, column)
+    exponent = _distance(rates, head, row, column, torch.finfo(x.dtype).eps)
     return head, row, column, (Term(1, indicators=indicators, exponent=exponent),), None
 
 
-def _distance(rates: Tensor, head: Index, row: Index, column: Index) -> tuple[Term, ...]:
+def _distance(rates: Tensor, head: Index, row: Index, column: Index, eps: float) -> tuple[Term, ...]:
     """rate[head] * (row - column)."""
-    numbers = tuple(rates.tolist())
-    if len(numbers) == 1:
-        return Term(numbers[0], (Position(var(row)),)), Term(-numbers[0], (Position(var(column)),))
-    slope = Numbers(numbers, Affine(0, {head: 1}))
+    slope = Numbers(tuple(rates.tolist()), Affine(0, {head: 1} if len(rates) > 1 else None), eps)
     return Term(1, (slope, Position(var(row)))), Term(-1, (slope, Position(var(column))))
 
 

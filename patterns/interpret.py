@@ -18,11 +18,13 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from .algebra import are_pairs, table
-from .constants import mask_value, static
+from .axes import insert
+from .constants import known_value, static
 from .evaluate import MAX_TABLE, fold
 from .folding import Folder
 from .index import Index, Unknown, product, same, size_of
 from .normal_form import Leaf, Position, Read, Term, Value, constant, leaf_value
+from .pieces import Pieces, joined, stacked
 from .rules import RULES, Call, Table, number_value
 
 # Operations through which an attention stays an attention. What a view makes of it is not a new candidate; a sum may be.
@@ -32,6 +34,8 @@ VIEWS = frozenset({
     "split_with_sizes", "chunk", "unbind", "neg", "copy", "repeat"})
 DETACH = frozenset({"detach", "detach_", torch.detach})  # gradients stop: values do not look across
 SUMS = frozenset({"add", "sub", "rsub", "cat", "stack", "constant_pad_nd", "mul", "div", "baddbmm"})
+
+CARRIED = 6  # terms of a sum that is left as it is
 
 # Functions that are never negative: powers of their results have real logarithms.
 POSITIVE = frozenset({"exp", "exp2", "sigmoid", "softplus", "softmax", "_softmax", "abs", "square", "relu"})
@@ -81,9 +85,11 @@ class SideTable(TorchDispatchMode):
         self.closed: dict[int, Value] = {}                      # tensors, foremost attentions, read as a leaf
         self.viewed: set[int] = set()                           # of these, mere views and casts of one
         self.why_leaf: dict[int, str] = {}
-        self.opened: dict[int, Value] = {}                      # what was cut for being a sum of unrelated things
         self.folded: dict[int, list[fx.Node]] = {}              # constants known by their values, and the inputs of these
         self.mutations: list[tuple[int, fx.Node | None]] = []   # (storage, node)
+        self.pieces: dict[int, Pieces] = {}                     # tensors that were put together
+        self.windows: dict[int, tuple[torch.Tensor, int, int, int, bool]] = {}  # views: of what, dim, start, length, selected
+        self.written: list[torch.Tensor] = []                   # by windows, since the last node
         self.current: fx.Node | None = None
 
     # ------------------------------------------------------------------------------------------------ the side table
@@ -94,9 +100,10 @@ class SideTable(TorchDispatchMode):
         self.values[id(t)] = v
 
     def cut(self, t: torch.Tensor, node: fx.Node | None = None, parameter: bool = False, scores: str = "",
-            positive: bool = False) -> Value:
+            positive: bool = False, definition: Value | None = None) -> Value:
         """Makes t a leaf."""
-        leaf = Leaf(tuple(size_of(s) for s in t.shape), t, node, parameter, scores=scores, positive=positive)
+        leaf = Leaf(tuple(size_of(s) for s in t.shape), t, node, parameter, scores=scores, positive=positive,
+                    definition=definition)
         v = leaf_value(leaf)
         self.put(t, v)
         self.attention.discard(id(t))
@@ -111,7 +118,7 @@ class SideTable(TorchDispatchMode):
             return v
         if (read := self.closed.get(id(x))) is None:
             own = first[0].leaf if first and isinstance(first[0], Read) and first[0].leaf.tensor is x else None
-            read = leaf_value(own or Leaf(tuple(size_of(s) for s in x.shape), x, self.node_of.get(id(x))))
+            read = leaf_value(own or Leaf(tuple(size_of(s) for s in x.shape), x, self.node_of.get(id(x)), definition=v))
             for old, new in zip(v.axes, read.axes):
                 if new:
                     new[0].split(old)
@@ -131,7 +138,7 @@ class SideTable(TorchDispatchMode):
         if id(x) in self.values:
             return self.values[id(x)]
         held = x.constant if isinstance(x, FakeTensor) else x   # torch.tensor(0.5) in the graph
-        if held is not None and not isinstance(held, FakeTensor) and held.numel() <= MAX_TABLE and not held.is_complex():
+        if held is not None and not isinstance(held, FakeTensor) and 0 < held.numel() <= MAX_TABLE and not held.is_complex():
             with _disable_current_modes():
                 numbers = held.detach().double().cpu().numpy()
             if numbers.size == 1:
@@ -161,7 +168,11 @@ class SideTable(TorchDispatchMode):
             name = name[:-1]
         result = self._apply(name, func, args, kwargs, out)
         inherits = name in VIEWS | SUMS and any(id(a) in self.attention for a in pytree.tree_leaves(args))
+        put_together = self._pieces_of(name, func, args, kwargs, out)
         if mutates:
+            window = self._window_of(outs[0]) if name == "copy" and len(outs) == 1 else None
+            old = None if window is None else (
+                self._key(window[0]), self.pieces.get(id(window[0])), self.value(window[0]))
             self._mutated(outs)
         values = result if isinstance(result, list) else [result] * len(outs)
         if inherits and name in VIEWS and not mutates and name != "neg":
@@ -189,7 +200,80 @@ class SideTable(TorchDispatchMode):
         keys = tuple((id(o), self.versions.get(id(o), 0)) for o in outs)
         record = Record(func, *keyed, keys, tuple(self.values[id(o)] for o in outs), len(self.records))
         self.records.update(dict.fromkeys(keys, record))
+        if put_together is not None:
+            self.pieces[id(out)] = put_together
+        if mutates and window is not None and old is not None:
+            self._write(*window, *old, Key(*keys[0]))
         return out
+
+    # -------------------------------------------------------------------------------------------------------- pieces
+    def forget_views(self) -> None:
+        """Views that were made inside of the last node cannot be seen again: a loop of writes need not look at them."""
+        for storage, _ in self.mutations[-1:]:
+            self.storages[storage] = [t for t in self.storages[storage] if id(t) in self.node_of]
+
+    def _pieces_of(self, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> Pieces | None:
+        """The pieces of the output of `cat` and `stack`; remembers windows of tensors on the way."""
+        named = {a.name: x for a, x in zip(func._schema.arguments, args)} | kwargs
+        if name in ("cat", "stack"):
+            tensors = named["tensors"]
+            dim = named.get("dim", 0) % out.dim()
+            if name == "stack":
+                return stacked([self.value(t) for t in tensors], dim)
+            return joined([(self.value(t), size_of(t.shape[dim]), self.pieces.get(id(t))) for t in tensors
+                           if t.dim() == out.dim()], dim)
+        if name in ("slice", "select", "alias"):
+            whole = named["self"]
+            named = {"dim": 0, "step": 1, **named}
+            dim = named["dim"] % max(whole.dim(), 1)
+            start = named["index"] if name == "select" else named.get("start") or 0
+            sizes = [whole.shape[dim] if whole.dim() else 1, 1 if name == "select" else out.shape[dim] if out.dim() else 1]
+            if all(isinstance(x, int) for x in (start, *sizes)) and (name != "slice" or named["step"] == 1):
+                start = max(start + sizes[0], 0) if start < 0 else start
+                self.windows[id(out)] = (whole, dim, min(start, sizes[0] - sizes[1]), sizes[1], name == "select")
+        return None
+
+    def _window_of(self, t: torch.Tensor) -> tuple[torch.Tensor, int, int, int, tuple[int, ...]] | None:
+        """(whole, dim, start, length, selected axes): which window of which tensor t is; None if it is no window along one
+        axis."""
+        chain = []
+        while id(t) in self.windows:
+            chain.append(self.windows[id(t)])
+            t = chain[-1][0]
+        if not chain:
+            return None
+        axes = list(range(t.dim()))
+        bounds = {d: (0, size_of(s)) for d, s in enumerate(t.shape)}
+        gone = []
+        for _, dim, start, length, selected in reversed(chain):
+            d = axes[dim]
+            bounds[d] = (bounds[d][0] + start, length)
+            if selected:
+                gone.append(axes.pop(dim))
+        narrow = [d for d, s in enumerate(t.shape) if bounds[d] != (0, size_of(s))]
+        return (t, narrow[0], *bounds[narrow[0]], tuple(sorted(gone))) if len(narrow) == 1 else None
+
+    def _write(self, whole: torch.Tensor, dim: int, start: int, length: int, gone: tuple[int, ...], before: Key,
+               pieces: Pieces | None, was: Value, view: Key) -> None:
+        """Notes that a window of `whole` was written: its pieces, and a record from which it can be made again."""
+        self.versions[id(whole)] = before.version + 1
+        source = torch.ops.aten.select_scatter.default if gone == (dim,) else torch.ops.aten.slice_scatter.default
+        bounds = (dim, start) if gone == (dim,) else (dim, start, start + length)
+        key = (id(whole), before.version + 1)
+        if gone in ((), (dim,)):
+            self.records[key] = Record(source, (before, view, *bounds), {}, (key,), (self.values[id(whole)],), len(self.records))
+        value = self.values[view.tensor]
+        for d in gone:
+            value = insert(value, d)
+        for tied in (was, self.values[id(whole)]):
+            for n, (x, y) in enumerate(zip(tied.axes, value.axes)):
+                if n != dim and len(x) == 1 and y:
+                    x[0].split(y)
+        found = pieces if pieces is not None and pieces.dim == dim else Pieces(dim, size_of(whole.shape[dim]))
+        after = found.write(start, length, value)
+        if after is not None:
+            self.pieces[id(whole)] = after
+            self.written.append(whole)
 
     def of_scores(self, name: str, args: Any) -> str:
         """The name of a function that is applied to products of two tensors, for reports; else empty."""
@@ -259,14 +343,24 @@ class SideTable(TorchDispatchMode):
             for v in [self.values[id(o)]] if id(o) in self.values else []:
                 for leaf in v.leaves():
                     leaf.dirty = leaf.dirty or leaf.tensor is o
+            self.pieces.pop(id(o), None)
             for other in list(self.storages.get(storage, ())):
                 if other is o:
+                    continue
+                self.pieces.pop(id(other), None)
+                if _spoilt(self.values[id(other)], other):
                     continue
                 for leaf in self.values[id(other)].leaves():
                     leaf.dirty = leaf.dirty or leaf.tensor.untyped_storage()._cdata == storage
                 v = self.cut(other, self.node_of.get(id(other)))
                 for leaf in v.leaves():
                     leaf.dirty = True
+
+
+def _spoilt(v: Value, t: torch.Tensor) -> bool:
+    """Whether t is a leaf that is known to have been written to."""
+    f = v.terms[0].factors[0] if len(v.terms) == 1 and v.terms[0].factors else None
+    return isinstance(f, Read) and f.leaf.tensor is t and f.leaf.dirty
 
 
 class _Closed:
@@ -301,6 +395,12 @@ def dominated(v: Value) -> bool:
         return False
     used = [t.variables() for t in v.terms]
     return any(all(o <= x for o in used) for x in used)
+
+
+def grown(v: Value) -> bool:
+    """A sum of so many sums over positions that it is a state which a loop carries: a leaf with a definition keeps what
+    follows from growing with it."""
+    return len(v.terms) > CARRIED and v.masked is None and all(t.bound and len(t.leaves()) > 1 for t in v.terms)
 
 
 def disconnected(v: Value) -> bool:
@@ -371,10 +471,12 @@ def _opaque(n: fx.Node) -> bool:
 
 
 class GraphInterpreter(fx.Interpreter):
-    """Runs a graph's nodes under the side table. `on_node(node, tensor)` is called after each node that yields a tensor;
-    `constants(node, tensor)` may give the normal form of an input by its value."""
+    """Runs a graph's nodes under the side table. `on_node(node, tensor, value, holder)` is called after each node that yields
+    a tensor, and, with the node that holds it, for a tensor of which a node wrote the last window; `constants(node, tensor)`
+    may give the normal form of an input by its value."""
 
-    def __init__(self, gm: fx.GraphModule, fake: FakeTensorMode, on_node: Callable[[fx.Node, torch.Tensor], None],
+    def __init__(self, gm: fx.GraphModule, fake: FakeTensorMode,
+                 on_node: Callable[[fx.Node, torch.Tensor, Value, fx.Node | None], None],
                  constants: Callable[[fx.Node, Any], Value | None]) -> None:
         super().__init__(gm, garbage_collect_values=False)
         self.fake, self.on_node, self.constants = fake, on_node, constants
@@ -463,7 +565,7 @@ class GraphInterpreter(fx.Interpreter):
         plain = len(v.terms) == 1 and not v.terms[0].factors or not v.terms and v.masked is not None
         if plain and not v.leaves() or (real := self.folder.value(mask, reader)) is None:
             return
-        if (found := mask_value(real)) is not None:
+        if (found := known_value(real)) is not None:
             self.table.put(t, found)
             self.table.folded[id(t)] = self.folder.inputs(mask)
 
@@ -485,18 +587,19 @@ class GraphInterpreter(fx.Interpreter):
         outs = [o for o in pytree.tree_leaves(out) if isinstance(o, torch.Tensor)]
         ids = {id(o) for o in outs}
         for o in outs:
-            v = table.value(o)
-            if dominated(v) or disconnected(v) or opaque_exponent(v) or n.target in DETACH:
+            v = looked = table.value(o)
+            long = grown(v)
+            if dominated(v) or disconnected(v) or opaque_exponent(v) or long or n.target in DETACH:
                 of_scores = any(are_scores(e) for t in v.terms for e in t.exponent)
                 positive = all(t.pure_exponent() for t in v.terms)
-                if disconnected(v) and all(leaf.node is not None for leaf in v.leaves()):
-                    table.opened[id(o)] = v
-                before, v = v, table.cut(o, scores="exp" if of_scores else "", positive=positive)
+                before, v = v, table.cut(o, scores="exp" if of_scores else "", positive=positive,
+                                         definition=None if n.target in DETACH else v)
+                looked = before if long else v
                 for own, old in zip(v.axes, before.axes):
                     if own:
                         own[0].split(old)
             if any(leaf.node is None and leaf.tensor is not o and id(leaf.tensor) not in ids for leaf in v.leaves()):
-                v = table.cut(o)
+                v = looked = table.cut(o, definition=v)
             if isinstance(out, torch.Tensor):
                 table.node_of.setdefault(id(o), n)
                 for leaf in v.leaves():
@@ -505,7 +608,13 @@ class GraphInterpreter(fx.Interpreter):
         if isinstance(out, torch.Tensor):
             if table.mutations and table.mutations[-1][1] is n:
                 table.node_of[id(out)] = n                       # an in-place method returns its own tensor
-            self.on_node(n, out)
+            self.on_node(n, out, looked, None)
+        written, table.written = table.written, []
+        for whole in written:
+            if id(whole) in table.pieces and table.pieces[id(whole)].complete():
+                self.on_node(n, whole, table.value(whole), table.node_of.get(id(whole)))
+        if written:
+            table.forget_views()
 
 
 __all__ = ["GraphInterpreter", "Record", "Key", "SideTable", "SUMS", "Term", "constant", "math"]

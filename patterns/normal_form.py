@@ -28,7 +28,9 @@ class Leaf:
     it was written to after it was read, so that the node's value is no longer the value meant. `scores` names the function
     that made it, if that was applied to products of two tensors (softmax of scores). `positive` says that its values cannot
     be negative, whatever the inputs are. `real` holds the values of a static buffer, and `relied` says that something was
-    concluded from them.
+    concluded from them. `definition` is the value that it had before it was made a leaf, where it had one.
+    `parts` are reads of other leaves, laid one behind the other along the last axis: each with the variables of the other
+    axes and that of its own position (None: it is a single one).
     """
 
     shape: tuple[Size, ...]
@@ -40,8 +42,12 @@ class Leaf:
     positive: bool = False
     real: torch.Tensor | None = None
     relied: bool = False
+    definition: Value | None = None
+    parts: tuple[tuple[Read, tuple[Index, ...], Index | None], ...] = ()
 
     def __repr__(self) -> str:
+        if self.parts:
+            return f"{self.parts[0][0].leaf} ..."
         return self.node.name if self.node is not None else f"tmp{id(self) & 0xFFF:x}"
 
 
@@ -82,13 +88,15 @@ class Position:
 
 @dataclass(frozen=True)
 class Numbers:
-    """A table of numbers that are known while compiling, read at an index expression."""
+    """A table of numbers that are known while compiling, read at an index expression. `eps` is the rounding of a tensor that
+    they were taken from."""
 
     values: tuple[float, ...]
     at: Affine
+    eps: float = 0.0
 
     def substitute(self, mapping: Mapping[Index, Affine]) -> Numbers:
-        return Numbers(self.values, self.at.substitute(mapping))
+        return Numbers(self.values, self.at.substitute(mapping), self.eps)
 
     def variables(self) -> set[Index]:
         return set(self.at.coef)

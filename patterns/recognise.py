@@ -39,7 +39,8 @@ class Match:
     the log-decay, outermost first; `rows` those of the position in the value, which may go beyond the tensors (padding).
     Without v the value is the normaliser, without an e axis. Where there are `degrees`, the scores (q . k) are replaced by
     the polynomial of them with these (coefficient, degree)s. `state` times `entering` is the state before the first position.
-    With `ends`, the value is the state after the last one instead: it names its variables for those of batch, d and e.
+    With `ends`, the value is the state after the last one instead: it names its variables for those of batch, d and e. `room` is
+    the relative rounding of tables in which the program keeps its decay: so far may the one log-decay for all of them be off.
     """
 
     value: Value
@@ -59,6 +60,7 @@ class Match:
     strict: bool
     dtype: torch.dtype | None
     via: frozenset[str]
+    room: float = 0.0
     degrees: Degrees = ()
     state: tuple[Read, ...] = ()
     entering: float = 0.0
@@ -68,8 +70,15 @@ class Match:
     def kind(self) -> str:
         return "state" if self.ends else "attention" if self.v else "normaliser"
 
+    @property
+    def unrolled(self) -> bool:
+        """Whether it was found in the pieces of a loop: then `value` says nothing but the axes."""
+        return "loop" in self.via
+
     def reads(self) -> tuple[Read, ...]:
-        return self.q + self.k + self.v + self.out + self.state + tuple(r for g in self.decay for r in g.reads)
+        """All reads of leaves that the graph holds."""
+        every = self.q + self.k + self.v + self.out + self.state + tuple(r for g in self.decay for r in g.reads)
+        return tuple(replace(p, function=r.function or p.function) for r in every for p in parts_of(r))
 
     def per_position(self) -> bool:
         """Whether the log-decay differs from position to position."""
@@ -104,6 +113,11 @@ class Match:
             number = f"{low:.4g}" if low == high else f"{low:.4g} ... {high:.4g}"
             summands.append(" * ".join([number] * (number != "1" or not g.reads) + [_name(r) for r in g.reads]))
         return " + ".join(summands)
+
+
+def parts_of(r: Read) -> tuple[Read, ...]:
+    """The reads that a read of a put-together leaf is made of, or the read itself."""
+    return tuple(p for p, _, _ in r.leaf.parts) or (r,)
 
 
 def _name(r: Read) -> str:

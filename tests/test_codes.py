@@ -192,6 +192,42 @@ def decay_of_a_sum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return ((q @ k.mT) * decay.tril()) @ v  # here
 
 
+@case("LC113", lambda: (*qkv(), seeded(B, H, D, E)))
+def loop_from_a_state(q: Tensor, k: Tensor, v: Tensor, state: Tensor) -> Tensor:
+    out = []
+    for t in range(N):
+        state = state + k[:, :, t, :, None] * v[:, :, t, None, :]
+        out.append((q[:, :, t, None, :] @ state).squeeze(2))
+    return torch.stack(out, 2)  # here
+
+
+@case("LC114")
+def block_of_a_loop(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    first, second = slice(0, N // 2), slice(N // 2, N)
+    state = 3 * k[:, :, first].mT @ v[:, :, first]
+    inner = (q[:, :, second] @ k[:, :, second].mT).tril() @ v[:, :, second]  # here
+    return q[:, :, second] @ state + inner
+
+
+@case("LC204", lambda: (*qkv(), seeded(B, H, N)))
+def gate_of_any_sign(q: Tensor, k: Tensor, v: Tensor, gate: Tensor) -> Tensor:
+    state, out = torch.zeros(B, H, D, E), []
+    for t in range(N):
+        state = gate[:, :, t, None, None] * state + k[:, :, t, :, None] * v[:, :, t, None, :]
+        out.append((q[:, :, t, None, :] @ state).squeeze(2))
+    return torch.stack(out, 2)  # here
+
+
+@case("LC302")
+def view_of_a_buffer_that_a_loop_writes(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    state, out = torch.zeros(B, H, D, E), torch.zeros(B, H, N, E)
+    last = out[:, :, -1]
+    for t in range(N):
+        state = state + k[:, :, t, :, None] * v[:, :, t, None, :]
+        out[:, :, t] = (q[:, :, t, None, :] @ state).squeeze(2)  # here
+    return out * 2, last * 2
+
+
 @case("LC202", lambda: (*qkv(), F.logsigmoid(seeded(B, H, N, D))))
 def decay_per_feature(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
     g = g.cumsum(2)

@@ -1,0 +1,138 @@
+"""What pieces of an unrolled loop are made of, and laws that open leaves which have a definition."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from .algebra import times
+from .index import Affine, Index, Size, same, var
+from .normal_form import Leaf, Read, Term, Value
+
+StateKey = tuple[Leaf, tuple[Affine, ...]]
+
+
+class NotUnrolled(Exception):
+    """The pieces are something else."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """Keys and values of some positions, times `weight`, summed over the weight's bound variables."""
+
+    weight: Term
+    k: tuple[Read, ...]
+    v: tuple[Read, ...]
+
+
+@dataclass(frozen=True)
+class Carry:
+    """A state times `weight`."""
+
+    weight: Term
+    state: StateKey
+
+
+@dataclass(frozen=True)
+class Form:
+    """What one piece is: queries, times what it sees of updates and states, times factors of its own. `digits` are the
+    variables of the queries' position within the piece."""
+
+    start: int
+    length: int
+    digits: tuple[Index, ...]
+    q: tuple[Read, ...]
+    out: tuple[Read, ...]
+    parts: tuple[Update | Carry, ...]
+    dtype: torch.dtype | None
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Names that all pieces share: batch variables, features of keys, features of values. `rows` are the axes of a piece
+    that hold the position of queries, that of the pieces first; `sizes` are of the others of these."""
+
+    axes: tuple[tuple[Index, ...], ...]
+    batch: tuple[Index, ...]
+    d: tuple[Index, ...]
+    e: tuple[Index, ...]
+    rows: tuple[int, ...]
+    sizes: tuple[Size, ...]
+
+
+def reads_of(t: Term) -> list[Read]:
+    return [f for f in t.factors if isinstance(f, Read)]
+
+
+def substituted(value: Value, index: Sequence[Affine]) -> list[Term]:
+    """The terms of a value at an index."""
+    mapping: dict[Index, Affine] = {}
+    for axis, a in zip(value.axes, index):
+        if len(axis) == 1:
+            mapping[axis[0]] = a
+        elif axis:
+            mapping.update(_digits(axis, a))
+    return [t.fresh().substitute(mapping) for t in value.terms]
+
+
+def _digits(axis: tuple[Index, ...], a: Affine) -> dict[Index, Affine]:
+    """The digits of an index into a merged axis, where it is made of such digits."""
+    found, below = {}, 1
+    for x in reversed(axis):
+        y = next((y for y, c in a.coef.items() if same(c, below) and same(y.size, x.size)), None)
+        if y is None:
+            raise NotUnrolled
+        found[x] = var(y)
+        below = below * x.size
+    if len(a.coef) != len(axis) or a.const != 0:
+        raise NotUnrolled
+    return found
+
+
+def expand(t: Term, r: Read) -> list[Term]:
+    """The terms of a product in which a read is replaced by the definition of its leaf."""
+    assert r.leaf.definition is not None
+    factors = list(t.factors)
+    factors.remove(r)
+    rest = replace(t, factors=tuple(factors))
+    return [times(rest, d) for d in substituted(r.leaf.definition, r.index)]
+
+
+def without(t: Term, reads: Iterable[Read]) -> tuple[Any, ...]:
+    """The factors of a term but for the given reads."""
+    left = list(t.factors)
+    for r in reads:
+        left.remove(r)
+    return tuple(left)
+
+
+def resolved(t: Term) -> Term:
+    """Without leaves that are but another tensor times numbers, or numbers alone."""
+    for _ in range(16):
+        r = next((r for r in reads_of(t) if not r.function and _times_numbers(r.leaf)), None)
+        if r is None:
+            break
+        (t,) = expand(t, r)
+    return t
+
+
+def _times_numbers(leaf: Leaf) -> bool:
+    d = leaf.definition
+    if d is None or len(d.terms) != 1 or d.masked is not None or d.terms[0].bound or d.terms[0].exponent and d.leaves():
+        return False
+    return sum(not _times_numbers(r.leaf) for r in reads_of(d.terms[0])) <= 1
+
+
+def as_exponent(t: Term) -> Term:
+    """Gates that are exponentials go into the exponent."""
+    for r in reads_of(t):
+        d = r.leaf.definition
+        if d is not None and len(d.terms) == 1 and d.terms[0].pure_exponent() and r.function in ("", "reciprocal"):
+            (e,) = substituted(d, r.index)
+            sign = -1 if r.function else 1
+            more = tuple(replace(x, coef=x.coef * sign) for x in e.exponent)
+            t = replace(t, factors=without(t, [r]), exponent=t.exponent + more)
+    return t

@@ -1,0 +1,70 @@
+"""Tensors that are put together from pieces along one axis: by `cat` and `stack`, or by writing windows of a buffer.
+
+A loop over blocks or steps leaves its results so. The pieces are kept as they are, beside the normal form of the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from .axes import insert
+from .index import Size, same
+from .normal_form import Value
+
+
+@dataclass(frozen=True)
+class Piece:
+    """`length` elements from `start` on, along the axis of the pieces; `value` has all axes of the whole."""
+
+    start: Size
+    length: Size
+    value: Value
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Pieces along axis `dim`, in order of their starts, without overlap; `length` is that of the whole axis."""
+
+    dim: int
+    length: Size
+    pieces: tuple[Piece, ...] = ()
+
+    def complete(self) -> bool:
+        """Whether every element belongs to a piece."""
+        at: Size = 0
+        for p in self.pieces:
+            if not same(p.start, at):
+                return False
+            at = at + p.length
+        return same(at, self.length)
+
+    def write(self, start: int, length: int, value: Value) -> Pieces | None:
+        """With a window written; None where it cuts a piece that is there."""
+        new = Piece(start, length, value)
+        if not self.pieces or self.pieces[-1].start + self.pieces[-1].length <= start:
+            return replace(self, pieces=(*self.pieces, new))
+        kept = [p for p in self.pieces if (p.start, p.length) != (start, length)]
+        if any(p.start < start + length and start < p.start + p.length for p in kept):
+            return None
+        return replace(self, pieces=tuple(sorted((*kept, new), key=lambda p: p.start)))
+
+
+def joined(parts: Sequence[tuple[Value, Size, Pieces | None]], dim: int) -> Pieces:
+    """What `cat` makes of values, their lengths, and their own pieces."""
+    found: list[Piece] = []
+    at: Size = 0
+    for value, length, inner in parts:
+        if same(length, 0):
+            continue
+        if inner is not None and inner.dim == dim and inner.complete():
+            found += [replace(p, start=at + p.start) for p in inner.pieces]
+        else:
+            found.append(Piece(at, length, value))
+        at = at + length
+    return Pieces(dim, at, tuple(found))
+
+
+def stacked(values: Sequence[Value], dim: int) -> Pieces:
+    """What `stack` makes of values."""
+    return joined([(insert(v, dim), 1, None) for v in values], dim)

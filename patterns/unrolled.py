@@ -1,0 +1,338 @@
+"""Loops that were unrolled: an attention that is put together from pieces, which read states carried from piece to piece.
+
+Each piece is a sum of products of queries with keys and values of a window, or with a state. A state is a leaf that has a
+definition: earlier states, each times a number, and sums over windows of keys and values. So every piece weighs every
+position, `recurrence` says how much, and the weights decide, as for any other sum of terms. Nothing here knows how many
+pieces there are, how long they are, or in which order they were computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from .algebra import times, wider
+from .codes import NearMiss, near_miss
+from .index import Index, hint, same, var
+from .loop_forms import (
+    Carry,
+    Form,
+    Frame,
+    NotUnrolled,
+    StateKey,
+    Update,
+    as_exponent,
+    expand,
+    reads_of,
+    resolved,
+    substituted,
+    without,
+)
+from .loop_match import weigh
+from .normal_form import Leaf, Read, Term, Value
+from .pieces import Piece, Pieces
+from .recognise import Match
+
+
+def recognise_pieces(pieces: Pieces) -> Match | NearMiss | None:
+    """The attention that the pieces make up, why they are none though they come near, or None."""
+    if len(pieces.pieces) < 2 or not pieces.complete():
+        return None
+    try:
+        return _Loop(pieces).match()
+    except NotUnrolled:
+        return None
+    except NearMiss as e:
+        return e
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One term of a piece: a number in front, queries, what they see, and further reads whose role is open."""
+
+    front: Term
+    q: tuple[Read, ...]
+    extra: list[Read]
+    part: Update | Carry
+
+
+class _Loop:
+    def __init__(self, pieces: Pieces) -> None:
+        self.pieces = pieces
+        self.frame: Frame | None = None
+        self.states: dict[StateKey, list[Update | Carry]] = {}
+        self.initial: dict[Leaf, None] = {}
+        self.dtype: torch.dtype | None = None
+        rough = [self._split(p) for p in reversed(pieces.pieces)]
+        self.rows = self._row_axes(rough)
+        order = sorted(zip(reversed(pieces.pieces), rough), key=lambda pair: not _reads_a_state(pair[1]))
+        self.forms = sorted((self._form(p, parts) for p, parts in order), key=lambda f: f.start)
+
+    def _row_axes(self, rough: Sequence[Sequence[Term]]) -> tuple[int, ...]:
+        """Axes that hold the position of queries: that of the pieces, and those that indicators tie to summed positions."""
+        found = {self.pieces.dim}
+        for p, terms in zip(reversed(self.pieces.pieces), rough):
+            tied = {x for t in terms for a in t.indicators if set(a.coef) & set(t.bound) for x in set(a.coef) - set(t.bound)}
+            found |= {n for n, axis in enumerate(p.value.axes) if tied & set(axis)}
+        return (self.pieces.dim, *sorted(found - {self.pieces.dim}))
+
+    # ------------------------------------------------------------------------------------------------------- one piece
+    def _split(self, p: Piece) -> list[Term]:
+        """The terms of a piece, down to contractions of queries with something."""
+        if p.value.masked is not None or not isinstance(p.start, int):
+            raise NotUnrolled
+        done: list[Term] = []
+        todo = list(p.value.terms)
+        while todo:
+            t = todo.pop()
+            t = resolved(t)
+            if t.bound:
+                done.append(t)
+                continue
+            r = next((r for r in reads_of(t) if not r.function and r.leaf.definition is not None
+                      and any(x.bound for x in r.leaf.definition.terms)), None)
+            if r is None or len(done) + len(todo) > 64:
+                raise NotUnrolled
+            todo += expand(t, r)
+        if not done:
+            raise NotUnrolled
+        return done
+
+    def _form(self, p: Piece, terms: list[Term]) -> Form:
+        if any(len(p.value.axes[n]) > 1 for n in self.rows):
+            raise NotUnrolled
+        digits = tuple(x for n in self.rows for x in p.value.axes[n])
+        asked: set[tuple[Leaf, str]] = set()                # queries of this piece, known from what it reads of states
+        taken = []
+        terms = sorted(terms, key=lambda t: not _reads_a_state([t]))
+        for t in terms:
+            taken.append(self._roles(t, set(digits), asked))
+            asked |= {(r.leaf, r.function) for r in taken[-1][0]}
+        if self.frame is None:
+            self.frame = self._make_frame(p.value, terms, taken)
+        frame = self.frame
+        names = {x: var(y) for n, (mine, theirs) in enumerate(zip(p.value.axes, frame.axes)) if n not in self.rows
+                 for x, y in _pairs(mine, theirs)}
+        seen: list[_Seen] = []
+        for t, (q, d, _) in zip(terms, taken):
+            if len(d) != len(frame.d):
+                raise NotUnrolled
+            mapping = {**names, **{x: var(y) for x, y in zip(d, frame.d)}}
+            t = replace(t, bound=tuple(x for x in t.bound if x not in d)).substitute(mapping)
+            seen.append(self._part(t, tuple(r.substitute(mapping) for r in q)))
+            self.dtype = wider(self.dtype, t.dtype)
+        seen = [self._with_numbers_of_keys(s) for s in seen]
+        shared = [r for r in seen[0].extra if all(r in s.extra for s in seen)]
+        parts: list[Update | Carry] = []
+        for s in seen:
+            if s.q != seen[0].q:
+                raise NotUnrolled
+            gates = [r for r in s.extra if r not in shared]
+            part = s.part
+            if isinstance(part, Update):
+                own = [r for r in gates if _same_place(r, part.k)]
+                part, gates = replace(part, v=_in_order((*part.v, *own))), [r for r in gates if r not in own]
+            weight = as_exponent(replace(s.front, factors=s.front.factors + tuple(gates)))
+            parts.append(replace(part, weight=times(weight, part.weight)))
+        return Form(p.start, int(hint(p.length)), digits, seen[0].q, tuple(shared), tuple(parts), self.dtype)
+
+    def _roles(self, t: Term, rows: set[Index], asked: set[tuple[Leaf, str]]
+               ) -> tuple[list[Read], tuple[Index, ...], Read | None]:
+        """(queries, contracted features, state) of a term of a piece; without a state it has keys and values."""
+        bound = set(t.bound)
+        reads = reads_of(t)
+        if rows:
+            d = {x for r in reads if rows & r.variables() for x in r.variables() & bound}
+        else:
+            d = {x for x in bound if sum(x in r.variables() for r in reads) > 1}
+        if not d:
+            raise NotUnrolled
+        holders = [r for r in reads if r.variables() & d]
+        wide = [r for r in holders if self._own_features(r, holders, bound, rows)]
+        if len(wide) > 1:                                   # heads that share keys give queries an axis of their own
+            wide = [r for r in wide if r.leaf.definition is not None]
+        if len(wide) > 1:
+            raise NotUnrolled
+        state = wide[0] if wide else None
+        q = [r for r in holders if r is not state]
+        if state is None:
+            q = [r for r in q if rows & r.variables()] if rows else self._not_keys(q, asked)
+        if not q:
+            raise NotUnrolled
+        order = tuple(dict.fromkeys(x for r in q for a in r.index for x in a.coef if x in d))
+        if set(order) != d:
+            raise NotUnrolled
+        return q, order, state
+
+    @staticmethod
+    def _own_features(r: Read, holders: Sequence[Read], bound: set[Index], rows: set[Index]) -> set[Index]:
+        """Free variables of a read that no other contracted read has, its own position apart: features of values."""
+        others = {x for s in holders if s is not r for x in s.variables()}
+        return r.variables() - bound - others - rows
+
+    def _not_keys(self, holders: list[Read], asked: set[tuple[Leaf, str]]) -> list[Read]:
+        """Queries of a single position, which no index tells from keys."""
+        keys = {(r.leaf, r.function) for parts in self.states.values() for p in parts if isinstance(p, Update) for r in p.k}
+        found = [r for r in holders if (r.leaf, r.function) in asked] or (
+            [r for r in holders if (r.leaf, r.function) not in keys] if keys else [])
+        return found if len(found) < len(holders) else holders[:1]
+
+    def _make_frame(self, value: Value, terms: Sequence[Term],
+                    taken: Sequence[tuple[list[Read], tuple[Index, ...], Read | None]]) -> Frame:
+        free = {x for n, axis in enumerate(value.axes) if n not in self.rows for x in axis}
+        e: set[Index] = set()
+        for t, (q, d, state) in zip(terms, taken):
+            seen = {x for r in q for x in r.variables()}
+            if state is None:
+                seen |= {x for r in reads_of(t) if r.variables() & set(d) for x in r.variables()}
+                e |= _innermost([r for r in reads_of(t) if not r.variables() & set(d)], free - seen)
+            else:
+                e |= self._features_of_values(state, set(d), (state.variables() & free) - seen)
+        d = taken[0][1]
+        order = [x for n, axis in enumerate(value.axes) if n not in self.rows for x in axis]
+        if not e:
+            raise NotUnrolled
+        return Frame(value.axes, tuple(x for x in order if x not in e), d, tuple(x for x in order if x in e),
+                     self.rows, tuple(x.size for n in self.rows[1:] for x in value.axes[n]))
+
+    @staticmethod
+    def _features_of_values(state: Read, d: set[Index], choice: set[Index]) -> set[Index]:
+        """Which of the variables that only a state has are features of values; the others are heads."""
+        read: Read | None = state
+        for _ in range(8):
+            if read is None or read.leaf.definition is None:
+                return choice
+            terms = substituted(read.leaf.definition, read.index)
+            for t in terms:
+                values = [r for r in reads_of(t) if not r.variables() & d]
+                if any(r.variables() & d and not choice <= r.variables() for r in reads_of(t)) and values:
+                    return _innermost(values, choice)
+            read = next((r for t in terms for r in reads_of(t) if r.variables() & d and choice <= r.variables()), None)
+        return choice
+
+    def _part(self, t: Term, q: tuple[Read, ...]) -> _Seen:
+        """A term of a piece taken apart."""
+        assert self.frame is not None
+        d, e = set(self.frame.d), set(self.frame.e)
+        rest = replace(t, factors=without(t, q))
+        reads = reads_of(rest)
+        state = next((r for r in reads if r.variables() & d and r.variables() & e), None)
+        if state is None:
+            update, extra = self._update(rest)
+            return _Seen(Term(dtype=t.dtype), q, extra, update)
+        if rest.bound or state.function:
+            raise NotUnrolled
+        key = (state.leaf, state.index)
+        self._describe(key)
+        extra = [r for r in reads if r is not state]
+        return _Seen(replace(rest, factors=without(rest, reads)), q, extra, Carry(Term(), key))
+
+    def _with_numbers_of_keys(self, s: _Seen) -> _Seen:
+        """Reads of a single position that states multiply their values by belong to the values here too."""
+        if isinstance(s.part, Carry):
+            return s
+        known = {(r.leaf, r.function) for parts in self.states.values() for p in parts if isinstance(p, Update) for r in p.v}
+        mine = [r for r in s.extra if (r.leaf, r.function) in known]
+        return replace(s, extra=[r for r in s.extra if r not in mine], part=replace(s.part, v=_in_order((*s.part.v, *mine))))
+
+    # --------------------------------------------------------------------------------------------------------- states
+    def _describe(self, first: StateKey) -> None:
+        """Notes what a state is made of, and all states before it."""
+        todo = [first]
+        while todo:
+            key = todo.pop()
+            if key in self.states:
+                continue
+            leaf, index = key
+            if leaf.definition is None or leaf.definition.masked is not None:
+                self.initial[leaf] = None
+                self.states[key] = []
+                continue
+            self.states[key] = parts = []
+            for t in map(resolved, substituted(leaf.definition, index)):
+                part = self._state_part(t)
+                parts.append(part)
+                self.dtype = wider(self.dtype, t.dtype)
+                if isinstance(part, Carry):
+                    todo.append(part.state)
+
+    def _state_part(self, t: Term) -> Update | Carry:
+        assert self.frame is not None
+        d, e = set(self.frame.d), set(self.frame.e)
+        reads = reads_of(t)
+        both = [r for r in reads if r.variables() & d and r.variables() & e]
+        if not both:
+            update, extra = self._update(t)
+            own = [r for r in extra if _same_place(r, update.k)]
+            gates = tuple(r for r in extra if r not in own)
+            weight = as_exponent(replace(update.weight, factors=update.weight.factors + gates))
+            return replace(update, weight=weight, v=_in_order((*update.v, *own)))
+        r = both[0]
+        others = [s for s in reads if s is not r]
+        if len(both) > 1 or r.function or set(t.bound) & r.variables():
+            raise NotUnrolled
+        if any(s.variables() & (d | e) for s in others):
+            raise near_miss("LC202")
+        return Carry(as_exponent(replace(t, factors=without(t, [r]))), (r.leaf, r.index))
+
+    def _update(self, t: Term) -> tuple[Update, list[Read]]:
+        """Keys and values of a term; reads that move with neither are returned apart."""
+        assert self.frame is not None
+        d, e = set(self.frame.d), set(self.frame.e)
+        reads = reads_of(t)
+        k = [r for r in reads if r.variables() & d]
+        v = [r for r in reads if r.variables() & e]
+        if not k or not v or set(k) & set(v):
+            raise NotUnrolled
+        moving = set(t.bound)
+        others = [r for r in reads if r not in k and r not in v]
+        v += [r for r in others if r.variables() & moving]
+        extra = [r for r in others if not r.variables() & moving]
+        return Update(replace(t, factors=without(t, reads)), _in_order(k), _in_order(v)), extra
+
+    # ---------------------------------------------------------------------------------------------------------- match
+    def match(self) -> Match | NearMiss | None:
+        assert self.frame is not None
+        return weigh(self.pieces, self.frame, self.forms, self.states, tuple(self.initial), self.dtype)
+
+
+def _reads_a_state(terms: Sequence[Term]) -> bool:
+    """Whether a term contracts with a leaf that is a sum of several things."""
+    return any(r.leaf.definition is not None and len(r.leaf.definition.terms) > 1 and set(t.bound) & r.variables()
+               for t in terms for r in reads_of(t))
+
+
+def _pairs(mine: tuple[Index, ...], theirs: tuple[Index, ...]) -> list[tuple[Index, Index]]:
+    if len(mine) != len(theirs) or not all(same(x.size, y.size) for x, y in zip(mine, theirs)):
+        raise NotUnrolled
+    return list(zip(mine, theirs))
+
+
+def _innermost(values: Sequence[Read], choice: set[Index]) -> set[Index]:
+    """Those of the variables that stand on the innermost axis of a read."""
+    for r in sorted(values, key=lambda r: -len(r.variables() & choice)):
+        for a in reversed(r.index):
+            if set(a.coef) & choice:
+                return set(a.coef) & choice
+    return set()
+
+
+def _same_place(r: Read, keys: Sequence[Read]) -> bool:
+    """Whether a read of a single position has the keys' own: then it is a number of that key, else a gate."""
+    def at(x: Read) -> set[tuple[Any, Any]]:
+        d = x.leaf.definition
+        if d is not None and len(d.terms) == 1 and d.terms[0].pure_exponent():
+            (t,) = substituted(d, x.index)
+            return {place for e in t.exponent for y in reads_of(e) for place in at(y)}
+        return {(str(n), a.const) for a, n in zip(x.index, x.leaf.shape) if not a.coef and not same(n, 1)}
+    if not at(r):                                           # the same at all positions
+        return not r.leaf.positive
+    return any(at(r) & at(k) for k in keys)
+
+
+def _in_order(reads: Sequence[Read]) -> tuple[Read, ...]:
+    """An order that equal products share."""
+    return tuple(sorted(reads, key=lambda r: (r.function, [len(a.coef) for a in r.index], id(r.leaf))))

@@ -1,0 +1,306 @@
+"""Loops as people write them: over time or over blocks, with states that are carried. q, k, v [B, H, N, D]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BLOCK = 8
+LOOPS: dict[str, Callable[..., Tensor]] = {}
+NOT_LOOPS: dict[str, Callable[..., Tensor]] = {}
+
+
+def loop(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function is one causal linear attention."""
+    LOOPS[f.__name__] = f
+    return f
+
+
+def no_loop(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function looks like one."""
+    NOT_LOOPS[f.__name__] = f
+    return f
+
+
+def zeros(q: Tensor, v: Tensor) -> Tensor:
+    return q.new_zeros(q.shape[0], q.shape[1], q.shape[-1], v.shape[-1])
+
+
+# ------------------------------------------------------------------------------------------------------------- over time
+@loop
+def unbound_and_stacked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    s, out = zeros(q, v), []
+    for qt, kt, vt in zip(q.unbind(2), k.unbind(2), v.unbind(2)):
+        s = s + torch.einsum("bhd,bhe->bhde", kt, vt)
+        out.append(torch.einsum("bhd,bhde->bhe", qt, s))
+    return torch.stack(out, 2)
+
+
+@loop
+def state_in_place(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    s, out = zeros(q, v), []
+    for t in range(q.shape[2]):
+        s += k[:, :, t, :, None] * v[:, :, t, None, :]
+        out.append((q[:, :, t, :, None] * s).sum(-2))
+    return torch.stack(out, dim=2)
+
+
+@loop
+def state_in_place_decayed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    s, out = zeros(q, v), torch.zeros_like(v)
+    for t in range(q.shape[2]):
+        s = s.mul(0.9).add(k[:, :, t, :, None] @ v[:, :, t, None, :])
+        out[:, :, t] = (q[:, :, t, None, :] @ s)[:, :, 0]
+    return out
+
+
+@loop
+def state_transposed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    s, out = zeros(v, q), []
+    for t in range(q.shape[2]):
+        s = 0.8 * s + v[:, :, t].unsqueeze(-1) * k[:, :, t].unsqueeze(-2)
+        out.append((s @ q[:, :, t].unsqueeze(-1)).squeeze(-1))
+    return torch.stack(out, dim=2)
+
+
+@loop
+def time_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (x.permute(2, 0, 1, 3).contiguous() for x in (q, k, v))
+    s, out = zeros(q[0], v[0].unsqueeze(2)) if False else q.new_zeros(*q.shape[1:], v.shape[-1]), []
+    for t in range(q.shape[0]):
+        s = s + k[t].unsqueeze(-1) * v[t].unsqueeze(-2)
+        out.append(torch.einsum("bhd,bhde->bhe", q[t], s))
+    return torch.stack(out).permute(1, 2, 0, 3)
+
+
+@loop
+def gate_of_each_step(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    g = torch.sigmoid(k.sum(-1))
+    s, out = zeros(q, v), []
+    for t in range(q.shape[2]):
+        s = g[:, :, t, None, None] * s + torch.einsum("bhd,bhe->bhde", k[:, :, t], v[:, :, t])
+        out.append(torch.einsum("bhd,bhde->bhe", q[:, :, t], s))
+    return torch.stack(out, 2)
+
+
+@loop
+def log_gate_of_each_step(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    g = F.logsigmoid(q.sum(-1))
+    s, out = zeros(q, v), []
+    for t in range(q.shape[2]):
+        s = g[:, :, t, None, None].exp() * s + torch.einsum("bhd,bhe->bhde", k[:, :, t], v[:, :, t])
+        out.append(torch.einsum("bhd,bhde->bhe", q[:, :, t], s))
+    return torch.stack(out, 2)
+
+
+@loop
+def input_and_forget_gates(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    f, i = torch.sigmoid(q.sum(-1)), torch.exp(-k.sum(-1).abs())
+    s, out = zeros(q, v), []
+    for t in range(q.shape[2]):
+        s = f[:, :, t, None, None] * s + i[:, :, t, None, None] * (k[:, :, t, :, None] * v[:, :, t, None, :])
+        out.append((q[:, :, t, None, :] @ s).squeeze(2))
+    return torch.stack(out, 2)
+
+
+@loop
+def features_of_each_step(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    s, out = zeros(q, v), []
+    for t in range(q.shape[2]):
+        qt, kt = F.elu(q[:, :, t]) + 1, F.elu(k[:, :, t]) + 1
+        s = s + kt.unsqueeze(-1) * v[:, :, t].unsqueeze(-2)
+        out.append(torch.einsum("bhd,bhde->bhe", qt, s))
+    return torch.stack(out, 2)
+
+
+@loop
+def divided_by_running_sum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k = q.exp(), k.exp()
+    s, z, out = zeros(q, v), torch.zeros_like(k[:, :, 0]), []
+    for t in range(q.shape[2]):
+        s = s + k[:, :, t, :, None] * v[:, :, t, None, :]
+        z = z + k[:, :, t]
+        out.append(torch.einsum("bhd,bhde->bhe", q[:, :, t], s) / ((q[:, :, t] * z).sum(-1, keepdim=True) + 1e-6))
+    return torch.stack(out, 2)
+
+
+@loop
+def output_grows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    s, out = zeros(q, v), v[:, :, :0]
+    for t in range(q.shape[2]):
+        s = s + k[:, :, t, :, None] * v[:, :, t, None, :]
+        out = torch.cat([out, q[:, :, t:t + 1] @ s], dim=2)
+    return out
+
+
+# ----------------------------------------------------------------------------------------------------------- over blocks
+@loop
+def blocks_written(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    s, out = zeros(q, v), torch.empty_like(v)
+    for a in range(0, q.shape[2], BLOCK):
+        qi, ki, vi = (x[:, :, a:a + BLOCK] for x in (q, k, v))
+        out[:, :, a:a + BLOCK] = qi @ s + torch.tril(qi @ ki.mT) @ vi
+        s = s + ki.mT @ vi
+    return out
+
+
+@loop
+def blocks_of_features(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    s, out = zeros(q, v), []
+    for qi, ki, vi in zip(q.split(BLOCK, 2), k.split(BLOCK, 2), v.split(BLOCK, 2)):
+        qi, ki = F.relu(qi) + 0.1, F.relu(ki) + 0.1
+        out.append(qi @ s + (qi @ ki.mT).tril() @ vi)
+        s = s + ki.mT @ vi
+    return torch.cat(out, 2)
+
+
+@loop
+def blocks_by_cumsum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    last, out = 0.0, []
+    for qi, ki, vi in zip(q.chunk(4, 2), k.chunk(4, 2), v.chunk(4, 2)):
+        states = last + torch.einsum("bhnd,bhne->bhnde", ki, vi).cumsum(2)
+        out.append(torch.einsum("bhnd,bhnde->bhne", qi, states))
+        last = states[:, :, -1:]
+    return torch.cat(out, 2)
+
+
+@loop
+def blocks_decayed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    rate = torch.tensor([0.3, 0.05], device=q.device, dtype=q.dtype)[:, None, None]
+    i = torch.arange(BLOCK, device=q.device, dtype=q.dtype)
+    mask = torch.where(i[:, None] >= i, torch.exp(-rate * (i[:, None] - i)), 0.0)
+    s, out = zeros(q, v), []
+    for a in range(0, q.shape[2], BLOCK):
+        qi, ki, vi = (x[:, :, a:a + BLOCK] for x in (q, k, v))
+        n = qi.shape[2]
+        out.append((qi @ ki.mT * mask[:, :n, :n]) @ vi + qi * torch.exp(-rate * (i[:n, None] + 1)) @ s)
+        s = s * torch.exp(-rate * n) + (ki * torch.exp(-rate * (n - 1 - i[:n, None]))).mT @ vi
+    return torch.cat(out, 2)
+
+
+@loop
+def blocks_gated(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    g = F.logsigmoid(k.sum(-1))
+    s, out = zeros(q, v), []
+    for a in range(0, q.shape[2], BLOCK):
+        qi, ki, vi, gi = q[:, :, a:a + BLOCK], k[:, :, a:a + BLOCK], v[:, :, a:a + BLOCK], g[:, :, a:a + BLOCK].cumsum(-1)
+        inner = (gi[..., :, None] - gi[..., None, :]).tril().exp().tril()
+        out.append((qi * gi.exp()[..., None]) @ s + (qi @ ki.mT * inner) @ vi)
+        s = s * gi[..., -1:, None].exp() + (ki * (gi[..., -1:] - gi).exp()[..., None]).mT @ vi
+    return torch.cat(out, 2)
+
+
+@loop
+def blocks_heads_merged(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    b, h, n, d = q.shape
+    q, k, v = (x.reshape(b * h, n, -1) for x in (q, k, v))
+    s, out = q.new_zeros(b * h, d, v.shape[-1]), []
+    for a in range(0, n, BLOCK):
+        qi, ki, vi = (x[:, a:a + BLOCK] for x in (q, k, v))
+        out.append(torch.bmm(qi, s) + torch.bmm(torch.bmm(qi, ki.mT).tril(), vi))
+        s = torch.baddbmm(s, ki.mT, vi)
+    return torch.cat(out, 1).view(b, h, n, -1)
+
+
+@loop
+def state_read_before_written(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    s, out = zeros(q, v), []
+    for t in range(q.shape[2]):
+        own = (q[:, :, t] * k[:, :, t]).sum(-1, keepdim=True) * v[:, :, t]
+        out.append((q[:, :, t, None, :] @ s).squeeze(2) + own)
+        s = s + k[:, :, t, :, None] * v[:, :, t, None, :]
+    return torch.stack(out, 2)
+
+
+@loop
+def backwards(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    s, out = zeros(q, v), torch.zeros_like(v)
+    for t in reversed(range(q.shape[2])):
+        s = 0.9 * s + k[:, :, t, :, None] * v[:, :, t, None, :]
+        out[:, :, t] = (q[:, :, t, None, :] @ s).squeeze(2)
+    return out
+
+
+# ------------------------------------------------------------------------------------------------------------ look-alikes
+@no_loop
+def gate_of_features(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    g = torch.sigmoid(k)
+    s, out = zeros(q, v), []
+    for t in range(q.shape[2]):
+        s = g[:, :, t, :, None] * s + k[:, :, t, :, None] * v[:, :, t, None, :]
+        out.append((q[:, :, t, None, :] @ s).squeeze(2))
+    return torch.stack(out, 2)
+
+
+@no_loop
+def one_step_missing(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    s, out = zeros(q, v), []
+    for t in range(q.shape[2]):
+        if t != 5:
+            s = s + k[:, :, t, :, None] * v[:, :, t, None, :]
+        out.append((q[:, :, t, None, :] @ s).squeeze(2))
+    return torch.stack(out, 2)
+
+
+@no_loop
+def one_step_twice(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    s, out = zeros(q, v), []
+    for t in range(q.shape[2]):
+        s = s + k[:, :, t, :, None] * v[:, :, t, None, :] * (2 if t == 7 else 1)
+        out.append((q[:, :, t, None, :] @ s).squeeze(2))
+    return torch.stack(out, 2)
+
+
+@no_loop
+def two_steps_exchanged(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    s, out = zeros(q, v), []
+    for t in range(q.shape[2]):
+        s = s + k[:, :, t, :, None] * v[:, :, t, None, :]
+        out.append((q[:, :, t, None, :] @ s).squeeze(2))
+    out[3], out[4] = out[4], out[3]
+    return torch.stack(out, 2)
+
+
+@no_loop
+def block_decay_wrong(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    s, out = zeros(q, v), []
+    i = torch.arange(BLOCK, device=q.device, dtype=q.dtype)
+    mask = torch.exp(-0.1 * (i[:, None] - i)).tril()
+    for a in range(0, q.shape[2] - BLOCK + 1, BLOCK):
+        qi, ki, vi = (x[:, :, a:a + BLOCK] for x in (q, k, v))
+        out.append((qi @ ki.mT * mask) @ vi + qi * torch.exp(-0.1 * (i[:, None] + 1)) @ s)
+        s = s * 0.5 + (ki * torch.exp(-0.1 * (BLOCK - 1 - i[:, None]))).mT @ vi
+    return torch.cat(out, 2)
+
+
+@no_loop
+def values_corrected(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    s, out = zeros(q, v), []
+    for t in range(q.shape[2]):
+        kt = k[:, :, t, None, :]
+        s = s + kt.mT @ (v[:, :, t, None, :] - kt @ s)
+        out.append((q[:, :, t, None, :] @ s).squeeze(2))
+    return torch.stack(out, 2)
+
+
+@no_loop
+def state_forgotten_halfway(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    s, out = zeros(q, v), []
+    for t in range(q.shape[2]):
+        if t == 9:
+            s = torch.zeros_like(s)
+        s = s + k[:, :, t, :, None] * v[:, :, t, None, :]
+        out.append((q[:, :, t, None, :] @ s).squeeze(2))
+    return torch.stack(out, 2)
+
+
+@no_loop
+def queries_of_another_step(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    s, out = zeros(q, v), []
+    for t in range(q.shape[2]):
+        s = s + k[:, :, t, :, None] * v[:, :, t, None, :]
+        out.append((q[:, :, (t * 5) % q.shape[2], None, :] @ s).squeeze(2))
+    return torch.stack(out, 2)

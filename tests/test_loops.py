@@ -1,0 +1,54 @@
+"""Loops are recognised as a whole, whatever they are over and however their results are put together."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from loops import LOOPS, NOT_LOOPS
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+import lightning_compile
+
+OPTIONS = {"when": "always"}
+N = 28
+
+
+def inputs(n: int = N) -> list[Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(2, 2, n, w, dtype=torch.float64, requires_grad=True) for w in (4, 4, 6)]
+
+
+def results(f, args: list[Tensor]) -> list[Tensor]:
+    args = [a.detach().clone().requires_grad_() for a in args]
+    out = f(*args)
+    torch.manual_seed(1)
+    return [out, *torch.autograd.grad((out * torch.randn_like(out)).sum(), args)]
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    torch._dynamo.reset()
+    counters.clear()
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_loop_is_one_site(name: str) -> None:
+    report = lightning_compile.explain(LOOPS[name], *inputs(), options=OPTIONS)
+    assert len(report.rewritten) == 1, str(report)
+
+
+@pytest.mark.parametrize("name", NOT_LOOPS)
+def test_a_look_alike_is_none(name: str) -> None:
+    report = lightning_compile.explain(NOT_LOOPS[name], *inputs(), options=OPTIONS)
+    assert not report.rewritten, str(report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*LOOPS, *NOT_LOOPS])
+def test_results_are_those_of_the_loop(name: str) -> None:
+    f = {**LOOPS, **NOT_LOOPS}[name]
+    wanted = results(f, inputs())
+    found = results(torch.compile(f, backend="lightning", options=OPTIONS), inputs())
+    for w, x in zip(wanted, found):
+        torch.testing.assert_close(x, w, rtol=1e-9, atol=1e-9)
