@@ -1,6 +1,6 @@
-"""Masks and decays that are registered buffers, recognised by their values.
+"""Masks and decays that are registered buffers, globals or held by a closure, recognised by their values.
 
-Only inputs that Dynamo calls static count: what a caller passes may have other values next time.
+What a caller passes does not count: it may have other values next time.
 """
 
 from __future__ import annotations
@@ -21,10 +21,16 @@ MAX_ROWS = 1 << 12   # numbers of a table along one axis
 
 
 def static(node: fx.Node) -> bool:
-    """Whether a graph input is a buffer of a module (or another object whose identity Dynamo fixes)."""
+    """Whether a graph input is a buffer of a module (or another object whose identity Dynamo fixes), or a tensor that the
+    code found outside of its arguments: a global, or what a closure holds."""
     if node.op == "get_attr":
         return True
-    return bool(node.meta.get("tensor_dict", {}).get("_dynamo_static_input_type"))
+    if bool(node.meta.get("tensor_dict", {}).get("_dynamo_static_input_type")):
+        return True
+    source = getattr(node.meta.get("grapharg"), "source", None)
+    while hasattr(source, "base"):
+        source = source.base
+    return type(source).__name__ == "GlobalSource" or bool(getattr(source, "is_derefed_cell_contents", False))
 
 
 def known_value(real: Any) -> Value | None:

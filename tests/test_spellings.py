@@ -29,7 +29,7 @@ def results(one: Spelling, f: Callable[..., Any], inputs: Sequence[Any]) -> list
     operands = [x for x in inputs if x.requires_grad]
     operands += list(one.program.parameters()) if isinstance(one.program, torch.nn.Module) else []
     generator = torch.Generator().manual_seed(3)
-    loss = sum((o * torch.randn(o.shape, generator=generator, dtype=o.dtype)).sum() for o in outs)
+    loss = sum((o * torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.dtype)).sum() for o in outs)
     gradients = torch.autograd.grad(loss, operands, allow_unused=True)
     return [*(o.detach() for o in outs), *(torch.zeros_like(x) if g is None else g for g, x in zip(gradients, operands))]
 
