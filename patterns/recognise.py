@@ -215,7 +215,13 @@ def _without_causality(terms: Sequence[Term]) -> NearMiss | None:
                 others = [r for r in reads if d not in r.variables()]
                 js = {x for r in holders for x in r.variables()} & bound - {d}
                 if len(holders) == 2 and others and js and any(js & r.variables() for r in others):
-                    return near_miss("LC101")
+                    free = [r.variables() - bound for r in holders]
+                    pairs = next((r for r in others if r.variables() & js and r.variables() & (free[0] ^ free[1])), None)
+                    return near_miss("LC101") if pairs is None else near_miss("LC110", leaf=pairs.leaf)
+            for e in t.indicators:                          # a running sum along what is contracted afterwards
+                if len(e.coef) == 2 and set(e.coef) <= bound and e.const == 0 and sorted(e.coef.values()) == [-1, 1]:
+                    if all(sum(x in r.variables() for r in reads) == 1 for x in e.coef):
+                        return near_miss("LC107")
     return None
 
 
@@ -243,6 +249,11 @@ def _roles(t: Term) -> _Roles | None:
         return None
     if in_rest - d:
         raise near_miss("LC111", seen="it occurs in the query's tensors only")
+    for x in in_keys - d:
+        alone = [r for r in keys if x in r.variables()]
+        if len(alone) == 1 and not any(x in a.coef and set(a.coef) & j for a in alone[0].index) and not any(
+                x in e.coef for e in t.indicators) and not any(x in e.free() for e in t.exponent) and len(keys) > 1:
+            raise near_miss("LC111", seen="a value's feature")
     j |= in_keys - d
     k = [r for r in keys if r.variables() & d]
     others = [r for r in keys if not r.variables() & d]
@@ -262,9 +273,16 @@ def _roles(t: Term) -> _Roles | None:
 def _match(value: Value, terms: list[Term], lead: Term) -> Match | NearMiss | None:
     roles = _roles(lead)
     if roles is None:
+        for r in _reads(lead):
+            if r.leaf.scores and r.variables() & _summed(lead) and r.variables() & _free_linked(lead) and len(_reads(lead)) > 1:
+                raise near_miss("LC303" if "dropout" in r.leaf.scores else "LC102", function=r.leaf.scores)
         return None
     if not roles.v and "cumsum" in lead.via and len(roles.k) < 1:
         return None
+    for r in roles.k if not roles.v and "cumsum" in lead.via and len(roles.k) == 1 else ():
+        last = set(r.index[-1].coef) - {x for q in roles.q for x in q.variables()} - roles.j - roles.d
+        if last and last <= {x for axis in value.axes[-1:] for x in axis}:
+            raise near_miss("LC112", leaf=r.leaf)
     known = {r.leaf for r in _reads(lead)}
     entering = [t for t in terms if not _summed(t) and any(r.leaf not in known for r in _reads(t))]
     for r in (r for t in terms for r in _reads(t)):
@@ -275,6 +293,8 @@ def _match(value: Value, terms: list[Term], lead: Term) -> Match | NearMiss | No
         if mixed:
             if r.leaf.scores:
                 raise near_miss("LC303" if "dropout" in r.leaf.scores else "LC102", function=r.leaf.scores)
+            if all(_free_linked(lead) <= x.variables() for x in roles.q + roles.k + roles.v):
+                raise near_miss("LC107")                    # what the mask calls a query's position is a head
             raise near_miss("LC110", leaf=r.leaf)
     if not roles.j or not any(r.variables() & roles.j for r in roles.k):
         return None
