@@ -324,6 +324,12 @@ def triangle(v: Value, diagonal: int, lower: bool) -> Value:
     return replace(v, terms=tuple(replace(t, indicators=t.indicators | {e}) for t in v.terms))
 
 
+def outer(t: Term) -> bool:
+    """Whether two reads of a product have each a variable that the other has not, as keys and values in a state do."""
+    reads = [f.variables() for f in t.factors if isinstance(f, Read)]
+    return any(a - b and b - a for a in reads for b in reads)
+
+
 def are_pairs(t: Term) -> bool:
     """Whether each summed variable is shared by reads that differ in their free variables, as queries and keys do."""
     bound, reads = set(t.bound), [f for f in t.factors if isinstance(f, Read)]

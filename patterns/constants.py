@@ -27,7 +27,7 @@ def static(node: fx.Node) -> bool:
         return True
     if bool(node.meta.get("tensor_dict", {}).get("_dynamo_static_input_type")):
         return True
-    source = getattr(node.meta.get("grapharg"), "source", None)
+    source: Any = getattr(node.meta.get("grapharg"), "source", None)
     while hasattr(source, "base"):
         source = source.base
     return type(source).__name__ == "GlobalSource" or bool(getattr(source, "is_derefed_cell_contents", False))

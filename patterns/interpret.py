@@ -17,7 +17,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from .algebra import are_pairs, table
+from .algebra import are_pairs, pinned, table
 from .axes import insert
 from .constants import known_value, static
 from .evaluate import MAX_TABLE, fold
@@ -420,8 +420,9 @@ def disconnected(v: Value) -> bool:
 def _started(v: Value) -> bool:
     """Sums of products up to each position, or for each chunk of positions, and a state before the first: a tensor that has
     all their axes but the one of positions, added to all or put in front."""
-    sums = [t for t in v.terms if t.bound and len(t.factors) > 1]
-    others = [t for t in v.terms if t not in sums]
+    terms = [pinned(t) for t in v.terms]
+    sums = [t for t in terms if t.bound and len(t.factors) > 1]
+    others = [t for t in terms if t not in sums]
     if not sums or not others:
         return False
     first, bound = sums[0], set(sums[0].bound)

@@ -391,7 +391,7 @@ def concatenated(c: Call) -> Value:
     tensors = [t for t in c.args["tensors"] if t.dim() > 1 or t.shape[0] != 0]
     pieces = [c.table.value(t) for t in tensors]
     zeros = sum(not v.terms and v.masked is None for v in pieces)
-    if len(pieces) - zeros > 1 and not any(t.bound for v in pieces for t in v.terms):
+    if len(pieces) - zeros > 1 and not any(t.bound or al.outer(t) for v in pieces for t in v.terms):
         raise Unknown("pieces of several tensors")
     d = int(c.args.get("dim", 0)) % tensors[0].dim()
     whole = size_of(c.out.shape[d])

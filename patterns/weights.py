@@ -219,18 +219,30 @@ class _Pairs:
         self.low = tuple(max(0, x) for x in low)
         lengths = [sizes.number(x) for x in problem.lengths]
         self.counts = [min(h + 1, n) - x for h, n, x in zip(high, lengths, self.low)]
+        self.limit = max(self.counts)
+        if sizes.need is not None and self.counts[0] != self.counts[1] and self._as_many(lengths):
+            self.limit = min(self.counts)                   # a shifted read leaves less of the first positions to look at
+            self.counts = [self.limit, self.limit]
         self.columns = np.arange(self.counts[1])
         self.cells = [self._cells(p) for p in problem.parts]
         self.rows = np.unique(np.concatenate([every for *_, every in self.cells]))
         self.rows = self.rows[self.rows >= 0]
         self.levels = [self._level(a) for a in atoms]
 
-    def _range(self, expressions: Sequence[Affine]) -> tuple[int, int]:
-        """The least and the greatest value on the grid."""
+    def _as_many(self, lengths: Sequence[int]) -> bool:
+        """Whether there are as many queries as keys, where all of them are looked at."""
+        found = []
+        for name, length, low in zip(("query", "key"), lengths, self.low):
+            every = [e for p in self.problem.parts if (e := getattr(p, name)) is not None]
+            found.append(min(self._range(every, True)[1] + 1, length) - low)
+        return found[0] == found[1]
+
+    def _range(self, expressions: Sequence[Affine], whole: bool = False) -> tuple[int, int]:
+        """The least and the greatest value on the grid, or of all."""
         n = self.sizes
 
         def ends(e: Affine) -> tuple[int, int]:
-            spans = [n.number(c) * (n.extent(x) - 1) for x, c in e.coef.items()]
+            spans = [n.number(c) * ((n.number(x.size) if whole else n.extent(x)) - 1) for x, c in e.coef.items()]
             return (n.number(e.const) + sum(min(0, x) for x in spans), n.number(e.const) + sum(max(0, x) for x in spans))
 
         every = [ends(e) for e in expressions]
@@ -262,6 +274,7 @@ class _Pairs:
         if part.factors:
             weight = weight * grid.term(Term(1, part.factors), over)
         row, column = query - self.low[0], key - self.low[1]
+        holds &= row < self.limit
         inside = (row >= 0) & ((column >= 0) & (column < len(self.columns)) | (part.key is None))
         if np.any(weight[holds & ~inside]):
             raise near_miss("LC106", seen="positions outside of the sequence take part")

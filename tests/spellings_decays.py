@@ -90,6 +90,24 @@ def chunks_without_a_loop(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 # --------------------------------------------------------------------------------------------------------------- gates
 @spelling(gated)
+def states_of_chunks_scaled_before_their_sum(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+    q, k, v = (x.unflatten(2, (-1, 4)) for x in (q, k, v))
+    g = F.logsigmoid(f).unflatten(2, (-1, 4)).cumsum(-1)
+    total = g[..., -1].cumsum(-1)[..., None, None]
+    states = (k * (g[..., -1:] - g).exp()[..., None]).mT @ v
+    before = F.pad((states * torch.exp(-total)).cumsum(2) * torch.exp(total), (0, 0, 0, 0, 1, 0))[:, :, :-1]
+    later = torch.ones(4, 4, dtype=torch.bool).triu(1)
+    inside = (g[..., :, None] - g[..., None, :]).masked_fill(later, -torch.inf).exp()
+    return ((q @ k.mT * inside) @ v + (q * g.exp()[..., None]) @ before).flatten(2, 3)
+
+
+@spelling(lambda: [*gated(), torch.rand(B, H, N) > 0.8])
+def gate_that_forgets_at_some_steps(q: Tensor, k: Tensor, v: Tensor, f: Tensor, start: Tensor) -> Tensor:
+    g = F.logsigmoid(f).masked_fill(start, -1e2).cumsum(-1)
+    return ((q @ k.mT) * (g[..., :, None] - g[..., None, :]).tril().exp().tril()) @ v
+
+
+@spelling(gated)
 def forget_gate_as_a_masked_difference(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
     g = F.logsigmoid(f).cumsum(-1)
     decay = (g.unsqueeze(-1) - g.unsqueeze(-2)).masked_fill(torch.ones(N, N, dtype=torch.bool).triu(1), float("-inf")).exp()

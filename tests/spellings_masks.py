@@ -158,6 +158,20 @@ class FusedProjection(nn.Module):
         return self.out(o.unflatten(0, (2, 2)).transpose(1, 2).flatten(2))
 
 
+@spelling(lambda: [random(2, N, 8)], keeps=True)
+class HeadsAroundQueriesKeysAndValues(nn.Module):
+    """Each head's query, key and value lie side by side in one projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(2, N, 2, 12).split(4, -1)
+        s = torch.einsum("bnhd,bmhd->bnmh", q, k) * x.new_ones(N, N).tril()[None, :, :, None]
+        return self.out(torch.einsum("bnmh,bmhd->bnhd", s, v).flatten(2))
+
+
 @spelling(lambda: [random(2, N, 8)], sites=2)
 class OneMaskForTwoLayers(nn.Module):
     def __init__(self) -> None:

@@ -70,6 +70,21 @@ def first_state_that_decays_otherwise(q: Tensor, k: Tensor, v: Tensor, f: Tensor
     return ((q @ k.mT) * decay) @ v + (q * (2 * g).exp()[..., None]) @ start
 
 
+@spelling(with_state)
+def first_state_put_in_front_of_the_sum(q: Tensor, k: Tensor, v: Tensor, start: Tensor) -> Pair:
+    state = torch.cat([start[:, :, None], torch.einsum("bhnd,bhne->bhnde", k, v)], 2).cumsum(2)
+    return torch.einsum("bhnd,bhnde->bhne", q, state[:, :, 1:]), state[:, :, -1]
+
+
+@spelling(lambda: [*with_state(), random(B, H, D)])
+def first_states_of_sums_and_normalisers(q: Tensor, k: Tensor, v: Tensor, start: Tensor, ones: Tensor) -> tuple[Tensor, ...]:
+    q, k = F.elu(q) + 1, F.elu(k) + 1
+    state = torch.einsum("bhnd,bhne->bhnde", k, v).cumsum(2) + start[:, :, None]
+    z = k.cumsum(2) + ones[:, :, None]
+    o = torch.einsum("bhnd,bhnde->bhne", q, state) / torch.einsum("bhnd,bhnd->bhn", q, z).clamp(min=1)[..., None]
+    return o, state[:, :, -1], z[:, :, -1]
+
+
 @spelling(lambda: [*qkv(), random(E)])
 def bias_is_no_state(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     return ((q @ k.mT).tril() @ v + bias) * 2
