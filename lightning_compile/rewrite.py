@@ -169,6 +169,7 @@ class _Pass:
         self.replaced: dict[fx.Node, fx.Node] = {}
         self.retired: dict[int, int] = {}  # storage -> number of the last write to it that nobody reads any more
         self.loop_sums: set[fx.Node] = set()  # sums of a block's own part with what it reads of a state, left as they are
+        self.loops: set[Leaf] = set()         # what queries of such blocks are windows of
         self.changed = False
 
     def run(self) -> None:
@@ -177,15 +178,21 @@ class _Pass:
         attentions = [(c, m) for c, m in matches if m.kind == "attention"]
         normalisers = [(c, m) for c, m in matches if m.kind == "normaliser"]
         live = self._live()
+        blocks: dict[Leaf, list[cand.Candidate]] = {}
         for c, m in reversed(attentions):
-            if c.node in live and self._part_of_a_loop(c, m):
-                self._reject(c, near_miss("LC114"))
+            if c.node in live and not m.unrolled and self._part_of_a_loop(c, m):
+                self.loops.update(r.leaf for r in m.q)
+        for c, m in reversed(attentions):
+            if c.node in live and self._blocks(m):
+                blocks.setdefault(m.q[0].leaf, []).append(c)
             elif c.node in live and self._attention(c, m, normalisers, live):
                 live = self._live()
         for c, m in reversed(normalisers):
             if c.node in live and c.node not in self.replaced and "cumsum" not in m.via:
                 if self._site((c,), Site(m)):
                     live = self._live()
+        for every in blocks.values():
+            self._reject(every[-1], near_miss("LC114", blocks=len(every)))
         told: list[cand.Candidate] = []
         for c in self.candidates:
             if isinstance(c.found, NearMiss) and c.node in live and not self.loop_sums.intersection(c.node.users) and not any(
@@ -240,11 +247,15 @@ class _Pass:
         reads = (*m.q, *m.k, *m.v, *m.state, *(r for g in m.decay for r in g.reads))
         return all(r.leaf.node is not None and self.order[r.leaf.node] < first for s in reads for r in parts_of(s))
 
+    def _blocks(self, m: Match) -> bool:
+        """Whether the match is one block of a loop that is left as it is."""
+        return not m.unrolled and any(_window(r, set(m.i)) and r.leaf in self.loops for r in m.q)
+
     def _part_of_a_loop(self, c: cand.Candidate, m: Match) -> bool:
         """Whether the match is a window of a sequence, and is added to what its queries read of a state: rewriting it alone
         would leave the states, and everything that is slow, as they are."""
         own = {r.leaf for r in m.q}
-        if m.unrolled or not any(_window(r, set(m.i)) for r in m.q):
+        if not any(_window(r, set(m.i)) for r in m.q):
             return False
         todo, seen = [c.node], {c.node}
         for _ in range(4):

@@ -46,10 +46,12 @@ def find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node,
         if node.op not in ("call_function", "call_method", "call_module") or id(t) in table.viewed:
             return
         result = recognise(value)
+        if isinstance(result, NearMiss) and table.settled(t):
+            result = None                                   # a sum with an attention that is no larger one
         if not isinstance(result, Match) and id(t) in table.pieces and not _goes_on(node):
             result = recognise_pieces(table.pieces[id(t)]) or result
-        if result is None or isinstance(result, NearMiss) and table.settled(t):
-            return                                          # a sum with an attention that is no larger one
+        if result is None:
+            return
         found.append(Candidate(node, Key(id(t), table.versions.get(id(t), 0)), t.dtype, result, holder))
         if isinstance(result, Match):
             table.attention.add(id(t))

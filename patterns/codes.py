@@ -70,8 +70,8 @@ _TABLE = (
     Code("LC113", "a state from outside", "{leaf} enters the loop as a state, and is not read by the operator yet",
          "start from zeros, or call lightning_compile.linear_attention with initial_state"),
     Code("LC114", "a part of a loop",
-         "one block attends to itself here, but the loop as a whole, with the state that goes from block to block, is no "
-         "attention that the operator computes; one block alone would not be faster",
+         "{blocks} block(s) of a sequence attend to themselves, as this one does, but the loop as a whole, with the state that "
+         "goes from block to block, is no attention that the operator computes; blocks alone would not be faster",
          "look at the update of the state: it must be state = decay * state + k.mT @ v, with one decay a head and step"),
     # ---------------------------------------------------------------------------------------------------- LC2xx: decay
     Code("LC201", "a decay that is no running product",

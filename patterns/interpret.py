@@ -202,11 +202,19 @@ class SideTable(TorchDispatchMode):
         self.records.update(dict.fromkeys(keys, record))
         if put_together is not None:
             self.pieces[id(out)] = put_together
+            self._tie(self.values[id(out)], put_together.pieces[0].value, put_together.dim)
         if mutates and window is not None and old is not None:
             self._write(*window, *old, Key(*keys[0]))
         return out
 
     # -------------------------------------------------------------------------------------------------------- pieces
+    @staticmethod
+    def _tie(whole: Value, piece: Value, dim: int) -> None:
+        """A tensor has the axes of its pieces, but for the one along which they are put together."""
+        for n, (x, y) in enumerate(zip(whole.axes, piece.axes)):
+            if n != dim and len(x) == 1 and y:
+                x[0].split(y)
+
     def forget_views(self) -> None:
         """Views that were made inside of the last node cannot be seen again: a loop of writes need not look at them."""
         for storage, _ in self.mutations[-1:]:
@@ -266,9 +274,7 @@ class SideTable(TorchDispatchMode):
         for d in gone:
             value = insert(value, d)
         for tied in (was, self.values[id(whole)]):
-            for n, (x, y) in enumerate(zip(tied.axes, value.axes)):
-                if n != dim and len(x) == 1 and y:
-                    x[0].split(y)
+            self._tie(tied, value, dim)
         found = pieces if pieces is not None and pieces.dim == dim else Pieces(dim, size_of(whole.shape[dim]))
         after = found.write(start, length, value)
         if after is not None:
@@ -400,7 +406,8 @@ def dominated(v: Value) -> bool:
 def grown(v: Value) -> bool:
     """A sum of so many sums over positions that it is a state which a loop carries: a leaf with a definition keeps what
     follows from growing with it."""
-    return len(v.terms) > CARRIED and v.masked is None and all(t.bound and len(t.leaves()) > 1 for t in v.terms)
+    return len(v.terms) > CARRIED and v.masked is None and all(
+        t.bound and sum(isinstance(f, Read) for f in t.factors) > 1 for t in v.terms)
 
 
 def disconnected(v: Value) -> bool:

@@ -50,8 +50,8 @@ class Pieces:
         return replace(self, pieces=tuple(sorted((*kept, new), key=lambda p: p.start)))
 
 
-def joined(parts: Sequence[tuple[Value, Size, Pieces | None]], dim: int) -> Pieces:
-    """What `cat` makes of values, their lengths, and their own pieces."""
+def joined(parts: Sequence[tuple[Value, Size, Pieces | None]], dim: int) -> Pieces | None:
+    """What `cat` makes of values, their lengths, and their own pieces; None if all are empty."""
     found: list[Piece] = []
     at: Size = 0
     for value, length, inner in parts:
@@ -62,9 +62,9 @@ def joined(parts: Sequence[tuple[Value, Size, Pieces | None]], dim: int) -> Piec
         else:
             found.append(Piece(at, length, value))
         at = at + length
-    return Pieces(dim, at, tuple(found))
+    return Pieces(dim, at, tuple(found)) if found else None
 
 
-def stacked(values: Sequence[Value], dim: int) -> Pieces:
+def stacked(values: Sequence[Value], dim: int) -> Pieces | None:
     """What `stack` makes of values."""
     return joined([(insert(v, dim), 1, None) for v in values], dim)

@@ -165,6 +165,9 @@ class Chain:
             keep = np.isin(at, self.columns)
             chosen[steps[0]] = self.tables.of(steps[0])[keep]
             at = at[keep]
+        total = np.zeros((1, 1, len(self.columns) + 1))
+        if not at.size:
+            return total
         sizes = [len(chosen.get(s, self.tables.of(s))) for s in steps]
         x = self.tables.at(weight, [*digits, *steps], chosen)
         x = np.broadcast_to(x, (*x.shape[:1 + len(digits)], *sizes)).reshape(*x.shape[:1 + len(digits)], -1)
@@ -288,8 +291,12 @@ def divided(u: Array, level: Sequence[Array], rows: Array, columns: Array, ratio
         known = x[~np.isnan(x) & (np.abs(np.nan_to_num(x)) > 0)]
         if not len(known):
             raise near_miss("LC106", seen="all zero")
-        typical = float(np.median(known)) if typical is None else typical
-        x = np.where(np.isnan(x) | (np.abs(x - typical) <= room * (1 + np.abs(exponent)) * abs(typical)), typical, x)
+        if typical is None:                                 # own positions have no decay, if they take part at all
+            own = u[h][i == p]
+            typical = float(np.median(own if len(own) and np.all(own) else known))
+        ratio = np.nan_to_num(x / typical)                  # rounding moves the exponent by so much of itself
+        alike = (ratio > 0) & (np.abs(np.log(np.where(ratio > 0, ratio, 1.0))) <= room * (1 + np.abs(exponent)))
+        x = np.where(np.isnan(x) | alike, typical, x)
         if result is not None and not np.allclose(x, result, rtol=0, atol=room * np.abs(result).max()):
             raise near_miss("LC201", seen="it differs between heads")
         result = x if result is None else result
