@@ -17,7 +17,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from .algebra import are_pairs, pinned, table
+from .algebra import table
 from .axes import insert
 from .constants import known_value, static
 from .evaluate import MAX_TABLE, fold
@@ -26,6 +26,7 @@ from .index import Index, Unknown, product, same, size_of
 from .normal_form import Leaf, Position, Read, Term, Value, constant, leaf_value
 from .pieces import Pieces, joined, stacked
 from .rules import RULES, Call, Table, number_value
+from .sums import has_difference, polynomial_of_scores, started
 
 # Operations through which an attention stays an attention. What a view makes of it is not a new candidate; a sum may be.
 VIEWS = frozenset({
@@ -412,7 +413,7 @@ def grown(v: Value) -> bool:
 
 def disconnected(v: Value) -> bool:
     """A sum of an attention and something that shares no leaf with it (a residual, an epsilon) continues neither."""
-    if len(v.terms) < 2 or not any(t.bound for t in v.terms) or _has_difference(v) or _polynomial_of_scores(v) or _started(v):
+    if len(v.terms) < 2 or not any(t.bound for t in v.terms) or has_difference(v) or polynomial_of_scores(v) or started(v):
         return False
     groups: list[set[Leaf]] = []
     for t in v.terms:
@@ -422,33 +423,6 @@ def disconnected(v: Value) -> bool:
         touching = [g for g in groups if g & mine]
         groups = [g for g in groups if not g & mine] + [mine.union(*touching)]
     return len(groups) > 1
-
-
-def _started(v: Value) -> bool:
-    """Sums of products up to each position, or for each chunk of positions, and a state before the first: a tensor that has
-    all their axes but the one of positions, added to all or put in front."""
-    terms = [pinned(t) for t in v.terms]
-    sums = [t for t in terms if t.bound and len(t.factors) > 1]
-    others = [t for t in terms if t not in sums]
-    if not sums or not others:
-        return False
-    first, bound = sums[0], set(sums[0].bound)
-    running = any(set(e.coef) & bound and set(e.coef) - bound for e in first.indicators)
-    free = {x for f in first.factors for x in f.variables()} | {x for e in first.indicators for x in e.coef}
-    return all(not t.bound and (running or t.indicators) and all(
-        isinstance(f, Read) and f.variables() and f.variables() < free - bound for f in t.factors) and t.leaves()
-        for t in others)
-
-
-def _polynomial_of_scores(v: Value) -> bool:
-    """A number and products of pairs of positions that are not summed over positions yet."""
-    return all(t.is_number() or are_pairs(t) for t in v.terms)
-
-
-def _has_difference(v: Value) -> bool:
-    """A difference of sums of one tensor up to two positions, the exponent of a decay; a gate may be added to it."""
-    sums = [(t.leaves(), t.coef) for t in v.terms if t.bound and len(t.factors) == 1]
-    return any(leaves == others and coef == -other for leaves, coef in sums for others, other in sums)
 
 
 def opaque_exponent(v: Value) -> bool:

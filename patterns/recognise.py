@@ -24,6 +24,7 @@ from .codes import NearMiss, near_miss
 from .index import Affine, Index, hint, mixed_radix, product, same, var
 from .normal_form import Leaf, Read, Term, Value
 from .polynomial import Degrees, reduced, width
+from .sums import gates_apart
 from .weights import Density, Part, Problem, solve
 
 MAX_FEATURES = 256
@@ -128,7 +129,7 @@ def recognise(value: Value) -> Match | NearMiss | None:
     """The attention that a value is, why it is none though it comes near, or None if it is something else."""
     if value.masked is not None or not any(t.bound for t in value.terms):
         return None
-    terms = [_gates_apart(straighten(pinned(t))) for t in value.terms]
+    terms = [gates_apart(straighten(pinned(t))) for t in value.terms]
     value = replace(value, terms=tuple(terms))
     leads = [t for t in terms if _summed(t)]
     if not leads:
@@ -168,21 +169,6 @@ def _sum_of(m: Match) -> Any:
     reads = tuple(sorted((role, id(r.leaf), r.function) for role, group in enumerate((m.q, m.k, m.v, m.out)) for r in group))
     decay = tuple((tuple(g.numbers.ravel().round(9)), tuple(r.leaf for r in g.reads)) for g in m.decay)
     return reads, decay, m.reverse, m.strict, m.batch, m.e, m.state, m.entering
-
-
-def _gates_apart(t: Term) -> Term:
-    """exp(decay + gate[j]) = exp(decay) exp(gate[j]), where a gate is one tensor at the key's position that the decay does not
-    read. A gate at the query's position is a stabiliser as a rule: apart from the rest, its exponential would overflow."""
-    bound, gates = set(t.bound), []
-    for e in t.exponent:
-        if len(e.factors) == 1 and isinstance(r := e.factors[0], Read) and e.coef == 1 and not (
-                r.function or e.bound or e.indicators or e.exponent) and r.variables() & bound and not any(
-                r.leaf in o.leaves() for o in t.exponent if o is not e):
-            gates.append(e)
-    if not gates:
-        return t
-    factors = tuple(replace(r, function="exp") for e in gates for r in e.factors if isinstance(r, Read))
-    return replace(t, factors=t.factors + factors, exponent=tuple(e for e in t.exponent if e not in gates))
 
 
 def _summed(t: Term) -> set[Index]:
