@@ -4,8 +4,9 @@
     python benchmarks/user_functions.py     # CPU: 1 x 8 x 2048 x 64, fp32; on a GPU: 8 x 16 x 8192 x 64, bf16
     python benchmarks/user_functions.py --shape 1,4,1024,32 --functions masked_quadratic --no-write
 
-Every figure comes from a process of its own. No speed is shown for a result that is wrong: errors of the output and of
-all gradients against fp64 may be GATE times eager's own, or FLOOR. The tables land in benchmarks/results/.
+Every figure comes from a process of its own. Times are the least of the calls that fit into --budget seconds, at least
+five: whatever else runs on the machine only adds to them. No speed is shown for a result that is wrong: errors of the
+output and of all gradients against fp64 may be GATE times eager's own, or FLOOR. The tables land in benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,7 +76,15 @@ def errors_of(got: list[Tensor], inputs: list[Tensor], do: Tensor) -> list[float
     return [(a / b) ** 0.5 for a, b in zip(off, size, strict=True)]
 
 
-def measure(name: str, way: str, shape: list[int], dtype: str, device: str) -> dict[str, Any]:
+def least_seconds(work: Callable[[], object], device: str, budget: float) -> float:
+    """Of at least five calls, and as many as fit into `budget` seconds."""
+    taken, end = list[float](), time.perf_counter() + budget
+    while len(taken) < 5 or time.perf_counter() < end:
+        taken.append(seconds(work, device, repeats=1))
+    return min(taken)
+
+
+def measure(name: str, way: str, shape: list[int], dtype: str, device: str, budget: float) -> dict[str, Any]:
     """Errors, seconds, bytes and sites of one function under one way."""
     torch.manual_seed(0)
     q, k, v, do = (torch.randn(shape, dtype=getattr(torch, dtype), device=device) for _ in range(4))
@@ -93,13 +103,11 @@ def measure(name: str, way: str, shape: list[int], dtype: str, device: str) -> d
             results_of(run, [q, k, v], do)
 
         forward()  # without gradients is another graph
-        once = seconds(both, device, repeats=1)
-        repeats = max(3, min(50, int(3 / once)))
         return {
             "errors": errors,
             "first_call_s": first,
-            "forward_s": seconds(forward, device, repeats),
-            "both_s": seconds(both, device, repeats),
+            "forward_s": least_seconds(forward, device, budget),
+            "both_s": least_seconds(both, device, budget),
             "peak_bytes": peak_bytes(both, device),
             "sites": sites,
         }
@@ -116,7 +124,7 @@ def gate(figures: dict[str, Any], eager: dict[str, Any], dtype: str) -> str:
 
 def in_process(name: str, way: str, args: argparse.Namespace) -> dict[str, Any]:
     """measure() in a fresh process with empty compiler caches."""
-    job = json.dumps([name, way, args.shape, args.dtype, args.device])
+    job = json.dumps([name, way, args.shape, args.dtype, args.device, args.budget])
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}
         command = [sys.executable, __file__, "--job", job]
@@ -147,6 +155,7 @@ def main() -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--functions", nargs="+", choices=sorted(FUNCTIONS), default=list(FUNCTIONS))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--budget", type=float, default=3.0, help="seconds of calls for each time; more if other work disturbs")
     parser.add_argument("--no-write", action="store_true", help="print only")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -156,7 +165,8 @@ def main() -> int:
     cuda = args.device == "cuda"
     args.shape = args.shape or ([8, 16, 8192, 64] if cuda else [1, 8, 2048, 64])
     args.dtype = args.dtype or ("bfloat16" if cuda else "float32")
-    where = torch.cuda.get_device_name() if cuda else f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
+    where = torch.cuda.get_device_name() if cuda else (
+        f"CPU {platform.machine()}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f} at the start")
     title = (
         f"{where}; torch {torch.__version__}, Python {platform.python_version()}; {datetime.date.today()}; "
         f"{' x '.join(map(str, args.shape))} (batch x heads x tokens x features), {args.dtype}"

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import chunked, tiles
+from .dispatch import straight_for
 from .problem import gradient_behind_the_end, log_decay_gradient, make_problem, output_heads, sum_groups
 
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+Gradients = tuple[Tensor | None, ...]
 
 
 class LinearAttention(torch.autograd.Function):
-    """Saves the operands (and the final state where it was asked for): no matrices, no states of chunks."""
+    """Saves the operands (and the final state where it was asked for): no matrices, no states of chunks.
+
+    `operator` is the operator below autograd, in whatever is being dispatched to.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
-        keyset: torch._C.DispatchKeySet,
+        operator: Callable[..., tuple[Tensor, ...]],
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -31,8 +37,8 @@ class LinearAttention(torch.autograd.Function):
         final_state: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         with torch._C._AutoDispatchBelowAutograd():
-            o, z, state = torch.ops.lightning.linear_attention.default.redispatch(
-                keyset, q, k, v, log_decay, initial_state, scale, reverse, strict, normalizer, final_state
+            o, z, state = operator(
+                q, k, v, log_decay, initial_state, scale, reverse, strict, normalizer, final_state
             )
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(q, k, v, log_decay, initial_state, state if final_state else None)
@@ -56,7 +62,12 @@ class LinearAttention(torch.autograd.Function):
         elif all(x is None for x in grads):
             found = (None,) * 5
         else:
-            found = torch.ops.lightning.linear_attention_backward.default(*grads, *saved, *options, needs)
+            with torch._C._AutoDispatchBelowAutograd():
+                if straight_for(*grads, *saved):
+                    path = tiles if tiles.serves(saved[0], saved[2]) else chunked
+                    found = path.backward(*grads, *saved, *options, needs)
+                else:
+                    found = torch.ops.lightning.linear_attention_backward.default(*grads, *saved, *options, needs)
         return (None, *(x if need else None for x, need in zip(found, needs)), None, None, None, None, None)
 
 

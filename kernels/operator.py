@@ -6,6 +6,7 @@ arrive without copies (`needs_exact_strides`), and undefined gradients stay unde
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.library import Library
 from torch.utils.flop_counter import register_flop_formula
 
 from . import chunked, tiles
+from .dispatch import straight
 from .gradients import LinearAttention
 from .problem import accumulation_dtype, empty_like_layout, output_heads, sequence_first
 from .validation import check_arguments
@@ -31,6 +33,8 @@ BACKWARD_SCHEMA = (
     "Tensor? log_decay, Tensor? initial_state, Tensor? final_state, float scale, bool reverse, bool strict, "
     "bool[5] needs) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_log_decay, Tensor grad_initial_state)"
 )
+# Of the forward's arguments behind q, k and v.
+DEFAULTS = (None, None, 1.0, False, False, False, False)
 TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 
 library = Library("lightning", "DEF")
@@ -51,10 +55,11 @@ def _compute(
     strict: bool = False,
     normalizer: bool = False,
     final_state: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
+    if q.dim() == 4 and v.dim() == 4 and tiles.serves(q, v):
+        return tiles.forward(q, k, v, log_decay, initial_state, scale, reverse, strict, normalizer, final_state)
     check_arguments(q, k, v, log_decay, initial_state, normalizer, final_state)
-    path = tiles if tiles.serves(q, v) else chunked
-    return path.forward(q, k, v, log_decay, initial_state, scale, reverse, strict, normalizer, final_state)
+    return chunked.forward(q, k, v, log_decay, initial_state, scale, reverse, strict, normalizer, final_state)
 
 
 def _compute_backward(*args: Any) -> tuple[Tensor, ...]:
@@ -117,12 +122,19 @@ def _fake_backward(
 
 
 def _autograd(keyset: torch.DispatchKeySet, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    options = (*rest, *(None, None, 1.0, False, False, False, False)[len(rest) :])
+    options = (*rest, *DEFAULTS[len(rest) :])
     if torch.is_grad_enabled() and any(
         x is not None and x.requires_grad for x in (q, k, v, options[0], options[1])
     ):
-        return LinearAttention.apply(keyset & torch._C._after_autograd_keyset, q, k, v, *options)
-    return linear_attention.redispatch(keyset & torch._C._after_autograd_keyset, q, k, v, *options)
+        return LinearAttention.apply(_below_autograd(keyset), q, k, v, *options)
+    return _below_autograd(keyset)(q, k, v, *options)
+
+
+def _below_autograd(keyset: torch.DispatchKeySet) -> Callable[..., tuple[Tensor, ...]]:
+    """The operator below autograd. Where the dispatcher would do nothing but call the kernel, the kernel itself."""
+    if straight(keyset):
+        return _compute
+    return functools.partial(linear_attention.redispatch, keyset & torch._C._after_autograd_keyset)
 
 
 def _autograd_backward(keyset: torch.DispatchKeySet, *args: Any) -> tuple[Tensor, ...]:

@@ -68,13 +68,17 @@ def make_problem(
         log_decay = log_decay.to(acc)
         decay = "head" if log_decay.dim() == 1 else "step"
         if reverse and final_state:
-            if decay == "head":
-                log_decay = log_decay[None, :, None].expand(q.shape[0], log_decay.shape[0], q.shape[2])
-                decay = "step"
-            log_decay = functional.pad(log_decay[..., 1:], (1, 0))
+            log_decay, decay = boundary_log_decay(log_decay, q.shape[0], q.shape[2]), "step"
     state = None if initial_state is None else initial_state.to(acc)
     spec = Specification(strict, reverse, decay, normalizer, state is not None, final_state)
     return Problem(q, k, v, log_decay, state, scale, spec)
+
+
+def boundary_log_decay(log_decay: Tensor, b: int, n: int) -> Tensor:
+    """The log-decay, [B, H, N], with which a reverse sweep's state leaves at step 1 (see Problem)."""
+    if log_decay.dim() == 1:
+        log_decay = log_decay[None, :, None].expand(b, log_decay.shape[0], n)
+    return functional.pad(log_decay[..., 1:], (1, 0))
 
 
 def gradient_behind_the_end(
@@ -82,20 +86,15 @@ def gradient_behind_the_end(
     grad_initial_state: Tensor | None,
     grad_final_state: Tensor | None,
     final_state: Tensor | None,
-    read: torch.dtype | None = None,
 ) -> Tensor | None:
-    """What passes all steps, [B, H]: the state at the end of the sequence times its gradient; None where there is none.
-
-    read: the dtype in which products read the one of the two that comes from outside. What it gives the last positions
-    is taken off again, so it must be the same here.
-    """
+    """What passes all steps, [B, H]: the state at the end of the sequence times its gradient; None where there is none."""
     if problem.spec.reverse:
         given, found = problem.initial_state, grad_initial_state
     else:
         given, found = grad_final_state, final_state
     if given is None or found is None:
         return None
-    return (found * (given if read is None else given.to(read).to(found.dtype))).sum((-1, -2))
+    return (found * given).sum((-1, -2))
 
 
 def log_decay_gradient(log_decay: Tensor, row_sums: Tensor, at_end: Tensor | None, reverse: bool) -> Tensor:

@@ -11,7 +11,11 @@ from typing import Literal
 
 import torch
 
+from .spec import Decay
+
 Precision = Literal["ieee", "tf32", "tf32x3"]
+# What a sweep leaves: an output, an output and its normaliser, two outputs that share a state, or states only.
+Kind = Literal["output", "normalizer", "pair", "states"]
 
 
 @dataclass(frozen=True)
@@ -24,37 +28,55 @@ class Schedule:
     warps: int
     stages: int
 
+    @property
+    def hold(self) -> bool:
+        """Whether registers have room for the weights of a constant decay, or each chunk computes them again."""
+        return self.contract * self.out <= 64 * 64 * (self.warps // 4)
+
 
 def _block(features: int) -> int:
     """The power of two, at least 32, that holds so many features."""
     return max(32, 1 << (features - 1).bit_length())
 
 
-# Measured on an H100 with operands of 16 bits (docs/kernels.md). By the contracted block: (chunk, output block, warps,
-# stages). What fits the registers wins: at 128 features chunks of 64 spill, and 32 of them are faster.
-_HALF: dict[int, tuple[int, int, int, int]] = {64: (64, 64, 4, 3), 128: (32, 64, 4, 3), 256: (32, 64, 8, 2)}
-_HALF_CROWDED = {**_HALF, 64: (64, 32, 4, 3)}
-_HALF_STATES = {**_HALF, 128: (64, 64, 4, 3)}
-# Operands of 32 bits take twice the room, and split dots hold several copies of a tile in registers.
-_SINGLE: dict[int, tuple[int, int, int, int]] = {64: (32, 64, 4, 1), 128: (64, 32, 4, 1), 256: (32, 32, 4, 1)}
-_SINGLE_TF32 = {**_SINGLE, 128: (32, 64, 4, 2)}
+Row = tuple[int, int, int, int]
+# Measured on an H100 (docs/kernels.md). By the contracted block: (chunk, output block, warps, stages).
+_HALF: dict[str, dict[int, Row]] = {
+    "output": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 256: (64, 64, 8, 2)},
+    "normalizer": {64: (64, 64, 4, 3), 128: (64, 128, 8, 2), 256: (64, 64, 8, 2)},
+    "pair": {64: (64, 64, 4, 3), 128: (64, 128, 8, 2)},
+    "states": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 256: (64, 64, 8, 2)},
+}
+# Weights of a constant decay stay in registers at 64 features: eight warps have them. Those of each step at 128 features
+# do not fit beside a pair: two sweeps are faster.
+_HALF_PAIR: dict[tuple[int, Decay], Row | None] = {(64, "head"): (64, 64, 8, 3), (128, "step"): None}
+# Operands of 32 bits take twice the room, and split dots hold several copies of a tile in registers: no pairs but for
+# few features.
+_SINGLE: dict[str, dict[int, Row]] = {
+    "output": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
+    "normalizer": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
+    "pair": {32: (32, 32, 4, 1)},
+    "states": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
+}
 
 
-def schedule(contract: int, out: int, dtype: torch.dtype, crowded: bool = False, output: bool = True) -> Schedule:
-    """The schedule of a sweep that contracts over so many features.
-
-    crowded: a decay of every step, a normaliser or row sums take registers too. output False: a sweep for states only.
-    """
-    block = _block(contract)
-    table = _HALF_CROWDED if crowded else _HALF
-    if dtype in (torch.float32, torch.float64):
-        table = _SINGLE_TF32 if precision(dtype)[1] == "tf32" else _SINGLE
-    elif not output:
-        table = _HALF_STATES
-    chunk, most, warps, stages = table[max(block, 64)]
+def schedule(
+    contract: int, out: int, dtype: torch.dtype, kind: Kind = "output", decay: Decay = "none"
+) -> Schedule | None:
+    """The schedule of a sweep that contracts over so many features; None: two sweeps are faster than such a pair."""
+    half = dtype.itemsize == 2
+    table, block = (_HALF if half else _SINGLE)[kind], _block(contract)
+    widest = max(block, _block(out)) if kind == "pair" else block
+    widest = max(widest, min(table, default=widest))
+    row = table.get(widest)
+    if kind == "pair" and half:
+        row = _HALF_PAIR.get((widest, decay), row)
+    if row is None:
+        return None
+    chunk, most, warps, stages = row
     held = min(_block(out), most)
-    if out % held != 0 and dtype.itemsize == 2:
-        held = 64  # narrower blocks with masked columns give wrong results on Hopper (Triton 3.6, 60 features in 32s)
+    if out % held != 0 and half:
+        held = max(held, 64)  # narrower blocks with masked columns give wrong results on Hopper (Triton 3.6, 60 features in 32s)
     return Schedule(chunk, block, held, warps, stages)
 
 
@@ -62,16 +84,16 @@ def schedule(contract: int, out: int, dtype: torch.dtype, crowded: bool = False,
 SEGMENT = 1024
 
 
-def segments(programs: int, n: int, processors: int) -> tuple[int, int]:
+def segments(programs: int, n: int, processors: int, resident: int = 2) -> tuple[int, int]:
     """`(segments, positions of each)` for that many independent sweeps of n positions on that many multiprocessors.
 
-    Segments read keys and values twice, so a device that is mostly busy is left alone; one that is not gets two
-    programs for each multiprocessor, which is what their registers allow.
+    Segments read keys and values twice, so a device that is mostly busy is left alone; one that is not gets as many
+    programs for each multiprocessor as reside there, which their registers decide.
     """
     units = -(-n // SEGMENT)
     if programs >= 0.6 * processors or units == 1:
         return 1, units * SEGMENT
-    wanted = max(1, min(2 * processors // max(1, programs), units))
+    wanted = max(1, min(resident * processors // max(1, programs), units))
     each = -(-units // wanted)
     return -(-units // each), each * SEGMENT
 

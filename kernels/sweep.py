@@ -1,4 +1,4 @@
-"""The tile kernels: one sweep over a sequence, and the scan that joins segments. Import needs Triton.
+"""The sweep: the one tile kernel, forward and backward. Import needs Triton.
 
 Within a chunk the masked quadratic form, between chunks a state in registers (Lightning Attention-2, arXiv 2401.04658,
 algorithm 1). The forward and all three gradients are this one sweep with exchanged operands (`spec.differentiate`).
@@ -12,6 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+i64 = tl.int64  # as an annotation, which Triton reads by its name
 LOG2E = tl.constexpr(1.4426950408889634)
 
 # How the normaliser's column takes part in a sweep.
@@ -19,8 +20,7 @@ NO_COLUMN = tl.constexpr(0)
 ON_VALUE = tl.constexpr(1)  # value has a column of ones; its output is the normaliser
 ON_LEFT = tl.constexpr(2)  # left has the column x, right ones
 ON_RIGHT = tl.constexpr(3)  # right has the column x, left ones
-ON_STATE = tl.constexpr(4)  # states only: value has the column x
-ONES = tl.constexpr(5)  # value is a column of ones and is not read
+ON_STATE = tl.constexpr(4)  # value has the column x, for the state and for a companion; left has none
 
 # What a sweep of the backward sums for the log-decay's gradient.
 OF_QUERIES = tl.constexpr(1)  # with grad_q: q.grad_q less k.grad_k of pairs in a chunk, q.grad_q of what came before it
@@ -28,12 +28,20 @@ OF_KEYS = tl.constexpr(2)  # with grad_k: k.grad_k of what lies behind the chunk
 
 
 @triton.jit
-def _load_tile(pointer, offset, stride_row, stride_col, rows, valid, cols, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def _load_tile(pointer, offset, stride_row, stride_col, rows, valid, cols, WIDTH: tl.constexpr):
     """Rows of a tile, zero outside the sequence and beyond the operand's features. WIDTH 0: columns need no mask."""
     mask = valid[:, None]
     if WIDTH != 0:
         mask = mask & (cols < WIDTH)[None, :]
     return tl.load(pointer + offset + rows[:, None] * stride_row + cols[None, :] * stride_col, mask=mask, other=0.0)
+
+
+@triton.jit
+def _store_tile(pointer, offset, stride_row, rows, valid, cols, x, WIDTH: tl.constexpr):
+    mask = valid[:, None]
+    if WIDTH != 0:
+        mask = mask & (cols < WIDTH)[None, :]
+    tl.store(pointer + offset + rows[:, None] * stride_row + cols[None, :], x.to(pointer.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -46,51 +54,49 @@ def _operand(x, DOT: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _meet(
-    S_BORDER, X_BORDER, PASSING, state, column, border, result, at, cc, oc,
-    CONTRACT: tl.constexpr, OUT: tl.constexpr, SUM: tl.constexpr, COLUMN: tl.constexpr,
-):  # fmt: skip
-    """At a border of two blocks of steps: leave the state for the other sweep, or multiply with what it left."""
-    held = S_BORDER + border * CONTRACT * OUT + at
+def _leave(
+    S_BORDER, X_BORDER, state, column, border, cc, oc, CONTRACT: tl.constexpr, OUT: tl.constexpr, HAS_COLUMN: tl.constexpr
+):
+    """The state at a border of two blocks of steps, rounded as products read it."""
     mask = (cc < CONTRACT)[:, None] & (oc < OUT)[None, :]
-    if SUM == OF_QUERIES:
-        tl.store(held, state.to(S_BORDER.dtype.element_ty), mask=mask)
-        if COLUMN == ON_LEFT:
-            tl.store(X_BORDER + border * OUT + oc, column, mask=oc < OUT)
-    else:
-        product = tl.sum(tl.sum(state * tl.load(held, mask=mask, other=0.0).to(state.dtype), 1), 0)
-        if COLUMN == ON_RIGHT:
-            product += tl.sum(column * tl.load(X_BORDER + border * OUT + oc, mask=oc < OUT, other=0.0), 0)
-        tl.store(PASSING + result, product)
+    at = S_BORDER + border * CONTRACT * OUT + cc[:, None] * OUT + oc[None, :]
+    tl.store(at, state.to(S_BORDER.dtype.element_ty), mask=mask)
+    if HAS_COLUMN:
+        tl.store(X_BORDER + border * OUT + oc, column, mask=oc < OUT)
 
 
 # What changes with the batch and the length is not specialised on: a new length must not compile anything. ALIGN says
 # of which power of two (in elements, at most 16) all head and batch strides are multiples, so that loads stay wide.
 @triton.jit(
     do_not_specialize=[
-        "n", "per_segment", "segments", "borders", "heads", "scale_state", "scale_out",
-        "a_b", "a_h", "b_b", "b_h", "v_b", "v_h", "o_b", "o_h", "w_b", "w_h", "g_b", "g_h",
+        "n", "per_segment", "segments", "borders", "heads", "scale", "scale_in", "scale_leave",
+        "a_b", "a_h", "b_b", "b_h", "v_b", "v_h", "w_b", "w_h", "o_b", "o_h", "r_b", "r_h",
     ]
 )  # fmt: skip
 def sweep(
-    A, B, V, O, W, X, G, Z, SUMS, S_BORDER, X_BORDER, PASSING, S_IN, X_IN, S_OUT, X_OUT, TOTAL,
-    a_b, a_h, a_n, a_d, b_b, b_h, b_n, b_d, v_b, v_h, v_n, v_d, o_b, o_h, o_n, o_d, w_b, w_h, w_n, w_d, g_b, g_h, g_n,
-    n, per_segment, segments, borders, heads, a_group, b_group, v_group, w_group, scale_state, scale_out,
+    A, B, V, W, O, R, X, G, Z, SUMS, S_BORDER, X_BORDER, S_IN, X_IN, S_OUT, X_OUT, TOTAL,
+    a_b: i64, a_h: i64, a_d, b_b: i64, b_h: i64, b_d, v_b: i64, v_h: i64, v_d, w_b: i64, w_h: i64, w_d,
+    o_b: i64, o_h: i64, r_b: i64, r_h: i64,
+    n, per_segment, segments, borders, heads, a_group, b_group, v_group, w_group, scale, scale_in, scale_leave,
+    a_n: tl.constexpr, b_n: tl.constexpr, v_n: tl.constexpr, w_n: tl.constexpr, o_n: tl.constexpr, r_n: tl.constexpr,
     CONTRACT: tl.constexpr, OUT: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, C: tl.constexpr,
     REVERSE: tl.constexpr, STRICT: tl.constexpr, DECAY: tl.constexpr, COLUMN: tl.constexpr, TRANSPOSED: tl.constexpr,
-    OUTPUT: tl.constexpr, SUM: tl.constexpr, BETWEEN: tl.constexpr, HAS_IN: tl.constexpr, HAS_OUT: tl.constexpr,
-    HAS_TOTAL: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, LOWEST: tl.constexpr,
-    ALIGN: tl.constexpr,
+    OUTPUT: tl.constexpr, COMPANION: tl.constexpr, SUM: tl.constexpr, BETWEEN: tl.constexpr, HAS_IN: tl.constexpr,
+    HAS_OUT: tl.constexpr, HAS_TOTAL: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    LOWEST: tl.constexpr, ALIGN: tl.constexpr, HOLD: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """O = scale_out * LA(A, B, scale_state * V) for one segment of one head and one block of O's features.
+    """O = scale * LA(A, B, V) for one segment of one head and one block of O's features; states are sums of B^T V.
 
-    A, B [.., N, CONTRACT], V, O, W [.., N, OUT]. S_IN, S_OUT [B*H, segments, CONTRACT, OUT] (TRANSPOSED: the last two
-    exchanged), X_* their normaliser part. TOTAL [B*H, segments], in powers of two. DECAY 0: none, 1: G[heads], 2:
-    G[B, H, N]. OUTPUT False: states only.
+    A, B [.., N, CONTRACT], V, O [.., N, OUT]. COMPANION: R = scale * LA(W, V, B) as well, W [.., N, OUT], whose state is
+    the transposed one; then a program holds all features.
 
-    SUM: row sums of O * W for the log-decay's gradient, SUMS [blocks, B*H, N], own positions left out. S_BORDER
-    [B*H, borders, CONTRACT, OUT] holds a state of each sweep that meets at every BETWEEN positions: OF_QUERIES writes
-    it, OF_KEYS multiplies it with its own, PASSING [blocks, B*H, borders].
+    S_IN, S_OUT [B*H, segments, CONTRACT, OUT] (TRANSPOSED: the last two exchanged), X_* their normaliser part; a state
+    is multiplied by scale_in when it enters and by scale_leave when it leaves. TOTAL [B*H, segments], in powers of two.
+    HOLD: weights that are those of every chunk stay in registers. DECAY 0: none, 1: G[heads], 2: G[B*H, N], sums from
+    each chunk's start in powers of two. OUTPUT False: states only.
+
+    SUM: row sums of O * W for the log-decay's gradient, SUMS [blocks, B*H, N], own positions left out, and at every
+    BETWEEN positions the state, S_BORDER [B*H, borders, CONTRACT, OUT].
     """
     program = tl.program_id(0)
     bh, segment = program // segments, program % segments
@@ -103,212 +109,179 @@ def sweep(
     a_base = tl.multiple_of(batch * a_b + (head // a_group).to(tl.int64) * a_h, ALIGN)
     b_base = tl.multiple_of(batch * b_b + (head // b_group).to(tl.int64) * b_h, ALIGN)
     v_base = tl.multiple_of(batch * v_b + (head // v_group).to(tl.int64) * v_h, ALIGN)
-    o_base = tl.multiple_of(batch * o_b + head.to(tl.int64) * o_h, ALIGN)
     w_base = tl.multiple_of(batch * w_b + (head // w_group).to(tl.int64) * w_h, ALIGN)
-    g_base = batch * g_b + head.to(tl.int64) * g_h
+    o_base = tl.multiple_of(batch * o_b + head.to(tl.int64) * o_h, ALIGN)
+    r_base = tl.multiple_of(batch * r_b + head.to(tl.int64) * r_h, ALIGN)
 
-    SUMMED: tl.constexpr = tl.float64 if V.dtype.element_ty == tl.float32 else ACC  # of decays within a chunk
     # query minus key position, in the direction of the sweep
     gap = rows[None, :] - rows[:, None] if REVERSE else rows[:, None] - rows[None, :]
     allowed = gap > 0 if STRICT else gap >= 0
-    into_state, out_of_sweep = tl.full([], scale_state, ACC), tl.full([], scale_out, ACC)
-    scale = into_state * out_of_sweep
-    inside = tl.where(allowed, scale, 0.0)
+    out_scale = tl.full([], scale, ACC)
+    # fp16 overflows: there a scale below one multiplies what is rounded, and not only what comes of it
+    SMALL: tl.constexpr = tl.float16 == DOT
+    early = tl.minimum(out_scale, 1.0)
+    late = tl.maximum(out_scale, 1.0) if SMALL else out_scale
+    inside = tl.where(allowed, tl.full([], 1.0, ACC), 0.0)
     if DECAY == 1:
-        g = tl.maximum(tl.load(G + g_base).to(ACC) * LOG2E, LOWEST)
-        inside = tl.where(allowed, tl.exp2(g * tl.where(allowed, gap, 0).to(ACC)) * scale, 0.0)
-        since = tl.exp2(g * (rows + 1).to(ACC))
+        g = tl.maximum(tl.load(G + head).to(ACC) * LOG2E, LOWEST)
+        if HOLD:
+            inside = tl.where(allowed, tl.exp2(g * tl.where(allowed, gap, 0).to(ACC)), 0.0)
 
+    ON_OUT: tl.constexpr = COLUMN == ON_LEFT or COLUMN == ON_RIGHT
     if TRANSPOSED:
         state_at = oc[None, :] * CONTRACT + cc[:, None]
     else:
         state_at = cc[:, None] * OUT + oc[None, :]
-    state_at_border = cc[:, None] * OUT + oc[None, :]
     in_state = (cc < CONTRACT)[:, None] & (oc < OUT)[None, :]
     state_base = (bh * segments + segment) * CONTRACT * OUT
-    column_base = (bh * segments + segment) * (OUT if COLUMN == ON_LEFT or COLUMN == ON_RIGHT else CONTRACT)
+    LENGTH: tl.constexpr = OUT if ON_OUT else CONTRACT
+    if ON_OUT:
+        of_column, in_column = oc, oc < OUT
+    else:
+        of_column, in_column = cc, cc < CONTRACT
+    column_base = (bh * segments + segment) * LENGTH
     state = tl.zeros([BC, BO], ACC)
     # The column's state is a vector, updated and read by sums: a dot with 16 columns of which one is used gives wrong
     # results on Hopper (Triton 3.6).
-    column = tl.zeros([BO if COLUMN == ON_LEFT or COLUMN == ON_RIGHT else BC], ACC)
+    column = tl.zeros([BO if ON_OUT else BC], ACC)
     if HAS_IN:
-        state = tl.load(S_IN + state_base + state_at, mask=in_state, other=0.0)
-        if COLUMN == ON_VALUE:
-            column = tl.load(X_IN + column_base + cc, mask=cc < CONTRACT, other=0.0)
-        elif COLUMN == ON_LEFT or COLUMN == ON_RIGHT:
-            column = tl.load(X_IN + column_base + oc, mask=oc < OUT, other=0.0)
+        state = tl.load(S_IN + state_base + state_at, mask=in_state, other=0.0) * tl.full([], scale_in, ACC)
+        if COLUMN != NO_COLUMN:
+            column = tl.load(X_IN + column_base + of_column, mask=in_column, other=0.0) * tl.full([], scale_in, ACC)
     passed = tl.full([], 0.0, ACC)
 
     first = segment * per_segment
     count = tl.minimum(per_segment, (n + C - 1) // C - first)
-    sum_row = (block.to(tl.int64) * (tl.num_programs(0) // segments) + bh)
-    for step in range(0, count):
+    sum_row = block.to(tl.int64) * (tl.num_programs(0) // segments) + bh
+    # with a number of its own, or Triton fetches ahead only what products read
+    for step in tl.range(0, count, num_stages=STAGES):
         t = (first + (count - 1 - step if REVERSE else step)) * C
         t64 = t.to(tl.int64)
         filled = tl.minimum(n - t, C)
         valid = rows < filled
-        b = _load_tile(B, b_base + t64 * b_n, b_n, b_d, rows, valid, cc, C_MASK, BC)
-        if COLUMN == ONES:
-            v = tl.where(valid[:, None] & (oc == 0)[None, :], 1.0, 0.0).to(V.dtype.element_ty)
-        else:
-            v = _load_tile(V, v_base + t64 * v_n, v_n, v_d, rows, valid, oc, O_MASK, BO)
+        b = _load_tile(B, b_base + t64 * b_n, b_n, b_d, rows, valid, cc, C_MASK)
+        v = _load_tile(V, v_base + t64 * v_n, v_n, v_d, rows, valid, oc, O_MASK)
         at_border = (t % BETWEEN == 0) & (t > 0)
         if SUM != 0 and not REVERSE:
             if at_border:
-                _meet(S_BORDER, X_BORDER, PASSING, state, column, bh * borders + t // BETWEEN - 1,
-                      sum_row * borders + t // BETWEEN - 1, state_at_border, cc, oc, CONTRACT, OUT, SUM, COLUMN)
+                _leave(S_BORDER, X_BORDER, state, column, bh * borders + t // BETWEEN - 1, cc, oc, CONTRACT, OUT, ON_OUT)
         if COLUMN == ON_LEFT or COLUMN == ON_RIGHT or COLUMN == ON_STATE:
             x = tl.load(X + bh * n + t64 + rows, mask=valid, other=0.0)
 
-        # since: decay from the chunk's start up to a row; until: from a row to the chunk's end; across: all of it
+        # reached: sums from the chunk's start; since: decay up to a row; until: from a row to the chunk's end
         if DECAY == 1:
+            reached = g * (tl.minimum(rows, filled - 1) + 1).to(ACC)
             until = tl.exp2(g * tl.maximum(filled - 1 - rows, 0).to(ACC))
             log_across = g * filled.to(ACC)
         elif DECAY == 2:
-            g = tl.load(G + g_base + (t64 + rows) * g_n, mask=valid, other=0.0).to(SUMMED) * LOG2E
-            g = tl.maximum(g, LOWEST)
-            exact = tl.cumsum(g, 0)
-            total = tl.sum(g, 0)
+            total = tl.load(G + bh * n + t64 + filled - 1)
+            exact = tl.load(G + bh * n + t64 + tl.minimum(rows, filled - 1))  # behind the end: as at the end
             reached = exact.to(ACC)
-            since = tl.exp2(reached)
             until = tl.exp2((total - exact).to(ACC))
             log_across = total.to(ACC)
-        if DECAY != 0:
-            across = tl.exp2(log_across)
+        if DECAY == 0:
+            kept = tl.full([C], 1.0, ACC)
+            added = _operand(v, DOT, PRECISION)
+        else:
+            since = tl.exp2(reached)
+            kept = since if REVERSE else until
+            # sums and products with a tile's numbers come first, so that it need not stay in registers
+            added = _operand(v.to(ACC) * kept[:, None], DOT, PRECISION)
             if HAS_TOTAL:
                 passed += log_across
+        if COLUMN == ON_STATE:
+            gained = tl.sum(b.to(ACC) * (kept * x)[:, None], 0)
+        elif COLUMN == ON_LEFT:
+            gained = tl.sum(v.to(ACC) * kept[:, None], 0)
+        elif COLUMN == ON_RIGHT:
+            gained = tl.sum(v.to(ACC) * (kept * x)[:, None], 0)
 
         if OUTPUT:
-            a = _load_tile(A, a_base + t64 * a_n, a_n, a_d, rows, valid, cc, C_MASK, BC)
-            left = _operand(a, DOT, PRECISION)
-            scores = tl.dot(left, tl.trans(_operand(b, DOT, PRECISION)), input_precision=PRECISION, out_dtype=ACC)
-            o = tl.dot(left, _operand(state, DOT, PRECISION), input_precision=PRECISION, out_dtype=ACC)
+            # Tiles are named where they are first read: what is read as numbers, and not by products alone, comes into
+            # registers there.
+            value, held = _operand(v, DOT, PRECISION), _operand(state * early if SMALL else state, DOT, PRECISION)
+            if DECAY == 0:
+                weight = tl.full([C], 1.0, ACC)
+            else:
+                weight = until if REVERSE else since
+            scaled, weight = weight * out_scale, weight * late
+
+            if COMPANION:  # left and right, value and state the other way round
+                w = _load_tile(W, w_base + t64 * w_n, w_n, w_d, rows, valid, oc, O_MASK)
+                other = _operand(w, DOT, PRECISION)
+                r = tl.dot(other, tl.trans(held), input_precision=PRECISION, out_dtype=ACC)
+                r *= weight[:, None]
+                if COLUMN == ON_STATE:
+                    r += scaled[:, None] * column[None, :]
+            a = _load_tile(A, a_base + t64 * a_n, a_n, a_d, rows, valid, cc, C_MASK)
+            if COLUMN == ON_VALUE:
+                z = scaled * tl.sum(a.to(ACC) * column[None, :], 1)
+            if DECAY == 2 or (DECAY == 1 and not HOLD):
+                steps = reached[None, :] - reached[:, None] if REVERSE else reached[:, None] - reached[None, :]
+                if DECAY == 2 and G.dtype.element_ty != ACC:  # what rounding took from the sums is more than their difference's
+                    lost = (exact - reached.to(G.dtype.element_ty)).to(ACC)
+                    steps += lost[None, :] - lost[:, None] if REVERSE else lost[:, None] - lost[None, :]
+                inside = tl.exp2(tl.where(allowed, steps, float("-inf")))
+            left, right = _operand(a, DOT, PRECISION), _operand(b, DOT, PRECISION)
+            if COMPANION:
+                others = tl.dot(other, tl.trans(value), input_precision=PRECISION, out_dtype=ACC)
+                if COLUMN == ON_STATE:
+                    others += x[None, :]
+                others = _operand(others * inside * early if SMALL else others * inside, DOT, PRECISION)
+                r += tl.dot(others, right, input_precision=PRECISION, out_dtype=ACC) * late
+                _store_tile(R, r_base + t64 * r_n, r_n, rows, valid, cc, r, C_MASK)
+
+            o = tl.dot(left, held, input_precision=PRECISION, out_dtype=ACC)
+            o *= weight[:, None]
+            if COLUMN == ON_LEFT:
+                o += (scaled * x)[:, None] * column[None, :]
+            elif COLUMN == ON_RIGHT:
+                o += scaled[:, None] * column[None, :]
+            if SUM != 0:
+                w = _load_tile(W, w_base + t64 * w_n, w_n, w_d, rows, valid, oc, O_MASK)
+                row_sums = tl.sum(o * w.to(ACC), 1)
+            scores = tl.dot(left, tl.trans(right), input_precision=PRECISION, out_dtype=ACC)
             if COLUMN == ON_LEFT:
                 scores += x[:, None]
-                o += x[:, None] * column[None, :]
             elif COLUMN == ON_RIGHT:
                 scores += x[None, :]
-                o += column[None, :]
-            if DECAY == 2:
-                steps = reached[None, :] - reached[:, None] if REVERSE else reached[:, None] - reached[None, :]
-                if SUMMED != ACC:  # what the sums lost when they were rounded, for their difference is far smaller
-                    lost = (exact - reached.to(SUMMED)).to(ACC)
-                    steps += lost[None, :] - lost[:, None] if REVERSE else lost[:, None] - lost[None, :]
-                inside = tl.where(allowed, tl.exp2(tl.where(allowed, steps, 0.0)) * scale, 0.0)
-            if DECAY == 0:
-                weight = tl.full([C], 1.0, ACC) * out_of_sweep
-            else:
-                weight = (until if REVERSE else since) * out_of_sweep
-            o *= weight[:, None]
             scores *= inside
+            if SUM == OF_QUERIES:
+                # pairs in a chunk: both sums of one product, so that their errors cancel as they do
+                pairs = tl.dot(_operand(w, DOT, PRECISION), tl.trans(value), input_precision=PRECISION, out_dtype=ACC)
+                pairs = tl.where(gap > 0, pairs * scores, 0.0)
+                row_sums += (tl.sum(pairs, 1) - tl.sum(pairs, 0)) * out_scale
             if SUM != 0:
-                w = _load_tile(W, w_base + t64 * w_n, w_n, w_d, rows, valid, oc, O_MASK, BO)
-                row_sums = tl.sum(o * w.to(ACC), 1)
-                if SUM == OF_QUERIES:
-                    # both sums of one product, so that their errors cancel as they do
-                    keys = tl.trans(_operand(v, DOT, PRECISION))
-                    w = _operand(w, DOT, PRECISION)
-                    pairs = tl.dot(w, keys, input_precision=PRECISION, out_dtype=ACC)
-                    pairs = tl.where(gap > 0, pairs * scores, 0.0)
-                    row_sums += tl.sum(pairs, 1) - tl.sum(pairs, 0)
                 tl.store(SUMS + sum_row * n + t64 + rows, row_sums, mask=valid)
             if COLUMN == ON_VALUE:
-                z = tl.sum(scores, 1) + weight * tl.sum(a.to(ACC) * column[None, :], 1)
+                z += tl.sum(scores, 1) * out_scale
                 if block == 0:
                     tl.store(Z + bh * n + t64 + rows, z, mask=valid)
-            scores = _operand(scores, DOT, PRECISION)
-            o += tl.dot(scores, _operand(v, DOT, PRECISION), input_precision=PRECISION, out_dtype=ACC)
-            o_at = o_base + t64 * o_n + rows[:, None] * o_n + oc[None, :] * o_d
-            o_mask = valid[:, None]
-            if O_MASK != 0:
-                o_mask = o_mask & (oc < OUT)[None, :]
-            tl.store(O + o_at, o.to(O.dtype.element_ty), mask=o_mask)
+            scores = _operand(scores * early if SMALL else scores, DOT, PRECISION)
+            # scaled here: as one accumulator with the first sum, Triton would give each group of four warps all rows
+            o += tl.dot(scores, value, input_precision=PRECISION, out_dtype=ACC) * late
+            _store_tile(O, o_base + t64 * o_n, o_n, rows, valid, oc, o, O_MASK)
 
-        if DECAY == 0:
-            added = v.to(ACC) * into_state
-            kept = tl.full([C], 1.0, ACC) * into_state
-        else:
-            kept = (since if REVERSE else until) * into_state
-            added = v.to(ACC) * kept[:, None]
+        if DECAY != 0:
+            across = tl.exp2(log_across)
             state *= across
             column *= across
-        if COLUMN == ON_VALUE or COLUMN == ON_STATE:
-            ones = kept * x if COLUMN == ON_STATE else kept
-            column += tl.sum(b.to(ACC) * ones[:, None], 0)
-        elif COLUMN == ON_LEFT:
-            column += tl.sum(added, 0)
-        elif COLUMN == ON_RIGHT:
-            column += tl.sum(added * x[:, None], 0)
-        right, added = tl.trans(_operand(b, DOT, PRECISION)), _operand(added, DOT, PRECISION)
-        state += tl.dot(right, added, input_precision=PRECISION, out_dtype=ACC)
+        if COLUMN == ON_VALUE:  # here it needs fewer registers, measured
+            column += tl.sum(b.to(ACC) * kept[:, None], 0)
+        elif COLUMN != NO_COLUMN:
+            column += gained
+        state = tl.dot(
+            tl.trans(_operand(b, DOT, PRECISION)), added, state, input_precision=PRECISION, out_dtype=ACC
+        )
         if SUM != 0 and REVERSE:
             if at_border:
-                _meet(S_BORDER, X_BORDER, PASSING, state, column, bh * borders + t // BETWEEN - 1,
-                      sum_row * borders + t // BETWEEN - 1, state_at_border, cc, oc, CONTRACT, OUT, SUM, COLUMN)
+                _leave(S_BORDER, X_BORDER, state, column, bh * borders + t // BETWEEN - 1, cc, oc, CONTRACT, OUT, ON_OUT)
 
     if HAS_OUT:
-        tl.store(S_OUT + state_base + state_at, state, mask=in_state)
+        tl.store(S_OUT + state_base + state_at, state * tl.full([], scale_leave, ACC), mask=in_state)
         if COLUMN == ON_VALUE or COLUMN == ON_STATE:
             if block == 0:
-                tl.store(X_OUT + column_base + cc, column, mask=cc < CONTRACT)
+                tl.store(X_OUT + column_base + cc, column * tl.full([], scale_leave, ACC), mask=cc < CONTRACT)
     if HAS_TOTAL:
         if block == 0:
             tl.store(TOTAL + bh * segments + segment, passed)
-
-
-@triton.jit(do_not_specialize=["segments", "size"])
-def join_segments(
-    S, TOTAL, FIRST, LAST, segments, size,
-    BLOCK: tl.constexpr, REVERSE: tl.constexpr, HAS_TOTAL: tl.constexpr, HAS_FIRST: tl.constexpr,
-    HAS_LAST: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """S [B*H, segments, size], in place: what each segment adds becomes the state that enters it.
-
-    FIRST, LAST [B*H, size]: the states that enter and leave the whole sequence.
-    """
-    bh = tl.program_id(0).to(tl.int64)
-    x = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = x < size
-    state = tl.zeros([BLOCK], ACC)
-    if HAS_FIRST:
-        state = tl.load(FIRST + bh * size + x, mask=inside, other=0.0)
-    for step in range(0, segments):
-        at = bh * segments + (segments - 1 - step if REVERSE else step)
-        added = tl.load(S + at * size + x, mask=inside, other=0.0)
-        tl.store(S + at * size + x, state, mask=inside)
-        if HAS_TOTAL:
-            state *= tl.exp2(tl.load(TOTAL + at))
-        state += added
-    if HAS_LAST:
-        tl.store(LAST + bh * size + x, state, mask=inside)
-
-
-@triton.jit(do_not_specialize=["n", "borders"])
-def join_sums(
-    QUERIES, KEYS, PASSING, END, OUT, n, borders, query_blocks, key_blocks,
-    BETWEEN: tl.constexpr, REVERSE: tl.constexpr, HAS_END: tl.constexpr,
-):  # fmt: skip
-    """OUT [B*H, N], the gradient of each step's log-decay, from what the sweeps summed.
-
-    It is a running sum of QUERIES - KEYS from the last step on, but starts anew from PASSING at each border, so that
-    rounding does not walk along the sequence. fp64: the terms of the sum cancel.
-    """
-    bh, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    # back to front, for the sum runs that way
-    t = block * BETWEEN + (BETWEEN - 1 - tl.arange(0, BETWEEN))
-    sums = tl.zeros([BETWEEN], tl.float64)
-    for i in range(0, query_blocks):
-        sums += tl.load(QUERIES + (i * tl.num_programs(0) + bh) * n + t, mask=t < n, other=0.0).to(tl.float64)
-    for i in range(0, key_blocks):
-        sums -= tl.load(KEYS + (i * tl.num_programs(0) + bh) * n + t, mask=t < n, other=0.0).to(tl.float64)
-    if REVERSE:
-        sums = -sums
-    gradient = tl.cumsum(sums, 0)
-    if block < borders:
-        for i in range(0, key_blocks):
-            gradient += tl.load(PASSING + (i * tl.num_programs(0) + bh) * borders + block).to(tl.float64)
-    elif HAS_END:
-        gradient += tl.load(END + bh).to(tl.float64)
-    if REVERSE:  # only differences of running sums matter, and none of them holds step 1
-        gradient = tl.where(t == 0, 0.0, gradient)
-    tl.store(OUT + bh * n + t, gradient.to(OUT.dtype.element_ty), mask=t < n)

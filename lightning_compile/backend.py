@@ -21,15 +21,13 @@ from .guards import Assumption, guarded
 from .options import Options, inductor_config, split
 from .patterns.codes import CODES
 from .patterns.constants import static
+from .patterns.islands import CAUSAL, may_match
 from .report import Candidate, Report
 from .rewrite import Outcome, rewrite
 
 log = logging.getLogger("lightning_compile")
 
-# Without one of these a graph has no order of positions, and is not looked at.
-CAUSAL = frozenset({
-    "cumsum", "cumsum_", "tril", "tril_", "triu", "triu_", "where", "masked_fill", "masked_fill_", "arange", "ge", "gt",
-    "le", "lt", "cumprod", "segsum", "stack", "cat", "tril_indices", "setitem", "copy_", "slice_scatter", "select_scatter"})
+# A graph without one of these has no sums over products, and is not looked at.
 PRODUCTS = frozenset({"einsum", "matmul", "bmm", "baddbmm", "mm", "__matmul__", "sum", "inner", "tensordot", "mul"})
 
 
@@ -80,6 +78,8 @@ def examine(gm: fx.GraphModule, example_inputs: Iterable[Any], options: Options,
     if not (worth_a_look(gm) or thorough):
         return Outcome()
     try:
+        if not any(may_match(part, thorough) for part in gm.modules() if isinstance(part, fx.GraphModule)):
+            return Outcome()
         context = TracingContext.try_get()
         fake = (context and context.fake_mode) or detect_fake_mode(list(example_inputs))
         if fake is None:
@@ -91,7 +91,7 @@ def examine(gm: fx.GraphModule, example_inputs: Iterable[Any], options: Options,
                 inner = fx.GraphModule(sub, copy.deepcopy(sub.graph))
                 inner.meta.update(sub.meta)
                 setattr(mine, child, inner)
-        return rewrite(mine, fake, options)
+        return rewrite(mine, fake, options, thorough)
     except Exception as e:
         log.warning("the pass failed; the model is compiled by Inductor alone (%s: %s)", type(e).__name__, e)
         log.debug("traceback", exc_info=True)

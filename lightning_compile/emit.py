@@ -13,7 +13,7 @@ import sympy
 import torch
 
 from .patterns.codes import near_miss
-from .patterns.index import Index, hint, product, same
+from .patterns.index import Affine, Index, hint, product, same
 from .patterns.normal_form import Leaf, Read
 from .patterns.polynomial import power
 from .patterns.recognise import Match
@@ -36,6 +36,9 @@ class Builder(Protocol):
 
     def full(self, leaf: Leaf, axis: int, digits: Sequence[Index]) -> bool:
         """Whether the digits cover an axis of a leaf."""
+
+    def place(self, a: Affine) -> Affine:
+        """An index expression, at the sizes that the builder works with."""
 
     def numbers(self, x: Any, dtype: torch.dtype) -> Any:
         """A tensor of numbers that are known while compiling."""
@@ -101,6 +104,7 @@ def _split(b: Builder, x: Any, r: Read, axis: int, digits: Sequence[Index]) -> A
         if len(digits) > 1 and not same(a.coef[y], below):
             return _split_wide(b, x, r, axis, digits)
         below = below * y.size
+    a = b.place(a)
     step = a.coef[digits[0]] if len(digits) == 1 else 1
     if not isinstance(step, int) or step < 1:
         raise near_miss("LC404", leaf=r.leaf, seen=f"it is read at {a}")
@@ -117,20 +121,22 @@ def _split(b: Builder, x: Any, r: Read, axis: int, digits: Sequence[Index]) -> A
 def _split_wide(b: Builder, x: Any, r: Read, axis: int, digits: Sequence[Index]) -> Any:
     """Digits with room between them: each step of an outer one skips more than the inner ones hold (q, k and v side by side
     in each head)."""
-    a, const, place = r.index[axis], r.index[axis].const, axis
-    for n, y in enumerate(digits[:-1]):
-        step = a.coef[y]
+    a, const = r.index[axis], r.index[axis].const
+    for n, y in enumerate(digits):
         inside = [(a.coef[z], z.size) for z in digits[n + 1:]]
-        numbers = (step, const, r.leaf.shape[axis], *(x for pair in inside for x in pair))
-        if not all(isinstance(x, int) for x in numbers) or step < 1 or r.leaf.shape[axis] % step or \
-                const % step + 1 + sum(c * (s - 1) for c, s in inside) > step:
+        numbers = (a.coef[y], const, r.leaf.shape[axis], *(x for pair in inside for x in pair))
+        if not all(isinstance(x, int) for x in numbers) or a.coef[y] < 1 or r.leaf.shape[axis] % a.coef[y] or \
+                const % a.coef[y] + sum(c * (s - 1) for c, s in inside) >= a.coef[y]:
             raise near_miss("LC404", leaf=r.leaf, seen=f"it is read at {a}")
-        x = b.call(torch.unflatten, x, place, (-1, step))
+        const = const % a.coef[y]
+    a, place = b.place(a), axis
+    const = a.const
+    for y in digits:
+        if (step := a.coef[y]) != 1:
+            x = b.call(torch.unflatten, x, place, (-1, step))
         x = b.call(torch.narrow, x, place, const // step, b.size(y))
         const, place = const % step, place + 1
-    if a.coef[digits[-1]] != 1:
-        raise near_miss("LC404", leaf=r.leaf, seen=f"it is read at {a}")
-    return b.call(torch.narrow, x, place, const, b.size(digits[-1]))
+    return x
 
 
 def span(b: Builder, start: Any, step: int, length: Any) -> Any:

@@ -25,14 +25,16 @@ from .options import Options
 from .patterns import candidates as cand
 from .patterns.codes import NearMiss, near_miss
 from .patterns.constants import known_value, static
-from .patterns.index import Index, product, same
-from .patterns.interpret import GraphInterpreter, Key, Record
+from .patterns.index import Affine, Index, product, same
+from .patterns.interpret import GraphInterpreter, Key, Record, example_of
+from .patterns.islands import Islands, islands
 from .patterns.normal_form import Leaf, Read, Value
 from .patterns.recognise import Match, parts_of
 from .patterns.states import final_state
 from .report import Candidate, Report, location
 from .small import leaf_key, region
 from .strides import restore
+from .twins import Edit, relied_on, renamed, repeat
 from .watch import watched
 
 log = logging.getLogger("lightning_compile")
@@ -96,8 +98,9 @@ class GraphBuilder:
         node = self.interpreter.symbols.get(str(s))
         if node is not None and node < self.before:
             return node
-        for leaf_node, tensor in self.interpreter.env.items():
-            if isinstance(tensor, torch.Tensor) and leaf_node.op == "placeholder":
+        for leaf_node in self.graph.find_nodes(op="placeholder"):
+            tensor = example_of(leaf_node)
+            if isinstance(tensor, torch.Tensor):
                 for axis, n in enumerate(tensor.shape):
                     if isinstance(n, torch.SymInt) and n.node.expr == s:
                         return self.call(torch.ops.aten.sym_size.int, leaf_node, axis)
@@ -107,6 +110,9 @@ class GraphBuilder:
         if isinstance(s, sympy.Pow) and s.exp == -1:
             return self.call(operator.truediv, 1, self.number(s.base))
         raise near_miss("LC404", leaf="the graph", seen=f"no node holds the size {s}")
+
+    def place(self, a: Affine) -> Affine:
+        return a
 
     def numbers(self, x: Any, dtype: torch.dtype) -> fx.Node:
         return self.call(torch.tensor, x.tolist(), dtype=dtype, device=self.device)
@@ -129,15 +135,17 @@ class Outcome:
     inputs: tuple[fx.Node, ...] = ()
 
 
-def rewrite(gm: fx.GraphModule, fake: FakeTensorMode, options: Options) -> Outcome:
-    """Rewrites the graph in place."""
-    found = cand.find(gm, fake, _constants)
-    pass_ = _Pass(gm, found, options)
+def rewrite(gm: fx.GraphModule, fake: FakeTensorMode, options: Options, thorough: bool = False) -> Outcome:
+    """Rewrites the graph in place. `thorough`: look also where no order of positions is in sight."""
+    # verify="run" writes behind sites too, where the graph's next node may belong to anything
+    parts = islands(gm, share=options.verify != "run", thorough=thorough)
+    found = cand.find(gm, fake, _constants, parts)
+    pass_ = _Pass(gm, found, options, parts)
     pass_.run()
     report = Report(tuple(c for _, c in sorted(pass_.decided.items(), key=lambda item: item[0])))
     changed = gm if pass_.changed else None
     for name, sub in _bodies(gm):
-        outcome = rewrite(sub, fake, options)
+        outcome = rewrite(sub, fake, options, thorough)
         report = report + outcome.report
         if outcome.graph is not None:
             changed = gm
@@ -159,12 +167,14 @@ def _constants(node: fx.Node, real: Any) -> Value | None:
 
 
 class _Pass:
-    def __init__(self, gm: fx.GraphModule, found: cand.Findings, options: Options) -> None:
-        self.gm, self.options = gm, options
+    def __init__(self, gm: fx.GraphModule, found: cand.Findings, options: Options, parts: Islands | None) -> None:
+        self.gm, self.options, self.parts = gm, options, parts
         self.candidates, self.interpreter = found.candidates, found.interpreter
         self.table = found.interpreter.table
         self.order = {n: p for p, n in enumerate(gm.graph.nodes)}
         self.decided: dict[tuple[int, int], Candidate] = {}
+        self.edits: list[Edit] = []
+        self.about: list[tuple[fx.Node, Candidate]] = []
         self.relied: dict[fx.Node, None] = {}
         self.replaced: dict[fx.Node, fx.Node] = {}
         self.retired: dict[int, int] = {}  # storage -> number of the last write to it that nobody reads any more
@@ -199,6 +209,19 @@ class _Pass:
                     self._contains(c, t) for t in told):
                 told.append(c)
                 self._reject(c, c.found)
+        for members, twins in self.parts.twins if self.parts is not None else ():
+            self._repeat(members, twins)
+
+    def _repeat(self, members: frozenset[fx.Node], twins: Sequence[dict[fx.Node, fx.Node]]) -> None:
+        """Islands that equal one that has been decided about."""
+        edits = [e for e in self.edits if e.replaced[0][0] in members]
+        about = [(n, c) for n, c in self.about if n in members]
+        mine = {n: None for n in self.relied if n in twins[0]} if edits else {}
+        for twin in twins:
+            repeat(self.gm.graph, edits, twin)
+            self.relied.update(relied_on(mine, twin))
+            for n, c in about:
+                self._decide(twin[n], renamed(c, twin[n], twin))
 
     def _attention(self, c: cand.Candidate, m: Match, normalisers: Sequence[tuple[cand.Candidate, Match]],
                    live: set[fx.Node]) -> bool:
@@ -319,7 +342,7 @@ class _Pass:
             checks = "with its final state; " + checks
         if site.main.kind == "state":
             return True
-        self._decide(members[0], Candidate("rewritten", "", checks, location(members[0].node), "", site.main.algebra()))
+        self._tell(members[0], Candidate("rewritten", "", checks, location(members[0].node), "", site.main.algebra()))
         return True
 
     def _write(self, members: Sequence[cand.Candidate], site: Site) -> NearMiss | None:
@@ -337,6 +360,7 @@ class _Pass:
             for b in reversed(builders):
                 b.undo()
             return e
+        replaced: list[tuple[fx.Node, fx.Node]] = []
         for c, b, value in zip(members, builders[1:], values):
             old = c.node if c.holder is None else c.holder
             value = restore(b, value, old, old.meta.get("example_value"))
@@ -349,6 +373,8 @@ class _Pass:
             self.replaced[old] = value
             if c.holder is not None:
                 self.retired[self._storage(c)] = at
+            replaced.append((old, value))
+        self.edits.append(Edit(tuple((n, b.before) for b in builders for n in b.made), tuple(replaced)))
         return None
 
     def _storage(self, c: cand.Candidate) -> int:
@@ -363,16 +389,22 @@ class _Pass:
 
     def _reject(self, c: cand.Candidate, why: NearMiss) -> None:
         algebra = c.found.algebra() if isinstance(c.found, Match) else ""
-        self._decide(c, Candidate("rejected", why.code, why.reason, location(c.node), why.hint, algebra))
+        self._tell(c, Candidate("rejected", why.code, why.reason, location(c.node), why.hint, algebra))
 
-    def _decide(self, c: cand.Candidate, decision: Candidate) -> None:
-        self.decided[self.order[c.node], len(self.decided)] = decision
+    def _tell(self, c: cand.Candidate, decision: Candidate) -> None:
+        self.about.append((c.node, decision))
+        self._decide(c.node, decision)
+
+    def _decide(self, node: fx.Node, decision: Candidate) -> None:
+        self.decided[self.order[node], len(self.decided)] = decision
         log.info(decision.line())
 
     def _live(self) -> set[fx.Node]:
         """Nodes that an output or an effect on something live depends on."""
         live: set[fx.Node] = set()
         todo = [n for n in self.gm.graph.nodes if n.op in ("output", "placeholder", "get_attr")]
+        if self.parts is not None:                              # writes that were not interpreted
+            todo += [n for n in self.parts.writers if n not in self.parts.active]
         waiting = [(s, n) for s, n in self.table.mutations if n is not None and self.order[n] > self.retired.get(s, -1)]
         while todo:
             n = todo.pop()

@@ -27,8 +27,8 @@ class Sizes:
     nothing ties them their own."""
 
     def __init__(self, given: Mapping[Index, int], universe: Iterable[Index], symbols: Mapping[Any, int],
-                 positions: Iterable[Index] = (), pad: int = PAD) -> None:
-        self.pad = pad
+                 positions: Iterable[Index] = (), pad: int = PAD, tiles: bool = False) -> None:
+        self.pad, self.tiles = pad, tiles
         self.positions = self._same_axis(positions)
         self.known: dict[Index, int] = {}
         self._scale: dict[int, int] | None = None
@@ -88,6 +88,13 @@ class Sizes:
                         changed = self._set(whole, self.known[x] + more)
                     elif whole in self.known and x not in self.known and self.known[whole] > more:
                         changed = self._set(x, self.known[whole] - more)
+                if self.tiles and (tile := _tile(x)) is not None:
+                    whole, times = tile
+                    if whole not in self.known and x in self.known:
+                        changed = self._set(whole, self.known[x] * times)
+                    elif self.known.get(whole, 0) % times == 0 and whole in self.known:
+                        changed = x not in self.known or changed
+                        self._set(x, self.known[whole] // times)
                 for group in x.splits:
                     open_ = [y for y in group if y not in self.known]
                     if not open_ and x not in self.known:
@@ -137,6 +144,20 @@ class Sizes:
         const = self.number(e.const)
         return Affine(self.scaled(const) if self.positions & set(coef) else const, coef)
 
+    def in_tiles(self, e: Affine) -> Affine:
+        """An index expression of features at these sizes, where an axis holds several tiles of one size (q, k and v of a
+        head): steps that are the size of such an axis, and offsets that are whole tiles, move with it. Only the checks trust
+        this; where it is wrong, they fail."""
+        if not self.tiles or not all(isinstance(n, int) for n in (e.const, *e.coef.values())):
+            return e
+        steps = {x.size: n for x, n in self.known.items() if isinstance(x.size, int) and x.size > KEPT}
+        coef = {x: steps.get(c, c) for x, c in e.coef.items()}
+        inner = next((x for x, c in e.coef.items() if c == 1 and isinstance(x.size, int)), None)
+        const = e.const
+        if inner is not None and e.const and e.const % inner.size == 0:
+            const = e.const // inner.size * self.of(inner)
+        return Affine(const, coef)
+
     def scaled(self, c: Any) -> int:
         """A constant of an index expression at these sizes: one that lies next to (a multiple of) the size of a variable
         moves with it. Only the checks trust this; where it is wrong, they fail."""
@@ -173,6 +194,17 @@ def _tied(x: Index, pad: int) -> tuple[Index, int] | None:
     more = whole.size - x.size
     more = int(more) if isinstance(more, int) or more.is_Integer else None
     return (whole, more) if more is not None and abs(more) <= KEPT else None
+
+
+def _tile(x: Index) -> tuple[Index, int] | None:
+    """(y, n) if x is one of n tiles that y consists of."""
+    if x.window is None or x.window[2] != 1:
+        return None
+    whole, start, _ = x.window
+    if not all(isinstance(n, int) for n in (whole.size, x.size, start)) or x.size <= KEPT or whole.size % x.size or \
+            start % x.size or whole.size == x.size:
+        return None
+    return whole, whole.size // x.size
 
 
 def evaluate(value: Value, terms: Sequence[Term], sizes: Sizes, leaves: Mapping[Leaf, Tensor]) -> Tensor:
@@ -326,9 +358,11 @@ def run_again(record: Record, get: Callable[[Key], Tensor], sizes: Sizes, out_dt
     return [out] if isinstance(out, Tensor) else list(out)
 
 
-def replay(records: Sequence[Record], target: Key, inputs: Mapping[Key, Tensor], table: SideTable, sizes: Sizes) -> Tensor:
-    """The target, from the inputs, by the recorded operations."""
-    env: dict[Key, Tensor] = dict(inputs)
+def replay(records: Sequence[Record], target: Key, inputs: Mapping[Key, Tensor], table: SideTable, sizes: Sizes,
+           known: dict[Key, Tensor] | None = None) -> Tensor:
+    """The target, from the inputs, by the recorded operations; `known` are results of earlier calls, and gets those of this."""
+    env: dict[Key, Tensor] = dict(inputs) if known is None else known
+    env.update(inputs)
 
     def get(key: Key) -> Tensor:
         if key not in env:                                  # an input known by its value (a mask buffer), or a constant
@@ -343,6 +377,8 @@ def replay(records: Sequence[Record], target: Key, inputs: Mapping[Key, Tensor],
         return env[key]
 
     for record in records:
+        if Key(*record.outputs[0]) in env:
+            continue
         dtype = table.tensors[record.outputs[0][0]].dtype
         outs = run_again(record, get, sizes, dtype)
         for (tensor, version), v, x in zip(record.outputs, record.values, outs):

@@ -23,7 +23,9 @@ from .small import KEPT, PAD, Sizes, Unsolvable, evaluate, leaf_key, region, rep
 TOLERANCE = 1e-7  # of fp64 results, relative to the largest element
 POSITIONS = 5     # small lengths are this, plus the largest offset
 WHOLE = 128       # lengths up to this may be checked as they are
+HEADS = 64        # batch sizes up to this may be checked as they are
 FEATURES = ((3, 4), (4, 6), (8, 8), (MAX_FEATURES, MAX_FEATURES))  # sizes of d and e, at most the user's own
+UNROLLED_FEATURES = (FEATURES[0], (4, 4), FEATURES[-1])
 CHECKS = ("normal form against operator", "gradients", "replay of the recorded operations")
 
 _passed: set[Any] = set()
@@ -47,6 +49,9 @@ class Eager:
 
     def number(self, s: Any) -> Any:
         return self.sizes.number(s)
+
+    def place(self, a: Affine) -> Affine:
+        return self.sizes.in_tiles(a)
 
     def numbers(self, x: Any, dtype: torch.dtype) -> Tensor:
         return torch.tensor(x, dtype=torch.float64 if dtype.is_floating_point else dtype)
@@ -83,16 +88,19 @@ def check(table: SideTable, site: Site, targets: Sequence[Key]) -> NearMiss | No
 def _check(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequence[list[Record]]) -> NearMiss | None:
     """At small sizes; where these do not fit (features that are split somewhere else), at others; and where a check fails
     that had to guess how constants shrink, with the user's own length, if it is short enough."""
+    from . import unrolled_check
+
     failed: NearMiss | None = None
     n = product(x.size for x in site.main.rows)
     unrolled = site.main.unrolled
     lengths = (True,) if unrolled else (False, True) if isinstance(n, int) and n <= WHOLE else (False,)
     for whole in lengths:
-        for features in FEATURES:
+        for features in UNROLLED_FEATURES if unrolled else FEATURES:
             try:
                 positions = () if unrolled else site.main.rows
-                sizes = Sizes(*_small(site, table, regions, features, whole), positions, n if whole else PAD)
-                compare = _compare_unrolled if unrolled else _compare
+                sizes = Sizes(*_small(site, table, regions, features, whole), positions, n if whole else PAD,
+                              tiles=unrolled and features[0] != MAX_FEATURES)
+                compare = unrolled_check.compare if unrolled else _compare
                 failed = compare(table, site, targets, regions, sizes)
             except (Unsolvable, RuntimeError, IndexError) as e:
                 failed = near_miss("LC503", seen=f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"[:200])
@@ -104,7 +112,7 @@ def _check(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequen
 
 def _compare(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequence[list[Record]],
              sizes: Sizes) -> NearMiss | None:
-    leaves = _random_leaves(site, table, sizes)
+    leaves = random_leaves(site, table, sizes)
     builder = Eager(sizes, leaves)
     shapes = [sizes.shape(m.value.axes) for m in site.matches()]
     plain = [None] * len(shapes)
@@ -113,56 +121,31 @@ def _compare(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequ
     by_operator = emit(builder, [builder] * len(shapes), site, linear_attention, shapes, plain)
     for w, r, o in zip(wanted, by_reference, by_operator):
         for name, x in (("reference", r), ("operator", o)):
-            if (error := _difference(w, x)) > TOLERANCE:
+            if (error := difference(w, x)) > TOLERANCE:
                 return near_miss("LC501", seen=f"the {name} is off by {error:.1e}")
     operands = [x for x in leaves.values() if x.requires_grad]
     cotangents = [torch.randn_like(w) for w in wanted]
     expected = torch.autograd.grad(wanted, operands, cotangents, allow_unused=True)
     found = torch.autograd.grad(by_operator, operands, cotangents, allow_unused=True)
     for x, e, f in zip(operands, expected, found):
-        if (error := _difference(_or_zero(e, x), _or_zero(f, x))) > TOLERANCE:
+        if (error := difference(or_zero(e, x), or_zero(f, x))) > TOLERANCE:
             return near_miss("LC501", seen=f"a gradient is off by {error:.1e}")
     inputs = {leaf_key(table, leaf): x.detach().to(_replayed(leaf.tensor.dtype)) for leaf, x in leaves.items()}
     with torch.no_grad():
         for key, records, r in zip(targets, regions, by_reference):
             x = replay(records, key, inputs, table, sizes)
-            if (error := _difference(x, r)) > TOLERANCE:
+            if (error := difference(x, r)) > TOLERANCE:
                 return near_miss("LC502", seen=f"off by {error:.1e}")
     return None
 
 
 def _replayed(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.bool else torch.float64
-def _compare_unrolled(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequence[list[Record]],
-                      sizes: Sizes) -> NearMiss | None:
-    """A loop keeps its length, for its windows are constants; batch, heads and features are small. Its recorded operations
-    run again, and they and their gradients are compared with the operator's. That looks at every pair of positions, which
-    the normal form's own check (`recurrence`) does not."""
-    leaves = _random_leaves(site, table, sizes)
-    builder = Eager(sizes, leaves)
-    shapes = [sizes.shape(m.value.axes) for m in site.matches()]
-    by_operator = emit(builder, [builder] * len(shapes), site, linear_attention, shapes, [None] * len(shapes))
-    inputs = {leaf_key(table, leaf): x for leaf, x in leaves.items()}
-    wanted = [replay(records, key, inputs, table, sizes) for key, records in zip(targets, regions)]
-    tolerance = max(TOLERANCE, 16 * site.main.room)
-    for w, x in zip(wanted, by_operator):
-        if (error := _difference(w, x)) > tolerance:
-            return near_miss("LC502", seen=f"off by {error:.1e}")
-    operands = [x for x in leaves.values() if x.requires_grad]
-    cotangents = [torch.randn_like(w) for w in wanted]
-    expected = torch.autograd.grad(wanted, operands, cotangents, allow_unused=True)
-    found = torch.autograd.grad(by_operator, operands, cotangents, allow_unused=True)
-    for x, e, f in zip(operands, expected, found):
-        if (error := _difference(_or_zero(e, x), _or_zero(f, x))) > tolerance:
-            return near_miss("LC502", seen=f"a gradient is off by {error:.1e}")
-    return None
-
-
-def _or_zero(g: Tensor | None, x: Tensor) -> Tensor:
+def or_zero(g: Tensor | None, x: Tensor) -> Tensor:
     return torch.zeros_like(x) if g is None else g
 
 
-def _difference(a: Tensor, b: Tensor) -> float:
+def difference(a: Tensor, b: Tensor) -> float:
     """Relative to the largest element; infinite for other shapes and for NaN."""
     if a.shape != b.shape:
         return float("inf")
@@ -208,9 +191,11 @@ def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], featur
         choose(x, features[0])
     for x in main.e:
         choose(x, features[1])
-    merged = _merged_with_features(site) if features[0] == MAX_FEATURES else set()
+    offset = {x for m in site.matches() for r in m.reads() for a in r.index if a.const != 0 for x in a.coef}
     for p, x in enumerate(reversed(main.batch)):
-        choose(x, x.size if x in merged else (2, 3)[p % 2])
+        # q, k and v in one projection, [3, heads, features]: their offsets are multiples of the number of heads
+        keep = x in offset and isinstance(x.size, int) and x.size <= HEADS
+        choose(x, x.size if keep else (2, 3)[p % 2])
     given.update({y: given[x] for m in site.matches() for x, y in m.ends if x in given})
     universe = {x for records in regions for r in records for v in r.values for x in _variables(v)}
     universe |= {x for m in site.matches() for leaf in m.leaves() for axis in table.values[id(leaf.tensor)].axes for x in axis}
@@ -219,14 +204,6 @@ def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], featur
         for s in getattr(x.size, "free_symbols", ()):
             symbols.setdefault(s, 2 + len(symbols))
     return given, universe, symbols
-
-
-def _merged_with_features(site: Site) -> set[Index]:
-    """Heads of static number that stand on one axis of a tensor with its features: where that axis also holds other things
-    (a projection to q, k and v), offsets into it count all three."""
-    features = {x for m in site.matches() for x in (*m.d, *m.e)}
-    return {x for m in site.matches() for r in m.reads() for a in r.index if set(a.coef) & features
-            for x in set(a.coef) & set(site.main.batch) if isinstance(x.size, int)}
 
 
 def _tabulated(site: Site) -> set[Index]:
@@ -247,7 +224,7 @@ def _variables(v: Any) -> set[Index]:
     return found
 
 
-def _random_leaves(site: Site, table: SideTable, sizes: Sizes) -> dict[Leaf, Tensor]:
+def random_leaves(site: Site, table: SideTable, sizes: Sizes) -> dict[Leaf, Tensor]:
     """A leaf read through a function (reciprocal) keeps away from zero."""
     generator = torch.Generator().manual_seed(0)
     leaves: dict[Leaf, Tensor] = {}

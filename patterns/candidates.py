@@ -12,6 +12,7 @@ from torch._subclasses import FakeTensorMode
 
 from .codes import NearMiss
 from .interpret import GraphInterpreter, Key
+from .islands import Islands
 from .normal_form import Value
 from .recognise import Match, recognise
 from .unrolled import recognise_pieces
@@ -37,13 +38,15 @@ class Findings:
     interpreter: GraphInterpreter
 
 
-def find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node, Any], Value | None]) -> Findings:
-    """Interprets the graph and asks each node that is no mere view whether its value is an attention."""
+def find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node, Any], Value | None],
+         islands: Islands | None = None) -> Findings:
+    """Interprets the graph (or its islands) and asks each node that is no mere view whether its value is an attention."""
     found: list[Candidate] = []
 
     def look(node: fx.Node, t: torch.Tensor, value: Value, holder: fx.Node | None) -> None:
         table = interpreter.table
-        if node.op not in ("call_function", "call_method", "call_module") or id(t) in table.viewed:
+        if node.op not in ("call_function", "call_method", "call_module") or id(t) in table.viewed or \
+                islands is not None and node in islands.leaves:
             return
         result = recognise(value)
         if isinstance(result, NearMiss) and table.settled(t):
@@ -56,7 +59,7 @@ def find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node,
         if isinstance(result, Match):
             table.attention.add(id(t))
 
-    interpreter = GraphInterpreter(gm, fake, look, constants)
+    interpreter = GraphInterpreter(gm, fake, look, constants, islands)
     interpreter.interpret()
     return Findings(tuple(found), interpreter)
 

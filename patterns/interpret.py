@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.fx as fx
@@ -27,6 +27,9 @@ from .normal_form import Leaf, Position, Read, Term, Value, constant, leaf_value
 from .pieces import Pieces, joined, stacked
 from .rules import RULES, Call, Table, number_value
 from .sums import has_difference, polynomial_of_scores, started
+
+if TYPE_CHECKING:
+    from .islands import Islands
 
 # Operations through which an attention stays an attention. What a view makes of it is not a new candidate; a sum may be.
 VIEWS = frozenset({
@@ -445,22 +448,37 @@ def _decay_like(e: Term, every: tuple[Term, ...]) -> bool:
 
 def _opaque(n: fx.Node) -> bool:
     """A function whose result is a leaf whatever goes in. Dropout is one while it is active."""
-    if n.target is torch.nn.functional.dropout:
-        p, training = (n.args[k] if len(n.args) > k else n.kwargs.get(name, default)
-                       for k, name, default in ((1, "p", 0.5), (2, "training", True)))
-        return p != 0 and training is not False
-    return n.target in OPAQUE
+    return dropout_is_active(n) if n.target is torch.nn.functional.dropout else n.target in OPAQUE
+
+
+def example_of(n: fx.Node) -> Any:
+    """What the node yields, on fake tensors, as the tracer left it."""
+    return n.meta.get("example_value", n.meta.get("val"))
+
+
+def is_scalar(example: Any) -> bool:
+    """A size, a number, or a tuple of these."""
+    if isinstance(example, (tuple, list)):
+        return all(map(is_scalar, example))
+    return isinstance(example, (torch.SymInt, torch.SymFloat, torch.SymBool, bool, int, float))
+
+
+def dropout_is_active(n: fx.Node) -> bool:
+    p, training = (n.args[k] if len(n.args) > k else n.kwargs.get(name, default)
+                   for k, name, default in ((1, "p", 0.5), (2, "training", True)))
+    return p != 0 and training is not False
 
 
 class GraphInterpreter(fx.Interpreter):
     """Runs a graph's nodes under the side table. `on_node(node, tensor, value, holder)` is called after each node that yields
     a tensor, and, with the node that holds it, for a tensor of which a node wrote the last window; `constants(node, tensor)`
-    may give the normal form of an input by its value."""
+    may give the normal form of an input by its value. With `islands`, only what they hold is run."""
 
     def __init__(self, gm: fx.GraphModule, fake: FakeTensorMode,
                  on_node: Callable[[fx.Node, torch.Tensor, Value, fx.Node | None], None],
-                 constants: Callable[[fx.Node, Any], Value | None]) -> None:
+                 constants: Callable[[fx.Node, Any], Value | None], islands: Islands | None = None) -> None:
         super().__init__(gm, garbage_collect_values=False)
+        self.islands = islands
         self.fake, self.on_node, self.constants = fake, on_node, constants
         self.table = SideTable()
         self.grad_enabled = torch.is_grad_enabled()
@@ -472,12 +490,15 @@ class GraphInterpreter(fx.Interpreter):
         env = self.fake.shape_env
         guards = len(env.guards) if env else 0
         inputs: Iterable[Any] = [None] * sum(n.op == "placeholder" for n in self.module.graph.nodes)
-        was_enabled = torch.is_grad_enabled()
+        was_enabled, cached = torch.is_grad_enabled(), self.fake.cache_enabled
+        # an entry with symbols costs more than it saves where each call is made once
+        self.fake.cache_enabled = cached and not any(isinstance(example_of(n), torch.SymInt) for n in self.module.graph.nodes)
         try:
             with enable_python_dispatcher(), self.fake, torch.no_grad():
                 self.run(*inputs)
         finally:
             torch.set_grad_enabled(was_enabled)
+            self.fake.cache_enabled = cached
         if env and len(env.guards) != guards:
             raise RuntimeError("interpretation installed shape guards")
         return self
@@ -485,7 +506,7 @@ class GraphInterpreter(fx.Interpreter):
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
         node = self.table.current
         assert node is not None
-        example = node.meta.get("example_value", node.meta.get("val"))
+        example = example_of(node)
         if not isinstance(example, torch.Tensor):
             self._symbol(example, node)
             return example
@@ -515,14 +536,21 @@ class GraphInterpreter(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         self.table.current = n
+        example = example_of(n)
+        if self.islands is not None and n.op != "output" and not self.islands.needs(n, example):
+            return None                                          # nothing that is looked at reads it
         if n.op in ("placeholder", "get_attr", "output"):
             return super().run_node(n)
-        example = n.meta.get("example_value", n.meta.get("val"))
-        if isinstance(example, (torch.SymInt, torch.SymFloat, torch.SymBool, bool, int, float)):
+        if is_scalar(example):
             self._symbol(example, n)                             # sizes and .item() results are not computed again
             return example
         for m in self.folder.meets(n):
             self._fold(m, n)
+        if self.islands is not None and n in self.islands.leaves and isinstance(example, torch.Tensor):
+            out = self._like(example)
+            self.table.cut(out, positive=str(getattr(n.target, "__name__", n.target)) in POSITIVE)
+            self._settle(n, out)
+            return out
         if n.target is torch._C._set_grad_enabled:
             self._switch_gradients(bool(n.args[0]))
             return None

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lightning_compile.kernels.schedule import SEGMENT, precision, schedule, segments
 from lightning_compile.kernels.spec import Specification, differentiate
+from lightning_compile.kernels.sweeps import BETWEEN
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -26,19 +27,31 @@ def test_a_busy_device_is_not_split_and_a_short_sequence_neither() -> None:
     assert segments(256, 1 << 20, 132)[0] == 1
     assert segments(1, SEGMENT, 132)[0] == 1
     assert segments(16, 1 << 20, 132)[0] > 4
+    assert segments(16, 1 << 20, 132, resident=1)[0] == 8
 
 
-@given(st.integers(1, 256), st.integers(1, 256), st.sampled_from(DTYPES), st.booleans(), st.booleans())
+@given(
+    st.integers(1, 256),
+    st.integers(1, 256),
+    st.sampled_from(DTYPES),
+    st.sampled_from(["output", "normalizer", "pair", "states"]),
+    st.sampled_from(["none", "head", "step"]),
+)
 def test_schedules_hold_the_features_and_chunks_divide_segments(
-    contract: int, out: int, dtype: torch.dtype, crowded: bool, output: bool
+    contract: int, out: int, dtype: torch.dtype, kind: str, decay: str
 ) -> None:
-    plan = schedule(contract, out, dtype, crowded, output)
+    plan = schedule(contract, out, dtype, kind, decay)  # type: ignore[arg-type]
+    if plan is None:
+        assert kind == "pair"
+        return
     assert plan.contract >= contract and plan.contract & (plan.contract - 1) == 0
-    assert SEGMENT % plan.chunk == 0
+    assert SEGMENT % plan.chunk == 0 and BETWEEN % plan.chunk == 0
     # narrower than this, or 32 with masked columns, is wrong on Hopper
     assert plan.out >= 32
     if dtype.itemsize == 2 and out % plan.out:
-        assert plan.out == 64
+        assert plan.out >= 64
+    if kind == "pair":  # the other output sums over all of these features
+        assert plan.out >= out
 
 
 @pytest.mark.parametrize("asked, expected", [

@@ -99,6 +99,16 @@ def test_rounding_to_tf32_is_nearest() -> None:
     assert float((ours - exact).norm() / exact.norm()) < 2e-3
 
 
+def test_a_small_scale_keeps_fp16_from_overflowing() -> None:
+    """q.k is 102400 here, more than fp16 holds; the scale brings it down before it is rounded."""
+    q = torch.full((1, 1, 70, 64), 40.0, dtype=torch.float16, requires_grad=True)
+    v = torch.ones(1, 1, 70, 64, dtype=torch.float16, requires_grad=True)
+    o = linear_attention(q, q, v, None, None, 1 / 1024)[0]
+    torch.testing.assert_close(o[0, 0, :, 0].float(), 100.0 * torch.arange(1, 71), rtol=1e-3, atol=0)
+    gradients = torch.autograd.grad(o, (q, v), torch.full_like(o, 2.0))
+    assert all(bool(torch.isfinite(x).all()) for x in gradients)
+
+
 @pytest.mark.parametrize("case", [
     Case(n=70, d=60, e=33, decay="step", initial=True, final=True, lengthwise=True),
     Case(n=65, d=33, e=60, heads=(4, 2, 2), decay="head", normalizer=True),

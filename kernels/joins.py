@@ -1,0 +1,101 @@
+"""The small kernels beside the sweep: sums of log-decays, the scan over segments, the log-decay's gradient."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .sweep import LOG2E, i64
+
+
+@triton.jit(do_not_specialize=["n", "heads", "g_b", "g_h"])
+def chunk_sums(
+    G, OUT, n, heads, g_b: i64, g_h: i64, g_n,
+    C: tl.constexpr, ROWS: tl.constexpr, LOWEST: tl.constexpr,
+):  # fmt: skip
+    """OUT [B*H, N]: sums of the log-decay G [B, H, N] from the start of each chunk of C steps, in powers of two."""
+    bh = tl.program_id(0).to(tl.int64)
+    t = (tl.program_id(1) * ROWS + tl.arange(0, ROWS))[:, None] * C + tl.arange(0, C)[None, :]
+    at = G + (bh // heads) * g_b + (bh % heads) * g_h + t.to(tl.int64) * g_n
+    g = tl.load(at, mask=t < n, other=0.0).to(tl.float64) * LOG2E
+    sums = tl.cumsum(tl.maximum(g, LOWEST), 1)
+    tl.store(OUT + bh * n + t, sums.to(OUT.dtype.element_ty), mask=t < n)
+
+
+@triton.jit(do_not_specialize=["segments", "size"])
+def join_segments(
+    S, TOTAL, FIRST, LAST, segments, size,
+    BLOCK: tl.constexpr, REVERSE: tl.constexpr, HAS_TOTAL: tl.constexpr, HAS_FIRST: tl.constexpr,
+    HAS_LAST: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """S [B*H, segments, size], in place: what each segment adds becomes the state that enters it.
+
+    FIRST, LAST [B*H, size]: the states that enter and leave the whole sequence.
+    """
+    bh = tl.program_id(0).to(tl.int64)
+    x = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = x < size
+    state = tl.zeros([BLOCK], ACC)
+    if HAS_FIRST:
+        state = tl.load(FIRST + bh * size + x, mask=inside, other=0.0)
+    for step in range(0, segments):
+        at = bh * segments + (segments - 1 - step if REVERSE else step)
+        added = tl.load(S + at * size + x, mask=inside, other=0.0)
+        tl.store(S + at * size + x, state, mask=inside)
+        if HAS_TOTAL:
+            state *= tl.exp2(tl.load(TOTAL + at))
+        state += added
+    if HAS_LAST:
+        tl.store(LAST + bh * size + x, state, mask=inside)
+
+
+@triton.jit(do_not_specialize=["scale"])
+def border_products(
+    QUERIES, KEYS, X_QUERIES, X_KEYS, OUT, scale,
+    SIZE: tl.constexpr, LENGTH: tl.constexpr, BLOCK: tl.constexpr, HAS_COLUMN: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """OUT [B*H * borders]: products of the two states that meet at a border; all that passes it, from keys to queries."""
+    border = tl.program_id(0).to(tl.int64)
+    x = tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK], ACC)
+    for start in range(0, SIZE, BLOCK):
+        at = border * SIZE + start + x
+        inside = start + x < SIZE
+        queries = tl.load(QUERIES + at, mask=inside, other=0.0).to(ACC)
+        total += queries * tl.load(KEYS + at, mask=inside, other=0.0).to(ACC)
+    if HAS_COLUMN:
+        for start in range(0, LENGTH, BLOCK):
+            at = border * LENGTH + start + x
+            inside = start + x < LENGTH
+            total += tl.load(X_QUERIES + at, mask=inside, other=0.0) * tl.load(X_KEYS + at, mask=inside, other=0.0)
+    tl.store(OUT + border, tl.sum(total, 0) * scale)
+
+
+@triton.jit(do_not_specialize=["n", "borders"])
+def join_sums(
+    QUERIES, KEYS, PASSING, END, OUT, n, borders, query_blocks, key_blocks,
+    BETWEEN: tl.constexpr, REVERSE: tl.constexpr, HAS_END: tl.constexpr,
+):  # fmt: skip
+    """OUT [B*H, N], the gradient of each step's log-decay, from what the sweeps summed.
+
+    It is a running sum of QUERIES - KEYS from the last step on, but starts anew from PASSING at each border, so that
+    rounding does not walk along the sequence. fp64: the terms of the sum cancel.
+    """
+    bh, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    # back to front, for the sum runs that way
+    t = block * BETWEEN + (BETWEEN - 1 - tl.arange(0, BETWEEN))
+    sums = tl.zeros([BETWEEN], tl.float64)
+    for i in range(0, query_blocks):
+        sums += tl.load(QUERIES + (i * tl.num_programs(0) + bh) * n + t, mask=t < n, other=0.0).to(tl.float64)
+    for i in range(0, key_blocks):
+        sums -= tl.load(KEYS + (i * tl.num_programs(0) + bh) * n + t, mask=t < n, other=0.0).to(tl.float64)
+    if REVERSE:
+        sums = -sums
+    gradient = tl.cumsum(sums, 0)
+    if block < borders:
+        gradient += tl.load(PASSING + bh * borders + block).to(tl.float64)
+    elif HAS_END:
+        gradient += tl.load(END + bh).to(tl.float64)
+    if REVERSE:  # only differences of running sums matter, and none of them holds step 1
+        gradient = tl.where(t == 0, 0.0, gradient)
+    tl.store(OUT + bh * n + t, gradient.to(OUT.dtype.element_ty), mask=t < n)

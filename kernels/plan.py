@@ -1,0 +1,187 @@
+"""A call of the operator as a list of steps, made once for operands of one signature and then repeated.
+
+What a step costs in Python is then a few microseconds: shapes were looked at, grids and numbers computed, and kernels
+chosen when the plan was made. Nothing of a plan depends on values or addresses (but for their alignment).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Plans kept; a plan is some kilobytes. Programs with more signatures than this make plans anew.
+MOST = 512
+
+Tensors = list[Any]
+Step = Callable[[Tensors], None]
+
+
+def signature(tensors: Sequence[Tensor | None]) -> tuple[Hashable, ...]:
+    """What a plan depends on: shapes, strides, dtypes, devices, and whether addresses are multiples of 16."""
+    return tuple(
+        None if x is None else (x.shape, x.stride(), x.dtype, x.device, x.data_ptr() % 16) for x in tensors
+    )
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A tensor as a plan knows it: its place among the tensors of a call, and its geometry."""
+
+    place: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def contiguous(self) -> bool:
+        return self.strides == _dense(self.shape)
+
+
+def _dense(shape: tuple[int, ...]) -> tuple[int, ...]:
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= size
+    return tuple(reversed(strides))
+
+
+class Launch:
+    """One kernel with all its arguments but the addresses. From the second time on it goes past Triton's own look-up."""
+
+    def __init__(
+        self,
+        kernel: Any,
+        grid: tuple[int, ...],
+        buffers: Sequence[Buffer],
+        numbers: Sequence[float],
+        constants: dict[str, Any],
+        options: dict[str, int],
+    ) -> None:
+        self.kernel, self.grid, self.options = kernel, (*grid, *(1,) * (3 - len(grid))), options
+        self.places = [buffer.place for buffer in buffers]
+        # many arguments are one tensor, handed over where another kernel of the kind would read something
+        self.distinct = list(dict.fromkeys(self.places))
+        self.order = [self.distinct.index(place) for place in self.places]
+        self.numbers, self.constants = numbers, constants
+        self.rest = [*numbers, *constants.values()]
+        self.run: Callable[..., Any] | None = None
+
+    def __call__(self, tensors: Tensors) -> None:
+        if self.run is not None:
+            addresses = [tensors[place].data_ptr() for place in self.distinct]
+            self.run(*[addresses[i] for i in self.order], *self.rest)
+            return
+        pointers = [tensors[place] for place in self.places]
+        compiled = self.kernel[self.grid](*pointers, *self.numbers, **self.constants, **self.options)
+        if compiled is not None:  # None: interpreted
+            names = list(self.kernel.arg_names)
+            assert names[-len(self.constants) :] == list(self.constants), "constants in the kernel's order"
+            self.run = compiled[self.grid]
+
+
+class Plan:
+    """Steps over the tensors of a call: those given come first, each later one is appended by the step that makes it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.steps: list[Step] = []
+        self.results: list[Buffer] = []
+        self._count = 0
+
+    def _buffer(self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype) -> Buffer:
+        self._count += 1
+        return Buffer(self._count - 1, tuple(shape), tuple(strides), dtype)
+
+    def given(self, x: Tensor | None) -> Buffer | None:
+        """The next of the tensors that a call hands over; all are declared before any other step."""
+        if x is None:
+            self._count += 1
+            return None
+        return self._buffer(x.shape, x.stride(), x.dtype)
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype, lengthwise: bool = False) -> Buffer:
+        """Uninitialised; lengthwise: [B, H, N, E] that lies [B, N, H, E] in memory."""
+        stored = (shape[0], shape[2], shape[1], shape[3]) if lengthwise else shape
+        strides = _dense(stored)
+
+        def step(tensors: Tensors) -> None:
+            x = tensors[0].new_empty(stored, dtype=dtype)
+            tensors.append(x.transpose(1, 2) if lengthwise else x)
+
+        self.steps.append(step)
+        return self._buffer(shape, (strides[0], strides[2], strides[1], strides[3]) if lengthwise else strides, dtype)
+
+    def nothing(self, dtype: torch.dtype) -> Buffer:
+        """An output that was not asked for: empty, and the same in every call."""
+        x = torch.empty(0, dtype=dtype, device=self.device)
+        self.steps.append(lambda tensors: tensors.append(x))
+        return self._buffer((0,), (1,), dtype)
+
+    def compute(self, shape: tuple[int, ...], dtype: torch.dtype, function: Callable[..., Tensor], *of: Buffer) -> Buffer:
+        """The contiguous tensor that a PyTorch function makes of some others."""
+        places = [buffer.place for buffer in of]
+
+        def step(tensors: Tensors) -> None:
+            tensors.append(function(*[tensors[place] for place in places]).to(dtype).contiguous())
+
+        self.steps.append(step)
+        return self._buffer(shape, _dense(shape), dtype)
+
+    def transpose(self, of: Buffer) -> Buffer:
+        """[B, N, H, E] -> [B, H, N, E], no copy."""
+        self.steps.append(lambda tensors: tensors.append(tensors[of.place].transpose(1, 2)))
+        shape, strides = ((x[0], x[2], x[1], x[3]) for x in (of.shape, of.strides))
+        return self._buffer(shape, strides, of.dtype)
+
+    def launch(
+        self,
+        kernel: Any,
+        grid: tuple[int, ...],
+        buffers: Sequence[Buffer],
+        numbers: Sequence[float],
+        constants: dict[str, Any],
+        **options: int,
+    ) -> None:
+        """A launch; arguments of the kernel in its order: addresses, numbers, constants. An empty grid does nothing."""
+        if all(size > 0 for size in grid):
+            self.steps.append(Launch(kernel, grid, buffers, numbers, constants, options))
+
+    def release(self, buffer: Buffer) -> None:
+        """Nothing after this reads the buffer: its memory may serve others."""
+        self.steps.append(lambda tensors: tensors.__setitem__(buffer.place, None))
+
+    def __call__(self, given: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        tensors: Tensors = list(given)
+        with self._on_device():
+            for step in self.steps:
+                step(tensors)
+        return tuple(tensors[buffer.place] for buffer in self.results)
+
+    def _on_device(self) -> contextlib.AbstractContextManager[Any]:
+        if self.device.type != "cuda" or self.device.index == torch.cuda.current_device():
+            return contextlib.nullcontext()
+        return torch.cuda.device(self.device)
+
+
+class Plans:
+    """Plans by signature. All are forgotten when there are too many."""
+
+    def __init__(self) -> None:
+        self._plans: dict[Hashable, Plan] = {}
+
+    def find(self, key: Hashable) -> Plan | None:
+        return self._plans.get(key)
+
+    def keep(self, key: Hashable, plan: Plan) -> Plan:
+        if len(self._plans) >= MOST:
+            self._plans.clear()
+        self._plans[key] = plan
+        return plan
+
+    def clear(self) -> None:
+        self._plans.clear()

@@ -1,0 +1,276 @@
+"""Launches of the sweep and of the kernels beside it, written into a plan."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from .plan import Buffer, Plan
+from .schedule import Schedule, precision, schedule
+from .spec import Decay
+
+DECAYS = {"none": 0, "head": 1, "step": 2}
+# Steps that lose more than this many powers of two forget everything. The bound keeps -inf out of sums, and is no lower
+# than it must be: what follows such a step in its chunk is a difference of sums of this size.
+LOWEST = {torch.float32: -100.0, torch.float64: -1100.0}
+NO_COLUMN, ON_VALUE, ON_LEFT, ON_RIGHT, ON_STATE = range(5)
+OF_QUERIES, OF_KEYS = 1, 2
+# Steps between borders at which the sums for the log-decay's gradient start anew. Divides a segment; the states kept at
+# borders are D * E / BETWEEN numbers a position.
+BETWEEN = 256
+# Positions that a program of the log-decay's sums takes, and elements of a state that one of the scan takes.
+SUMMED, SCANNED = 1024, 1024
+MULTIPLIED = 2048  # elements of two states that are multiplied at a time
+
+
+@dataclass(frozen=True)
+class State:
+    """A state [B*H, segments, D, E], and the normaliser's part of it [B*H, segments, D]."""
+
+    matrix: Buffer
+    column: Buffer | None = None
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What a sweep leaves for the log-decay's gradient: rows [blocks, B*H, N], and at borders its state.
+
+    The state [B*H, borders, E, D] is in the operands' dtype, a normaliser's column [B*H, borders, D] with it.
+    """
+
+    which: int
+    rows: Buffer
+    states: State
+
+
+def borders(n: int) -> int:
+    return (n - 1) // BETWEEN
+
+
+@dataclass(frozen=True)
+class Direction:
+    """Which way a sweep goes, in how many segments of how many positions; a multiple of every chunk."""
+
+    reverse: bool
+    count: int
+    length: int
+
+
+@dataclass
+class Sweeps:
+    """What all sweeps of a call share."""
+
+    plan: Plan
+    shape: tuple[int, int, int]
+    decay: Decay
+    log_decay: Buffer | None
+    strict: bool
+    acc: torch.dtype
+    operand: torch.dtype
+    _sums: dict[int, Buffer] = field(default_factory=dict)
+
+    def _decays(self, chunk: int) -> Buffer | None:
+        """The log-decay as a sweep with such chunks reads it; a decay of each step is summed once for all of them."""
+        from .joins import chunk_sums
+
+        if self.decay != "step" or self.log_decay is None:
+            return self.log_decay
+        if chunk not in self._sums:
+            b, heads, n = self.shape
+            # fp32 operands want decays as exact as they are: their sums are read in two parts
+            out = self.plan.empty(self.shape, torch.float64 if self.operand == torch.float32 else self.acc)
+            self.plan.launch(
+                chunk_sums,
+                (b * heads, -(-n // SUMMED)),
+                (self.log_decay, out),
+                (n, heads, *self.log_decay.strides),
+                {"C": chunk, "ROWS": SUMMED // chunk, "LOWEST": LOWEST[self.acc]},
+            )
+            self._sums[chunk] = out
+        return self._sums[chunk]
+
+    def run(
+        self,
+        plan: Schedule,
+        direction: Direction,
+        right: Buffer,
+        value: Buffer,
+        left: Buffer | None = None,
+        out: Buffer | None = None,
+        beside: Buffer | None = None,
+        companion: Buffer | None = None,
+        x: Buffer | None = None,
+        z: Buffer | None = None,
+        sums: Sums | None = None,
+        enters: State | None = None,
+        leaves: State | None = None,
+        total: Buffer | None = None,
+        column: int = NO_COLUMN,
+        transposed: bool = False,
+        scale: float = 1.0,
+        scale_in: float = 1.0,
+        scale_leave: float = 1.0,
+    ) -> None:
+        """`left` and `out` None: states only. beside: the left operand of `companion`, or the partner of row sums."""
+        import triton.language as tl
+
+        from .sweep import sweep
+
+        b, heads, n = self.shape
+        dot, how = precision(self.operand)
+        read = [right if left is None else left, right, value, value if beside is None else beside]
+        written = [value if out is None else out, value if companion is None else companion]
+        optional = [x, self._decays(plan.chunk), z]
+        optional += [None] * 3 if sums is None else [sums.rows, *_parts(sums.states)]
+        optional += [*_parts(enters), *_parts(leaves), total]
+        self.plan.launch(
+            sweep,
+            (b * heads * direction.count, -(-value.shape[3] // plan.out)),
+            (*read, *written, *(right if buffer is None else buffer for buffer in optional)),
+            (
+                *(buffer.strides[axis] for buffer in read for axis in (0, 1, 3)),
+                *(buffer.strides[axis] for buffer in written for axis in (0, 1)),
+                n,
+                direction.length // plan.chunk,
+                direction.count,
+                borders(n),
+                heads,
+                *(heads // buffer.shape[1] for buffer in read),
+                float(scale),
+                float(scale_in),
+                float(scale_leave),
+            ),
+            {
+                # strides of rows are those of a layout and no matter of the length: known, they save registers
+                **{f"{name}_n": buffer.strides[2] for name, buffer in zip("abvwor", (*read, *written))},
+                "CONTRACT": right.shape[3],
+                "OUT": value.shape[3],
+                "BC": plan.contract,
+                "BO": plan.out,
+                "C": plan.chunk,
+                "REVERSE": direction.reverse,
+                "STRICT": self.strict,
+                "DECAY": DECAYS[self.decay],
+                "COLUMN": column,
+                "TRANSPOSED": transposed,
+                "OUTPUT": out is not None,
+                "COMPANION": companion is not None,
+                "SUM": 0 if sums is None else sums.which,
+                "BETWEEN": BETWEEN,
+                "HAS_IN": enters is not None,
+                "HAS_OUT": leaves is not None,
+                "HAS_TOTAL": total is not None,
+                "DOT": getattr(tl, str(dot).removeprefix("torch.")),
+                "ACC": tl.float64 if self.acc == torch.float64 else tl.float32,
+                "PRECISION": how,
+                "LOWEST": LOWEST[self.acc],
+                "ALIGN": math.gcd(16, *(s for buffer in (*read, *written) for s in buffer.strides[:3])),
+                "HOLD": plan.hold,
+                "STAGES": plan.stages,
+            },
+            num_warps=plan.warps,
+            num_stages=plan.stages,
+        )
+
+    def states(
+        self,
+        direction: Direction,
+        right: Buffer,
+        value: Buffer,
+        first: Buffer | None,
+        last: Buffer | None,
+        x: Buffer | None = None,
+        scale: float = 1.0,
+        column: int = NO_COLUMN,
+    ) -> State:
+        """The state that enters each segment; `first` enters the sequence, what leaves it is written to `last`.
+
+        scale multiplies what the segments add; the states are those of outside.
+        """
+        import triton.language as tl
+
+        from .joins import join_segments
+
+        b, heads, _ = self.shape
+        bh, (d, e) = b * heads, (right.shape[3], value.shape[3])
+        matrix = self.plan.empty((bh, direction.count, d, e), self.acc)
+        sums = None if column == NO_COLUMN else self.plan.empty((bh, direction.count, d), self.acc)
+        total = None if self.decay == "none" else self.plan.empty((bh, direction.count), self.acc)
+        plan = schedule(d, e, self.operand, "states")
+        assert plan is not None
+        self.run(
+            plan, direction, right, value, x=x, leaves=State(matrix, sums), total=total, column=column, scale_leave=scale
+        )  # fmt: skip
+        for part, enters, leaves in ((matrix, first, last), (sums, None, None)):
+            if part is None:
+                continue
+            size = math.prod(part.shape[2:])
+            self.plan.launch(
+                join_segments,
+                (bh, -(-size // SCANNED)),
+                (part, *(part if buffer is None else buffer for buffer in (total, enters, leaves))),
+                (direction.count, size),
+                {
+                    "BLOCK": SCANNED,
+                    "REVERSE": direction.reverse,
+                    "HAS_TOTAL": total is not None,
+                    "HAS_FIRST": enters is not None,
+                    "HAS_LAST": leaves is not None,
+                    "ACC": tl.float64 if self.acc == torch.float64 else tl.float32,
+                },
+            )
+        return State(matrix, sums)
+
+    def sums(self, which: int, blocks: int, d: int, e: int, column: bool) -> Sums:
+        """Room for what a sweep of so many blocks leaves for the log-decay's gradient."""
+        b, heads, n = self.shape
+        at_borders = (b * heads, borders(n))
+        return Sums(
+            which,
+            self.plan.empty((blocks, b * heads, n), self.acc),
+            State(
+                self.plan.empty((*at_borders, e, d), self.operand),
+                self.plan.empty((*at_borders, d), self.acc) if column else None,
+            ),
+        )
+
+    def decay_gradient(
+        self, queries: Sums, keys: Sums, at_end: Buffer | None, scale: float, reverse: bool, dtype: torch.dtype
+    ) -> Buffer:
+        """The gradient of each step's log-decay, [B, H, N]; at_end [B, H]: what passes every step."""
+        import triton.language as tl
+
+        from .joins import border_products, join_sums
+
+        b, heads, n = self.shape
+        passing = self.plan.empty((b * heads, borders(n)), self.acc)
+        (states, column), (others, other_column) = _parts(queries.states), _parts(keys.states)
+        assert states is not None and others is not None
+        self.plan.launch(
+            border_products,
+            (b * heads * borders(n),),
+            (states, others, states if column is None else column, others if other_column is None else other_column, passing),
+            (float(scale),),
+            {
+                "SIZE": math.prod(states.shape[2:]),
+                "LENGTH": states.shape[3],
+                "BLOCK": MULTIPLIED,
+                "HAS_COLUMN": column is not None,
+                "ACC": tl.float64 if self.acc == torch.float64 else tl.float32,
+            },
+        )
+        steps = self.plan.empty(self.shape, dtype)
+        self.plan.launch(
+            join_sums,
+            (b * heads, borders(n) + 1),
+            (queries.rows, keys.rows, passing, steps if at_end is None else at_end, steps),
+            (n, borders(n), queries.rows.shape[0], keys.rows.shape[0]),
+            {"BETWEEN": BETWEEN, "REVERSE": reverse, "HAS_END": at_end is not None},
+        )
+        return steps
+
+
+def _parts(state: State | None) -> tuple[Buffer | None, Buffer | None]:
+    return (None, None) if state is None else (state.matrix, state.column)

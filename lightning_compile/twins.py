@@ -1,0 +1,52 @@
+"""What was decided about one island of a graph, repeated for those that equal it: the other layers of a model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch.fx as fx
+
+from .report import Candidate, location
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Nodes that were made, each with the original node in front of which it stands, and which nodes they replace."""
+
+    made: tuple[tuple[fx.Node, fx.Node], ...]
+    replaced: tuple[tuple[fx.Node, fx.Node], ...]
+
+
+def repeat(graph: fx.Graph, edits: Sequence[Edit], twin: Mapping[fx.Node, fx.Node]) -> None:
+    """The edits of an island, which are complete, on an island whose nodes are the values of `twin`."""
+    before = {n: b for e in edits for n, b in e.made}
+    copies = dict(twin)
+    for n in [n for n in graph.nodes if n in before]:           # in the graph's order, each after what it reads
+        with graph.inserting_before(twin[before[n]]):
+            copy = graph.node_copy(n, lambda m: copies.get(m, m))
+        for key in ("stack_trace", "nn_module_stack"):
+            copy.meta.pop(key, None)
+            if key in twin[before[n]].meta:
+                copy.meta[key] = twin[before[n]].meta[key]
+        copies[n] = copy
+    for e in edits:
+        for old, value in e.replaced:
+            twin[old].replace_all_uses_with(copies[value], delete_user_cb=lambda user, v=copies[value]: user is not v)
+
+
+def renamed(c: Candidate, node: fx.Node, twin: Mapping[fx.Node, fx.Node]) -> Candidate:
+    """The decision about the twin `node` of a candidate, with the names of its own tensors."""
+    names = {a.name: b.name for a, b in twin.items()}
+
+    def text(s: str) -> str:
+        return re.sub(r"[A-Za-z_]\w*", lambda word: names.get(word.group(), word.group()), s)
+
+    # other words of a reason might be names of nodes by chance; the algebra has nothing but names
+    reason = text(c.reason) if c.status == "rejected" else c.reason
+    return replace(c, location=location(node), reason=reason, algebra=text(c.algebra))
+
+
+def relied_on(nodes: Iterable[fx.Node], twin: Mapping[fx.Node, fx.Node]) -> dict[fx.Node, None]:
+    return {twin.get(n, n): None for n in nodes}
