@@ -20,6 +20,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 from .guards import Assumption, guarded
 from .options import Options, inductor_config, split
 from .patterns.codes import CODES
+from .patterns.constants import static
 from .patterns.islands import CAUSAL, may_match
 from .report import Candidate, Report
 from .rewrite import Outcome, rewrite
@@ -116,7 +117,7 @@ def worth_a_look(gm: fx.GraphModule) -> bool:
                 elif n.op == "call_function":
                     names.add(getattr(n.target, "__name__", "").split(".")[0])
                 elif n.op in ("placeholder", "get_attr"):
-                    masks = masks or "_dynamo_static_input_type" in n.meta.get("tensor_dict", {})
+                    masks = masks or static(n)
     return bool(names & PRODUCTS) and (bool(names & CAUSAL) or masks)
 
 

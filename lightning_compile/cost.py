@@ -16,6 +16,7 @@ import torch.utils._pytree as pytree
 from .emit import Site
 from .patterns.index import hint
 from .patterns.interpret import Key, Record, SideTable
+from .patterns.polynomial import width
 
 CHUNK = 64
 _KEPT = frozenset({"bmm", "mm", "baddbmm", "cumsum"})  # Inductor writes their results to memory
@@ -64,6 +65,7 @@ def operator_seconds(table: SideTable, site: Site, machine: Machine) -> float:
     sizes = {s: h for t in table.tensors.values() for x in t.shape if isinstance(x, torch.SymInt)
              for s, h in [(x.node.expr, hint_of(x))]}
     batch, n, d, e = (prod(hint(x.size, sizes) for x in group) for group in (m.batch, m.i, m.d, m.e))
+    d = width(d, m.degrees) if m.degrees else d
     padded = -(-n // CHUNK) * CHUNK
     size = m.dtype.itemsize if m.dtype is not None else 4
     moved = batch * n * 2 * (d + e) * size

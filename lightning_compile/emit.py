@@ -15,11 +15,14 @@ import torch
 from .patterns.codes import near_miss
 from .patterns.index import Affine, Index, hint, product, same
 from .patterns.normal_form import Leaf, Read
+from .patterns.polynomial import power
 from .patterns.recognise import Match
 
 
 class Builder(Protocol):
     """Makes calls and knows sizes."""
+
+    device: torch.device
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any: ...
 
@@ -43,13 +46,15 @@ class Builder(Protocol):
 
 @dataclass(frozen=True)
 class Site:
-    """A place to rewrite: an attention, with the normaliser of the same q and k; or a normaliser alone."""
+    """A place to rewrite: an attention, with the normaliser of the same q and k and the state after the last position; or
+    one of the two others alone."""
 
     main: Match
     normaliser: Match | None = None
+    final: Match | None = None
 
     def matches(self) -> tuple[Match, ...]:
-        return (self.main,) if self.normaliser is None else (self.main, self.normaliser)
+        return tuple(m for m in (self.main, self.normaliser, self.final) if m is not None)
 
 
 def whole(b: Builder, leaf: Leaf) -> Any:
@@ -85,6 +90,8 @@ def read(b: Builder, r: Read, order: Sequence[Index]) -> Any:
         if y not in have:
             x = b.call(torch.unsqueeze, x, p)
     if r.function:
+        if not r.leaf.tensor.is_floating_point():               # of whole numbers it would be a float32
+            x = b.call(torch.Tensor.to, x, torch.float64)
         x = b.call(getattr(torch, r.function), x)
     return x
 
@@ -212,13 +219,18 @@ def operand(b: Builder, reads: Sequence[Read], at: Layout, position: Sequence[In
     return x
 
 
+def _by_step(m: Match, at: Layout) -> bool:
+    """Whether the operator needs a log-decay for each batch, head and step, not only for each head."""
+    used = {y for g in m.decay for y in (*g.over, *(x for r in g.reads for x in r.variables()))}
+    return m.per_position() or bool(used & set(at.outer))
+
+
 def log_decay(b: Builder, m: Match, at: Layout) -> Any:
     """The operator's log-decay: None, [H], or [B, H, N]."""
     if not m.decay:
         return None
     dtype = torch.float64 if m.dtype == torch.float64 else torch.float32
-    used = {y for g in m.decay for y in (*g.over, *(x for r in g.reads for x in r.variables()))}
-    per_position = m.per_position() or bool(used & set(at.outer))
+    per_position = _by_step(m, at)
     order = (*at.outer, *at.heads, *m.j) if per_position else at.heads
     total: Any = None
     for g in m.decay:
@@ -243,24 +255,59 @@ def log_decay(b: Builder, m: Match, at: Layout) -> Any:
     return total
 
 
+def powers(b: Builder, m: Match, x: Any, of_query: bool) -> Any:
+    """[..., D] -> the features of the polynomial that the scores go through; its numbers multiply the query's."""
+    d, dtype, parts = product_of(b, m.d), m.dtype or torch.float32, []
+    for coef, n in m.degrees:
+        columns, often = power(d, n)
+        part: Any = None
+        for chosen in columns:
+            y = x if n == 1 else b.call(torch.index_select, x, 3, b.numbers(chosen, torch.int64))
+            part = y if part is None else b.call(torch.mul, part, y)
+        if part is None:
+            part = b.call(torch.ones_like, b.call(torch.narrow, x, 3, 0, 1))
+        if of_query and (coef != 1 or n > 1):
+            part = b.call(torch.mul, part, b.numbers(coef * often, dtype) if n > 1 else coef)
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else b.call(torch.cat, parts, 3)
+
+
 def number_of(m: Match) -> Any:
     return complex(m.coef).real if isinstance(m.coef, sympy.Basic) and m.coef.is_number else m.coef
 
 
-def call_operator(b: Builder, site: Site, operator: Callable[..., Any]) -> tuple[Any, Any, Layout]:
-    """(o, z, layout): the operator's outputs for a site, `[B, H, N, E]` and `[B, H, N]`, without the coefficient."""
+def initial_state(b: Builder, m: Match, at: Layout) -> Any:
+    """[B, H, D, E], the state before the first position."""
+    order = (*at.outer, *at.heads, *m.d, *m.e)
+    x: Any = None
+    for r in m.state:
+        y = read(b, r, order)
+        x = y if x is None else b.call(torch.mul, x, y)
+    if m.entering != 1:
+        x = b.call(torch.mul, x, m.entering)
+    x = b.call(torch.Tensor.expand, x, tuple(b.size(y) for y in order))
+    return b.call(torch.reshape, x, tuple(product_of(b, group) for group in (at.outer, at.heads, m.d, m.e)))
+
+
+def call_operator(b: Builder, site: Site, operator: Callable[..., Any]) -> tuple[Any, Any, Any, Layout]:
+    """(o, z, state, layout): the operator's outputs for a site, `[B, H, N, E]`, `[B, H, N]` and `[B, H, D, E]`."""
     m = site.main
     at = layout(m)
     q = operand(b, m.q, at, m.i, m.d, m.dtype)
     k = operand(b, m.k, at, m.j, m.d, m.dtype)
+    if m.degrees:
+        q, k = powers(b, m, q, True), powers(b, m, k, False)
     if m.v:
         v = operand(b, m.v, at, m.j, m.e, m.dtype, _all_heads(m, at))
     else:
         v = b.call(torch.ones_like, b.call(torch.narrow, k, 3, 0, 1))
     normalizer = site.normaliser is not None
-    outputs = b.call(operator, q, k, v, log_decay(b, m, at), None, _scale(m), m.reverse, m.strict, normalizer, False)
+    start = initial_state(b, m, at) if m.state else None
+    outputs = b.call(operator, q, k, v, log_decay(b, m, at), start, _scale(m), m.reverse, m.strict, normalizer,
+                     site.final is not None)
     z = b.call(_item, outputs, 1) if site.normaliser is not None else None
-    return b.call(_item, outputs, 0), z, at
+    state = b.call(_item, outputs, 2) if site.final is not None else None
+    return b.call(_item, outputs, 0), z, state, at
 
 
 def _item(x: Any, index: int) -> Any:
@@ -316,11 +363,50 @@ def emit(b: Builder, places: Sequence[Builder], site: Site, operator: Callable[.
          dtypes: Sequence[torch.dtype | None]) -> list[Any]:
     """The values of the site's matches, in the order of `site.matches()`. `b` calls the operator, `places` write what
     comes after it, one for each match: an attention may be divided by its normaliser, which then comes first."""
-    o, z, at = call_operator(b, site, operator)
     main, applied = site.main, _scale(site.main)
+    if main.ends:
+        state, at = direct_state(b, main), layout(main)
+        return [finish_state(places[0], main, state, at, shapes[0], dtypes[0])]
+    o, z, state, at = call_operator(b, site, operator)
     if not main.v:
         o = places[0].call(torch.squeeze, o, 3)
     values = [finish(places[0], main, o, at, applied, shapes[0], dtypes[0])]
     if site.normaliser is not None:
         values.append(finish(places[1], site.normaliser, z, at, applied, shapes[1], dtypes[1]))
+    if site.final is not None:
+        values.append(finish_state(places[-1], site.final, state, at, shapes[-1], dtypes[-1]))
     return values
+
+
+def direct_state(b: Builder, m: Match) -> Any:
+    """[B, H, D, E], the state after the last position as one product: where the operator, which does not return states
+    beside a normaliser, is called for the rest."""
+    at = layout(m)
+    k = operand(b, m.k, at, m.j, m.d, m.dtype, True)
+    v = operand(b, m.v, at, m.j, m.e, m.dtype, True)
+    if m.decay:
+        g = log_decay(b, m, at)
+        if _by_step(m, at):
+            later = b.call(torch.flip, b.call(torch.cumsum, b.call(torch.flip, g, (2,)), 2), (2,))
+            later = b.call(torch.sub, later, g)
+        else:
+            steps = b.call(torch.flip, b.call(torch.arange, product_of(b, m.j), device=b.device), (0,))
+            later = b.call(torch.mul, b.call(torch.reshape, g, (1, -1, 1)), steps)
+        weight = b.call(torch.Tensor.to, b.call(torch.exp, later), m.dtype or torch.float32)
+        k = b.call(torch.mul, k, b.call(torch.unsqueeze, weight, 3))
+    return b.call(torch.matmul, b.call(torch.transpose, k, 2, 3), v)
+
+
+def finish_state(b: Builder, m: Match, x: Any, at: Layout, shape: Sequence[Any], dtype: torch.dtype | None) -> Any:
+    """From [B, H, D, E] to the user's axes."""
+    names = dict(m.ends)
+    order = [names[y] for y in at.order() + m.d + m.e]
+    x = b.call(torch.reshape, x, tuple(b.size(y) for y in order))
+    if m.coef != 1:
+        x = b.call(torch.mul, x, m.coef)
+    places = [order.index(y) for axis in m.value.axes for y in axis]
+    if places != sorted(places):
+        x = b.call(torch.permute, x, tuple(places))
+    if any(len(axis) != 1 for axis in m.value.axes):
+        x = b.call(torch.reshape, x, tuple(shape))
+    return b.call(torch.Tensor.to, x, dtype) if dtype is not None else x

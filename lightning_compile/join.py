@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+
 from .emit import Site
-from .patterns.index import Affine, Index, var
-from .patterns.normal_form import Read
+from .patterns.index import Affine, Index, hint, mixed_radix, product, same, var
+from .patterns.normal_form import Read, rename
 from .patterns.recognise import Match
 
 
 def joined(main: Match, z: Match) -> Site | None:
     """The site of both, with the normaliser's variables renamed to the attention's; None if they are of different sums."""
-    if z.v or not main.v or (main.reverse, main.strict) != (z.reverse, z.strict) or main.dtype != z.dtype:
+    if z.v or not main.v or (main.reverse, main.strict) != (z.reverse, z.strict) or not _same_precision(main, z):
         return None
+    if main.degrees != z.degrees or main.state or z.state:
+        return None
+    z = _split_like(main, z)
+    gates = tuple(r for r in main.v if not r.variables() & set(main.e))
+    if gates and len(main.k) + len(gates) == len(z.k) and len(gates) < len(main.v):  # numbers for each key, kept with v
+        main = replace(main, k=main.k + gates, v=tuple(r for r in main.v if r not in gates))
     if len(main.q) != len(z.q) or len(main.k) != len(z.k):
         return None
     mapping: dict[Index, Index] = {}
@@ -41,6 +49,40 @@ def joined(main: Match, z: Match) -> Site | None:
     return Site(main, replace(z, value=value, q=main.q, k=main.k, batch=main.batch, i=main.i, j=main.j, rows=main.rows,
                               d=main.d, decay=main.decay,
                               out=tuple(r.substitute(substitution) for r in z.out)))
+
+
+def _split_like(main: Match, z: Match) -> Match:
+    """The normaliser with its merged axes of batch and heads split where the attention's values split them."""
+    groups: dict[Index, tuple[Index, ...]] = {}
+    for r in main.q + main.k:
+        for s in z.q + z.k:
+            if r.leaf is s.leaf and r.function == s.function:
+                for a, b in zip(r.index, s.index):
+                    x = b.only()
+                    digits = tuple(sorted(a.coef, key=lambda y: -hint(a.coef[y])))
+                    if x in z.batch and x is not None and len(digits) > 1 and a == mixed_radix(digits) and same(
+                            product(y.size for y in digits), x.size):
+                        groups.setdefault(x, tuple(map(rename, digits)))
+    if not groups or any(x in g.over for g in z.decay for x in groups):
+        return z
+    finer = {x: mixed_radix(group) for x, group in groups.items()}
+    for x, group in groups.items():
+        x.split(group)
+
+    def split(xs: tuple[Index, ...]) -> tuple[Index, ...]:
+        return tuple(y for x in xs for y in groups.get(x, (x,)))
+
+    def reads(rs: tuple[Read, ...]) -> tuple[Read, ...]:
+        return tuple(r.substitute(finer) for r in rs)
+
+    value = z.value.substitute(finer, tuple(split(axis) for axis in z.value.axes))
+    decay = tuple(replace(g, reads=reads(g.reads)) for g in z.decay)
+    return replace(z, value=value, q=reads(z.q), k=reads(z.k), out=reads(z.out), batch=split(z.batch), decay=decay)
+
+
+def _same_precision(main: Match, z: Match) -> bool:
+    """A normaliser that sums rounded scores in a wider type gains nothing by wider copies of narrow queries and keys."""
+    return main.dtype == z.dtype or z.dtype == torch.float32 and all(r.leaf.tensor.dtype == main.dtype for r in main.q + main.k)
 
 
 def _same_decay(main: Match, z: Match, mapping: dict[Index, Index]) -> bool:

@@ -6,7 +6,7 @@ import functools
 import logging
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sympy
@@ -30,6 +30,7 @@ from .patterns.interpret import GraphInterpreter, Key, Record, example_of
 from .patterns.islands import Islands, islands
 from .patterns.normal_form import Leaf, Read, Value
 from .patterns.recognise import Match, parts_of
+from .patterns.states import final_state
 from .report import Candidate, Report, location
 from .small import leaf_key, region
 from .strides import restore
@@ -194,11 +195,8 @@ class _Pass:
         for c, m in reversed(attentions):
             if c.node in live and self._blocks(m):
                 blocks.setdefault(m.q[0].leaf, []).append(c)
-            elif c.node in live:
-                with_z = next(((z, s) for z, n in normalisers if z.node in live and (s := joined(m, n)) is not None
-                               and self._values_before(c, z)), None)
-                if with_z is not None and self._site((c, with_z[0]), with_z[1]) or self._site((c,), Site(m)):
-                    live = self._live()
+            elif c.node in live and self._attention(c, m, normalisers, live):
+                live = self._live()
         for c, m in reversed(normalisers):
             if c.node in live and c.node not in self.replaced and "cumsum" not in m.via:
                 if self._site((c,), Site(m)):
@@ -225,6 +223,53 @@ class _Pass:
             for n, c in about:
                 self._decide(twin[n], renamed(c, twin[n], twin))
 
+    def _attention(self, c: cand.Candidate, m: Match, normalisers: Sequence[tuple[cand.Candidate, Match]],
+                   live: set[fx.Node]) -> bool:
+        """Writes an attention with what belongs to it: its normaliser, and the state after the last position."""
+        members: tuple[cand.Candidate, ...] = (c,)
+        site = Site(m)
+        for z, n in normalisers:
+            if z.node in live and (both := joined(m, n)) is not None and self._values_before((c, z), both):
+                members, site = (c, z), both
+                break
+        ends = self._ends(site.main, live)
+        written = False
+        if ends and site.normaliser is None:
+            with_end = replace(site, final=ends[0][1])
+            if self._values_before((*members, ends[0][0]), with_end):
+                written = self._site((*members, ends[0][0]), with_end, told=False)
+                ends = ends[1:] if written else ends
+        written = written or len(members) > 1 and self._site(members, site, told=False) or self._site((c,), Site(m))
+        for end, state in ends if written else ():
+            self._site((end,), Site(state), told=False)
+        return written
+
+    def _ends(self, m: Match, live: set[fx.Node]) -> list[tuple[cand.Candidate, Match]]:
+        """The nodes that are the attention's final state. Views of these are none of their own."""
+        if self.options.verify == "off":
+            return []
+        read = {r.leaf for r in m.k + m.v + m.state}
+        found: list[tuple[cand.Candidate, Match]] = []
+        for n, t in self.interpreter.env.items():
+            if n in live and n.op.startswith("call") and isinstance(t, torch.Tensor) and n not in self.replaced:
+                if id(t) not in self.table.values:
+                    continue
+                value = definition_or_value(self.table.values[id(t)], t)
+                if {f.leaf for x in value.terms for f in x.factors if isinstance(f, Read)} != read or any(
+                        leaf.node is None for leaf in value.leaves()):
+                    continue
+                c = cand.Candidate(n, Key(id(t), self.table.versions.get(id(t), 0)), t.dtype, m)
+                if not any(self._contains(c, other) for other, _ in found) and (state := final_state(value, m)) is not None:
+                    found.append((c, state))
+        return found
+
+    def _values_before(self, members: Sequence[cand.Candidate], site: Site) -> bool:
+        """Whether one call can serve all: what it reads exists where the first of them is used."""
+        first = min(self.order[c.node] for c in members)
+        m = site.main
+        reads = (*m.q, *m.k, *m.v, *m.state, *(r for g in m.decay for r in g.reads))
+        return all(r.leaf.node is not None and self.order[r.leaf.node] < first for s in reads for r in parts_of(s))
+
     def _blocks(self, m: Match) -> bool:
         """Whether the match is one block of a loop that is left as it is."""
         return not m.unrolled and any(_window(r, set(m.i)) and r.leaf in self.loops for r in m.q)
@@ -249,13 +294,6 @@ class _Pass:
                         return True
         return False
 
-    def _values_before(self, c: cand.Candidate, z: cand.Candidate) -> bool:
-        """Whether one call can serve both: all that it reads exists where the first of the two is used."""
-        assert isinstance(c.found, Match)
-        first = min(self.order[c.node], self.order[z.node])
-        return all(r.leaf.node is not None and self.order[r.leaf.node] < first for s in c.found.q + c.found.k + c.found.v
-                   for r in parts_of(s))
-
     def _contains(self, c: cand.Candidate, inner: cand.Candidate) -> bool:
         """Whether a near miss is but a larger piece of one that is reported already."""
         seen, todo = set(), [c.node]
@@ -269,8 +307,9 @@ class _Pass:
                     todo.append(m)
         return False
 
-    def _site(self, members: Sequence[cand.Candidate], site: Site) -> bool:
-        """Decides about one site and writes it. True if the graph changed."""
+    def _site(self, members: Sequence[cand.Candidate], site: Site, told: bool = True) -> bool:
+        """Decides about one site and writes it. True if the graph changed. A refusal is reported only if it is to be
+        `told`; a state alone is a part of a site that is reported already."""
         targets = [c.key for c in members]
         stop = {leaf_key(self.table, leaf) for m in site.matches() for leaf in m.leaves()}
         records = [r for key in targets for r in region(self.table, key, stop)]
@@ -285,7 +324,8 @@ class _Pass:
         if refusal is None:
             refusal = self._write(members, site)
         if refusal is not None:
-            self._reject(members[0], refusal)
+            if told:
+                self._reject(members[0], refusal)
             return False
         self.changed = True
         for key in {a for r in records for a in _keys(r)} - stop:
@@ -293,9 +333,15 @@ class _Pass:
             given = (key.tensor, key.version) not in self.table.records
             if given and node is not None and node.op in ("placeholder", "get_attr"):
                 self.relied[node] = None
+            self.relied.update(dict.fromkeys(self.table.folded.get(key.tensor, ())))
+        self.relied.update({leaf.node: None for m in site.matches() for leaf in m.leaves() if leaf.relied and leaf.node})
         checks = "checked: " + ", ".join(verify.CHECKS) if self.options.verify != "off" else "not checked (verify is off)"
         if site.normaliser is not None:
             checks = "with its normaliser; " + checks
+        if site.final is not None:
+            checks = "with its final state; " + checks
+        if site.main.kind == "state":
+            return True
         self._tell(members[0], Candidate("rewritten", "", checks, location(members[0].node), "", site.main.algebra()))
         return True
 

@@ -257,7 +257,7 @@ def region(table: SideTable, target: Key, stop: set[Key]) -> list[Record]:
     while todo:
         key = todo.pop()
         record = table.records.get((key.tensor, key.version))
-        if record is None or key in stop or record.number in found:
+        if record is None or key in stop or record.number in found or key.tensor in table.folded:
             continue
         found[record.number] = record
         if _only_shape(record):
@@ -367,9 +367,13 @@ def replay(records: Sequence[Record], target: Key, inputs: Mapping[Key, Tensor],
     def get(key: Key) -> Tensor:
         if key not in env:                                  # an input known by its value (a mask buffer), or a constant
             v = table.values.get(key.tensor)
-            if v is None or v.leaves() or v.masked is not None:
+            if v is None or v.leaves():
                 raise Unsolvable("an input of the region is not among the leaves")
-            env[key] = evaluate(v, v.terms, sizes, {}).to(_dtype(table.tensors[key.tensor].dtype))
+            x = evaluate(v, v.terms, sizes, {})
+            if v.masked is not None:
+                finite = evaluate(v, (Term(1, indicators=v.masked),), sizes, {})
+                x = torch.where(finite != 0, x, v.sign * torch.inf)
+            env[key] = x.to(_dtype(table.tensors[key.tensor].dtype))
         return env[key]
 
     for record in records:

@@ -35,7 +35,7 @@ class Eager:
     """Builder that runs the calls on small tensors."""
 
     def __init__(self, sizes: Sizes, leaves: dict[Leaf, Tensor]) -> None:
-        self.sizes, self.leaves = sizes, leaves
+        self.sizes, self.leaves, self.device = sizes, leaves, torch.device("cpu")
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         args = tuple(torch.float64 if isinstance(a, torch.dtype) and a.is_floating_point else a for a in args)
@@ -54,7 +54,7 @@ class Eager:
         return self.sizes.in_tiles(a)
 
     def numbers(self, x: Any, dtype: torch.dtype) -> Tensor:
-        return torch.tensor(x, dtype=torch.float64)
+        return torch.tensor(x, dtype=torch.float64 if dtype.is_floating_point else dtype)
 
     def full(self, leaf: Leaf, axis: int, digits: Sequence[Index]) -> bool:
         return self.leaves[leaf].shape[axis] == product(self.sizes.of(x) for x in digits)
@@ -130,7 +130,7 @@ def _compare(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequ
     for x, e, f in zip(operands, expected, found):
         if (error := difference(or_zero(e, x), or_zero(f, x))) > TOLERANCE:
             return near_miss("LC501", seen=f"a gradient is off by {error:.1e}")
-    inputs = {leaf_key(table, leaf): x.detach() for leaf, x in leaves.items()}
+    inputs = {leaf_key(table, leaf): x.detach().to(_replayed(leaf.tensor.dtype)) for leaf, x in leaves.items()}
     with torch.no_grad():
         for key, records, r in zip(targets, regions, by_reference):
             x = replay(records, key, inputs, table, sizes)
@@ -139,6 +139,8 @@ def _compare(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequ
     return None
 
 
+def _replayed(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype == torch.bool else torch.float64
 def or_zero(g: Tensor | None, x: Tensor) -> Tensor:
     return torch.zeros_like(x) if g is None else g
 
@@ -194,6 +196,7 @@ def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], featur
         # q, k and v in one projection, [3, heads, features]: their offsets are multiples of the number of heads
         keep = x in offset and isinstance(x.size, int) and x.size <= HEADS
         choose(x, x.size if keep else (2, 3)[p % 2])
+    given.update({y: given[x] for m in site.matches() for x, y in m.ends if x in given})
     universe = {x for records in regions for r in records for v in r.values for x in _variables(v)}
     universe |= {x for m in site.matches() for leaf in m.leaves() for axis in table.values[id(leaf.tensor)].axes for x in axis}
     universe |= {x for m in site.matches() for x in _variables(m.value)}
@@ -232,7 +235,10 @@ def random_leaves(site: Site, table: SideTable, sizes: Sizes) -> dict[Leaf, Tens
                 x = torch.rand(shape, generator=generator, dtype=torch.float64) + 0.5
                 if not r.function:
                     x = x * (torch.randint(0, 2, shape, generator=generator) * 2 - 1)
-                leaves[r.leaf] = x.requires_grad_()
+                if r.leaf.relied and r.leaf.real is not None:
+                    x = x.abs() * (1 if float(r.leaf.real.flatten()[0]) > 0 else -1)
+                truth = r.leaf.tensor.dtype == torch.bool
+                leaves[r.leaf] = (x > 0).double() if truth else x.requires_grad_()
     for leaf in {f for m in site.matches() for f in m.value.leaves()} - set(leaves):
         shape = sizes.shape(table.values[id(leaf.tensor)].axes)
         leaves[leaf] = torch.rand(shape, generator=generator, dtype=torch.float64).requires_grad_()
@@ -273,4 +279,5 @@ def _match_signature(m: Match, table: SideTable, numbers: dict[Any, int]) -> Any
     groups = tuple(tuple(map(name, g)) for g in (m.batch, m.i, m.j, m.rows, m.d, m.e))
     decay = tuple((g.numbers.tobytes(), tuple(map(name, g.over)), reads(g.reads)) for g in m.decay)
     axes = tuple(tuple(map(name, axis)) for axis in m.value.axes)
-    return (reads(m.q), reads(m.k), reads(m.v), reads(m.out), groups, decay, axes, str(m.coef), m.reverse, m.strict)
+    return (reads(m.q), reads(m.k), reads(m.v), reads(m.out), groups, decay, axes, str(m.coef), m.reverse, m.strict, m.degrees,
+            reads(m.state), m.entering, tuple((name(x), name(y)) for x, y in m.ends))

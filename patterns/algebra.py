@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import sympy
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .axes import align
 from .evaluate import fold
-from .index import Affine, Index, Unknown, mixed_radix, product, var
+from .index import Affine, Index, Unknown, mixed_radix, product, same, var
 from .normal_form import MAX_TERMS, Numbers, Position, Read, Term, Value, constant, rename
 
 VANISHES = -1e4  # exp of this is zero in every dtype, whatever a log-decay adds to it
@@ -46,17 +47,38 @@ def multiply(a: Value, b: Value) -> Value:
 
 
 def definite_sign(v: Value) -> int | None:
-    """1 or -1 if every element of a value that reads no tensor is known to have that sign, else None."""
-    if v.masked is not None or v.leaves() or not v.terms or any(t.indicators or t.exponent or t.bound for t in v.terms):
+    """1 or -1 if every element of a value is known to have that sign, else None. It may read static buffers."""
+    if v.masked is not None or not v.terms or any(t.indicators or t.exponent or t.bound for t in v.terms):
         return None
+    if v.leaves():
+        return _sign_of_reads(v)
     signs = set()
     constant_part = False
     for t in v.terms:
-        if isinstance(t.coef, sympy.Basic) or not all(_not_negative(f) for f in t.factors):
+        below = [f for f in t.factors if isinstance(f, Numbers) and max(f.values) < 0]
+        if isinstance(t.coef, sympy.Basic) or not all(f in below or _not_negative(f) for f in t.factors):
             return None
         constant_part = constant_part or all(isinstance(f, Numbers) for f in t.factors)
-        signs.add(1 if t.coef > 0 else -1)
+        signs.add((1 if t.coef > 0 else -1) * (-1) ** len(below))
     return signs.pop() if len(signs) == 1 and constant_part else None
+
+
+def _sign_of_reads(v: Value) -> int | None:
+    sign = 1
+    if len(v.terms) != 1 or isinstance(v.terms[0].coef, sympy.Basic) or not all(
+            isinstance(f, Read) and f.leaf.real is not None and not f.function for f in v.terms[0].factors):
+        return None
+    for f in v.terms[0].factors:
+        assert isinstance(f, Read) and f.leaf.real is not None
+        with _disable_current_modes():
+            low, high = f.leaf.real.min().item(), f.leaf.real.max().item()
+        if not (low > 0 or high < 0):
+            return None
+        sign = sign if low > 0 else -sign
+    for f in v.terms[0].factors:
+        if isinstance(f, Read):
+            f.leaf.relied = True
+    return sign if v.terms[0].coef > 0 else -sign
 
 
 def _not_negative(f: Any) -> bool:
@@ -239,16 +261,22 @@ def inverse_of_exponential(v: Value) -> Value | None:
 
 def clamp(v: Value, low: Any, high: Any) -> Value:
     """max(low, min(x, high)) of an expression of positions: the parts meet where the expression reaches a bound."""
-    for bound, upper in ((high, True), (low, False)):
-        if bound is None or bound == (math.inf if upper else -math.inf):
-            continue
-        if bound != int(bound):
-            raise Unknown("a bound that is no integer")
-        e = affine(v).shift(-int(bound))
-        e = e if upper else -e                              # the value itself where e <= 0, else the bound
-        inside = Value(v.axes, (Term(1, indicators=frozenset({e})),))
-        v = add(multiply(inside, v), multiply(complement(inside), constant(int(bound))))
-    return v
+    bounds = [(bound, upper) for bound, upper in ((high, True), (low, False))
+              if bound is not None and bound != (math.inf if upper else -math.inf)]
+    if any(bound != int(bound) for bound, _ in bounds):
+        raise Unknown("a bound that is no integer")
+    if len(bounds) == 2 and low > high:
+        raise Unknown("bounds that cross")
+    e, inside, parts = affine(v), frozenset[Affine](), list[Value]()
+    for bound, upper in bounds:
+        beyond = e.shift(-int(bound)) if upper else -e.shift(-int(bound))   # the value itself where <= 0, else the bound
+        inside |= {beyond}
+        outside = Value(v.axes, (Term(1, indicators=frozenset({negation(beyond)})),))
+        parts.append(multiply(outside, constant(int(bound))))
+    result = multiply(Value(v.axes, (Term(1, indicators=inside),)), v)
+    for p in parts:
+        result = add(result, p)
+    return result
 
 
 def absolute(v: Value) -> Value:
@@ -294,6 +322,39 @@ def triangle(v: Value, diagonal: int, lower: bool) -> Value:
             raise Unknown("triangle of a value that is partly infinite")
         return Value(v.axes, (), frozenset({negation(e)}), v.sign)  # zero outside, infinite inside
     return replace(v, terms=tuple(replace(t, indicators=t.indicators | {e}) for t in v.terms))
+
+
+def outer(t: Term) -> bool:
+    """Whether two reads of a product have each a variable that the other has not, as keys and values in a state do."""
+    reads = [f.variables() for f in t.factors if isinstance(f, Read)]
+    return any(a - b and b - a for a in reads for b in reads)
+
+
+def are_pairs(t: Term) -> bool:
+    """Whether each summed variable is shared by reads that differ in their free variables, as queries and keys do."""
+    bound, reads = set(t.bound), [f for f in t.factors if isinstance(f, Read)]
+    for x in bound:
+        free = [r.variables() - bound for r in reads if x in r.variables()]
+        if len(free) < 2 or not any(a - b and b - a for a in free for b in free):
+            return False
+    return bool(bound) and not any(set(e.coef) & bound for e in t.indicators)
+
+
+def pinned(t: Term) -> Term:
+    """Without bound variables of which the indicators leave one value."""
+    mapping = {}
+    for b in t.bound:
+        low: Any = 0
+        high: Any = b.size - 1
+        for e in t.indicators:
+            if list(e.coef) == [b] and abs(e.coef[b]) == 1 and isinstance(e.const, int) and isinstance(high, int):
+                low, high = (low, min(high, -e.const)) if e.coef[b] == 1 else (max(low, e.const), high)
+        if same(low, high):
+            mapping[b] = Affine(low)
+    if not mapping:
+        return t
+    t = t.substitute(mapping)
+    return replace(t, indicators=frozenset(e for e in t.indicators if e.coef or not (isinstance(e.const, int) and e.const <= 0)))
 
 
 def straighten(t: Term) -> Term:

@@ -104,6 +104,11 @@ _TABLE = (
          "use more heads with fewer features", "q: [B, H, N, 512]", "q: [B, 2 * H, N, 256]"),
     Code("LC402", "dtype", "the sum runs in {dtype}; the operator takes float16, bfloat16, float32 and float64",
          "cast the operands to a floating-point type", "(q.long() @ k.long().mT).tril() @ v.long()"),
+    Code("LC403", "a polynomial with too many features",
+         "a polynomial of degree {degree} of the scores of {features} features is an attention over {size} features; the "
+         "kernels hold up to 256",
+         "use more heads with fewer features, or a polynomial of a lower degree",
+         "(1 + s + s ** 2 / 2).tril() @ v"),
     Code("LC404", "no view", "an operand cannot be written as a view of {leaf}: {seen}",
          "make the tensor with the axes that the attention sums over"),
     # ------------------------------------------------------------------------------------------------ LC5xx: the checks

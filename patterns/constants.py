@@ -1,6 +1,6 @@
-"""Masks and decays that are registered buffers, recognised by their values.
+"""Masks and decays that are registered buffers, globals or held by a closure, recognised by their values.
 
-Only inputs that Dynamo calls static count: what a caller passes may have other values next time.
+What a caller passes does not count: it may have other values next time.
 """
 
 from __future__ import annotations
@@ -21,10 +21,16 @@ MAX_ROWS = 1 << 12   # numbers of a table along one axis
 
 
 def static(node: fx.Node) -> bool:
-    """Whether a graph input is a buffer of a module (or another object whose identity Dynamo fixes)."""
+    """Whether a graph input is a buffer of a module (or another object whose identity Dynamo fixes), or a tensor that the
+    code found outside of its arguments: a global, or what a closure holds."""
     if node.op == "get_attr":
         return True
-    return bool(node.meta.get("tensor_dict", {}).get("_dynamo_static_input_type"))
+    if bool(node.meta.get("tensor_dict", {}).get("_dynamo_static_input_type")):
+        return True
+    source: Any = getattr(node.meta.get("grapharg"), "source", None)
+    while hasattr(source, "base"):
+        source = source.base
+    return type(source).__name__ == "GlobalSource" or bool(getattr(source, "is_derefed_cell_contents", False))
 
 
 def known_value(real: Any) -> Value | None:
@@ -80,8 +86,8 @@ def _powers(x: Tensor, eps: float, tiny: float) -> tuple[Tensor, Tensor] | None:
 
 def mask_value(real: Any) -> Value | None:
     """The normal form of a tensor [..., n, m] that is, below or above one of its diagonals, one number or an exponential of
-    the distance from the diagonal (one rate for each index of at most one further axis), and 0 or -inf elsewhere; None for
-    any other tensor."""
+    the distance from the diagonal (one rate for each index of at most one further axis), and 0 elsewhere; or a multiple of
+    that distance, and -inf elsewhere; None for any other tensor."""
     if not isinstance(real, Tensor) or real.dim() < 2 or real.numel() > MAX_ELEMENTS or real.requires_grad:
         return None
     heads = [d for d, s in enumerate(real.shape[:-2]) if s != 1]
@@ -93,17 +99,17 @@ def mask_value(real: Any) -> Value | None:
         found = _mask_value(x.reshape(count, *x.shape[-2:]))
     if found is None:
         return None
-    head, row, column, term, masked = found
+    head, row, column, terms, masked = found
     axes: list[tuple[Index, ...]] = [()] * (rank - 2) + [(row,), (column,)]
     if heads:
         axes[heads[0]] = (head,)
-    return Value(tuple(axes), (term,) if term is not None else (), masked)
+    return Value(tuple(axes), terms, masked)
 
 
-def _mask_value(x: Tensor) -> tuple[Index, Index, Index, Term | None, frozenset[Affine] | None] | None:
+def _mask_value(x: Tensor) -> tuple[Index, Index, Index, tuple[Term, ...], frozenset[Affine] | None] | None:
     count, n, m = x.shape
     additive = x.is_floating_point() and bool(torch.isneginf(x[0, 0, -1]) | torch.isneginf(x[0, -1, 0]))
-    on = x == 0 if additive else x != 0
+    on = ~torch.isneginf(x) if additive else x != 0
     ends = torch.stack((on[0, 0, -1], on[0, -1, 0])).tolist()
     shape = torch.ones(n, m, dtype=torch.bool, device=x.device)
     head, row, column = Index(count), Index(n), Index(m)
@@ -118,19 +124,41 @@ def _mask_value(x: Tensor) -> tuple[Index, Index, Index, Term | None, frozenset[
     below = Affine(-diagonal, {column: 1, row: -1})
     indicators = frozenset({below if lower else -below})
     if additive:
-        exact = torch.equal(on, inside.expand_as(on)) and bool(torch.isneginf(x[~on]).all())
-        return (head, row, column, None, indicators) if exact else None
+        if not bool(torch.isneginf(x[..., ~inside]).all()):
+            return None
+        if not bool((x[..., inside] != 0).any()):
+            return head, row, column, (), indicators
+        slopes = _slopes(x, inside) if lower and diagonal == 0 and n == m else None
+        if slopes is None:
+            return None
+        return head, row, column, _distance(slopes, head, row, column, torch.finfo(x.dtype).eps), indicators
     if bool((x[..., ~inside] != 0).any()):
         return None
     first = x[0, inside][0].item()
     if math.isfinite(first) and bool((x[:, inside] == first).all()):
-        return head, row, column, Term(1 if first is True else first, indicators=indicators), None
+        return head, row, column, (Term(1 if first is True else first, indicators=indicators),), None
     rates = _rates(x, inside) if x.is_floating_point() and lower and diagonal == 0 and n == m else None
     if rates is None:
         return None
-    slope = Numbers(tuple(rates.tolist()), Affine(0, {head: 1}), torch.finfo(x.dtype).eps)
-    exponent = (Term(1, (slope, Position(var(row)))), Term(-1, (slope, Position(var(column)))))
-    return head, row, column, Term(1, indicators=indicators, exponent=exponent), None
+    exponent = _distance(rates, head, row, column, torch.finfo(x.dtype).eps)
+    return head, row, column, (Term(1, indicators=indicators, exponent=exponent),), None
+
+
+def _distance(rates: Tensor, head: Index, row: Index, column: Index, eps: float) -> tuple[Term, ...]:
+    """rate[head] * (row - column)."""
+    slope = Numbers(tuple(rates.tolist()), Affine(0, {head: 1} if len(rates) > 1 else None), eps)
+    return Term(1, (slope, Position(var(row)))), Term(-1, (slope, Position(var(column))))
+
+
+def _slopes(x: Tensor, inside: Tensor) -> Tensor | None:
+    """s where x[h, i, j] = s[h] (i - j) for j <= i, to the precision of its dtype."""
+    x = x.double() if x.dtype == torch.float64 else x.float()
+    n = x.shape[-1]
+    slopes = x[:, -1, 0].double() / (n - 1)
+    i = torch.arange(n, device=x.device)
+    wanted = slopes[:, None, None] * (i[:, None] - i).double()
+    good = (x.double() - wanted).abs() <= 4 * torch.finfo(x.dtype).eps * wanted.abs()
+    return slopes.cpu() if bool(good[:, inside].all()) else None
 
 
 def _rates(x: Tensor, inside: Tensor) -> Tensor | None:

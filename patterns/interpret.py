@@ -19,11 +19,14 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from .algebra import table
 from .axes import insert
+from .constants import known_value, static
 from .evaluate import MAX_TABLE, fold
+from .folding import Folder
 from .index import Index, Unknown, product, same, size_of
 from .normal_form import Leaf, Position, Read, Term, Value, constant, leaf_value
 from .pieces import Pieces, joined, stacked
 from .rules import RULES, Call, Table, number_value
+from .sums import has_difference, polynomial_of_scores, started
 
 if TYPE_CHECKING:
     from .islands import Islands
@@ -39,7 +42,7 @@ SUMS = frozenset({"add", "sub", "rsub", "cat", "stack", "constant_pad_nd", "mul"
 CARRIED = 6  # terms of a sum that is left as it is
 
 # Functions that are never negative: powers of their results have real logarithms.
-POSITIVE = frozenset({"exp", "exp2", "sigmoid", "softplus", "softmax", "_softmax", "abs", "square"})
+POSITIVE = frozenset({"exp", "exp2", "sigmoid", "softplus", "softmax", "_softmax", "abs", "square", "relu"})
 
 # Functions whose result is a leaf whatever goes in: they are not even run. Dynamo has left their fake result in the graph.
 OPAQUE: frozenset[Any] = frozenset({
@@ -86,6 +89,7 @@ class SideTable(TorchDispatchMode):
         self.closed: dict[int, Value] = {}                      # tensors, foremost attentions, read as a leaf
         self.viewed: set[int] = set()                           # of these, mere views and casts of one
         self.why_leaf: dict[int, str] = {}
+        self.folded: dict[int, list[fx.Node]] = {}              # constants known by their values, and the inputs of these
         self.mutations: list[tuple[int, fx.Node | None]] = []   # (storage, node)
         self.pieces: dict[int, Pieces] = {}                     # tensors that were put together
         self.windows: dict[int, tuple[torch.Tensor, int, int, int, bool]] = {}  # views: of what, dim, start, length, selected
@@ -412,7 +416,7 @@ def grown(v: Value) -> bool:
 
 def disconnected(v: Value) -> bool:
     """A sum of an attention and something that shares no leaf with it (a residual, an epsilon) continues neither."""
-    if len(v.terms) < 2 or not any(t.bound for t in v.terms):
+    if len(v.terms) < 2 or not any(t.bound for t in v.terms) or has_difference(v) or polynomial_of_scores(v) or started(v):
         return False
     groups: list[set[Leaf]] = []
     for t in v.terms:
@@ -479,6 +483,7 @@ class GraphInterpreter(fx.Interpreter):
         self.table = SideTable()
         self.grad_enabled = torch.is_grad_enabled()
         self.symbols: dict[str, fx.Node] = {}
+        self.folder = Folder(gm)
 
     def interpret(self) -> GraphInterpreter:
         """Runs the graph; RuntimeError if that installed a shape guard (it must not)."""
@@ -518,7 +523,8 @@ class GraphInterpreter(fx.Interpreter):
         """A fresh fake tensor: the graph's own may carry state of Dynamo's run."""
         t = torch.empty_strided(example.shape, example.stride(), dtype=example.dtype, device=example.device)
         parameter = isinstance(example, torch.nn.Parameter) or isinstance(real, torch.nn.Parameter)
-        self.table.cut(t, node, parameter)
+        for leaf in self.table.cut(t, node, parameter).leaves():
+            leaf.real = real if static(node) and not parameter else None
         self.table.node_of[id(t)] = node
         if not parameter and (v := self.constants(node, real)) is not None:
             self.table.put(t, v)
@@ -538,6 +544,8 @@ class GraphInterpreter(fx.Interpreter):
         if is_scalar(example):
             self._symbol(example, n)                             # sizes and .item() results are not computed again
             return example
+        for m in self.folder.meets(n):
+            self._fold(m, n)
         if self.islands is not None and n in self.islands.leaves and isinstance(example, torch.Tensor):
             out = self._like(example)
             self.table.cut(out, positive=str(getattr(n.target, "__name__", n.target)) in POSITIVE)
@@ -557,6 +565,19 @@ class GraphInterpreter(fx.Interpreter):
                 out = super().run_node(n)
         self._settle(n, out)
         return out
+
+    def _fold(self, mask: fx.Node, reader: fx.Node) -> None:
+        """Where the rules could not say what a constant is, its values may."""
+        t = self.env.get(mask)
+        if not isinstance(t, torch.Tensor):
+            return
+        v = self.table.value(t)
+        plain = len(v.terms) == 1 and not v.terms[0].factors or not v.terms and v.masked is not None
+        if plain and not v.leaves() or (real := self.folder.value(mask, reader)) is None:
+            return
+        if (found := known_value(real)) is not None:
+            self.table.put(t, found)
+            self.table.folded[id(t)] = self.folder.inputs(mask)
 
     @staticmethod
     def _like(t: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,8 @@ class Leaf:
     `node` is the graph node that holds it (None while it exists only inside a composite operation); `dirty` says that
     it was written to after it was read, so that the node's value is no longer the value meant. `scores` names the function
     that made it, if that was applied to products of two tensors (softmax of scores). `positive` says that its values cannot
-    be negative, whatever the inputs are. `definition` is the value that it had before it was made a leaf, where it had one.
+    be negative, whatever the inputs are. `real` holds the values of a static buffer, and `relied` says that something was
+    concluded from them. `definition` is the value that it had before it was made a leaf, where it had one.
     `parts` are reads of other leaves, laid one behind the other along the last axis: each with the variables of the other
     axes and that of its own position (None: it is a single one).
     """
@@ -39,6 +40,8 @@ class Leaf:
     dirty: bool = False
     scores: str = ""
     positive: bool = False
+    real: torch.Tensor | None = None
+    relied: bool = False
     definition: Value | None = None
     parts: tuple[tuple[Read, tuple[Index, ...], Index | None], ...] = ()
 
@@ -54,7 +57,7 @@ class Read:
 
     leaf: Leaf
     index: tuple[Affine, ...]
-    function: str = ""  # "", "reciprocal", "log"
+    function: str = ""  # "", "reciprocal", "log", "exp"
 
     def substitute(self, mapping: Mapping[Index, Affine]) -> Read:
         return Read(self.leaf, tuple(a.substitute(mapping) for a in self.index), self.function)

@@ -11,6 +11,7 @@ roles; then the weights of all terms together decide, see `weights`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,10 +19,12 @@ from typing import Any
 import sympy
 import torch
 
-from .algebra import straighten, wider
+from .algebra import pinned, straighten, wider
 from .codes import NearMiss, near_miss
 from .index import Affine, Index, hint, mixed_radix, product, same, var
 from .normal_form import Leaf, Read, Term, Value
+from .polynomial import Degrees, reduced, width
+from .sums import gates_apart
 from .weights import Density, Part, Problem, solve
 
 MAX_FEATURES = 256
@@ -35,8 +38,10 @@ class Match:
 
     `i` are the digits of the query's position in the reads of q, `j` those of the key's in k and v and in the summands of
     the log-decay, outermost first; `rows` those of the position in the value, which may go beyond the tensors (padding).
-    Without v the value is the normaliser, without an e axis. `room` is the relative rounding of tables in which the program
-    keeps its decay: so far may the one log-decay that stands for all of them be off.
+    Without v the value is the normaliser, without an e axis. Where there are `degrees`, the scores (q . k) are replaced by
+    the polynomial of them with these (coefficient, degree)s. `state` times `entering` is the state before the first position.
+    With `ends`, the value is the state after the last one instead: it names its variables for those of batch, d and e. `room` is
+    the relative rounding of tables in which the program keeps its decay: so far may the one log-decay for all of them be off.
     """
 
     value: Value
@@ -57,10 +62,14 @@ class Match:
     dtype: torch.dtype | None
     via: frozenset[str]
     room: float = 0.0
+    degrees: Degrees = ()
+    state: tuple[Read, ...] = ()
+    entering: float = 0.0
+    ends: tuple[tuple[Index, Index], ...] = ()
 
     @property
     def kind(self) -> str:
-        return "attention" if self.v else "normaliser"
+        return "state" if self.ends else "attention" if self.v else "normaliser"
 
     @property
     def unrolled(self) -> bool:
@@ -69,7 +78,7 @@ class Match:
 
     def reads(self) -> tuple[Read, ...]:
         """All reads of leaves that the graph holds."""
-        every = self.q + self.k + self.v + self.out + tuple(r for g in self.decay for r in g.reads)
+        every = self.q + self.k + self.v + self.out + self.state + tuple(r for g in self.decay for r in g.reads)
         return tuple(replace(p, function=r.function or p.function) for r in every for p in parts_of(r))
 
     def per_position(self) -> bool:
@@ -90,7 +99,13 @@ class Match:
         scale = "" if self.coef == 1 else f"{self.coef:.4g} * " if isinstance(self.coef, float) else f"{self.coef} * "
         decay = " * exp(G[i] - G[j])" if self.decay else ""
         below = "" if not self.decay else f", G the cumulative sum of {self._log_decay()}"
-        return f"o[i] = {scale}sum over {sums[self.reverse, self.strict]} of (({q})[i] . ({k})[j]){decay}{value}{factors}{below}"
+        scores = f"(({q})[i] . ({k})[j])"
+        if self.degrees:
+            scores = "(" + " + ".join(f"{c:.4g} * {scores}^{n}" if n else f"{c:.4g}" for c, n in self.degrees) + ")"
+        if self.state:
+            start = "".join(f"{_name(r)} * " for r in self.state) + ("exp(G[i]) * " if self.decay else "")
+            factors += f" + {start}({q})[i]"
+        return f"o[i] = {scale}sum over {sums[self.reverse, self.strict]} of {scores}{decay}{value}{factors}{below}"
 
     def _log_decay(self) -> str:
         summands = []
@@ -114,16 +129,46 @@ def recognise(value: Value) -> Match | NearMiss | None:
     """The attention that a value is, why it is none though it comes near, or None if it is something else."""
     if value.masked is not None or not any(t.bound for t in value.terms):
         return None
-    terms = [straighten(t) for t in value.terms]
+    terms = [gates_apart(straighten(pinned(t))) for t in value.terms]
     value = replace(value, terms=tuple(terms))
     leads = [t for t in terms if _summed(t)]
     if not leads:
         return _without_causality(terms)
     lead = max(leads, key=lambda t: len(t.bound))
     try:
-        return _match(value, terms, lead)
+        by_degree = reduced(terms, lead, _summed)
+        return _match(value, terms, lead) if by_degree is None else _polynomial(value, by_degree)
     except NearMiss as e:
         return e
+
+
+def _polynomial(value: Value, by_degree: dict[int, list[Term]]) -> Match | NearMiss | None:
+    """The attentions of all degrees, which agree in everything but the coefficient, as one."""
+    found: dict[int, Match] = {}
+    for n, terms in by_degree.items():
+        one = _match(replace(value, terms=tuple(terms)), terms, max(terms, key=lambda t: len(t.bound)))
+        if not isinstance(one, Match):
+            return one
+        found[n] = one
+    main = found[max(found)]
+    if any(_sum_of(one) != _sum_of(main) for one in found.values()):
+        raise near_miss("LC109")
+    if main.state:
+        raise near_miss("LC109")
+    degrees = tuple((float(_ratio(found[n].coef, main.coef)), n) for n in sorted(found))
+    size = product(x.size for x in main.d)
+    if not isinstance(size, int) or width(size, degrees) > MAX_FEATURES:
+        raise near_miss("LC403", degree=max(found), features=size,
+                        size=width(size, degrees) if isinstance(size, int) else "a dynamic number of")
+    return replace(main, value=value, degrees=degrees, dtype=functools.reduce(wider, (m.dtype for m in found.values())),
+                   via=frozenset().union(*(m.via for m in found.values())))
+
+
+def _sum_of(m: Match) -> Any:
+    """What is summed, but for the names of variables; the checks compare the rest."""
+    reads = tuple(sorted((role, id(r.leaf), r.function) for role, group in enumerate((m.q, m.k, m.v, m.out)) for r in group))
+    decay = tuple((tuple(g.numbers.ravel().round(9)), tuple(r.leaf for r in g.reads)) for g in m.decay)
+    return reads, decay, m.reverse, m.strict, m.batch, m.e, m.state, m.entering
 
 
 def _summed(t: Term) -> set[Index]:
@@ -156,7 +201,13 @@ def _without_causality(terms: Sequence[Term]) -> NearMiss | None:
                 others = [r for r in reads if d not in r.variables()]
                 js = {x for r in holders for x in r.variables()} & bound - {d}
                 if len(holders) == 2 and others and js and any(js & r.variables() for r in others):
-                    return near_miss("LC101")
+                    free = [r.variables() - bound for r in holders]
+                    pairs = next((r for r in others if r.variables() & js and r.variables() & (free[0] ^ free[1])), None)
+                    return near_miss("LC101") if pairs is None else near_miss("LC110", leaf=pairs.leaf)
+            for e in t.indicators:                          # a running sum along what is contracted afterwards
+                if len(e.coef) == 2 and set(e.coef) <= bound and e.const == 0 and sorted(e.coef.values()) == [-1, 1]:
+                    if all(sum(x in r.variables() for r in reads) == 1 for x in e.coef):
+                        return near_miss("LC107")
     return None
 
 
@@ -184,6 +235,11 @@ def _roles(t: Term) -> _Roles | None:
         return None
     if in_rest - d:
         raise near_miss("LC111", seen="it occurs in the query's tensors only")
+    for x in in_keys - d:
+        alone = [r for r in keys if x in r.variables()]
+        if len(alone) == 1 and not any(x in a.coef and set(a.coef) & j for a in alone[0].index) and not any(
+                x in e.coef for e in t.indicators) and not any(x in e.free() for e in t.exponent) and len(keys) > 1:
+            raise near_miss("LC111", seen="a value's feature")
     j |= in_keys - d
     k = [r for r in keys if r.variables() & d]
     others = [r for r in keys if not r.variables() & d]
@@ -203,9 +259,18 @@ def _roles(t: Term) -> _Roles | None:
 def _match(value: Value, terms: list[Term], lead: Term) -> Match | NearMiss | None:
     roles = _roles(lead)
     if roles is None:
+        for r in _reads(lead):
+            if r.leaf.scores and r.variables() & _summed(lead) and r.variables() & _free_linked(lead) and len(_reads(lead)) > 1:
+                raise near_miss("LC303" if "dropout" in r.leaf.scores else "LC102", function=r.leaf.scores)
         return None
     if not roles.v and "cumsum" in lead.via and len(roles.k) < 1:
         return None
+    for r in roles.k if not roles.v and "cumsum" in lead.via and len(roles.k) == 1 else ():
+        last = set(r.index[-1].coef) - {x for q in roles.q for x in q.variables()} - roles.j - roles.d
+        if last and last <= {x for axis in value.axes[-1:] for x in axis}:
+            raise near_miss("LC112", leaf=r.leaf)
+    known = {r.leaf for r in _reads(lead)}
+    entering = [t for t in terms if not _summed(t) and any(r.leaf not in known for r in _reads(t))]
     for r in (r for t in terms for r in _reads(t)):
         if r.leaf.dirty:
             raise near_miss("LC301", leaf=r.leaf)
@@ -214,6 +279,8 @@ def _match(value: Value, terms: list[Term], lead: Term) -> Match | NearMiss | No
         if mixed:
             if r.leaf.scores:
                 raise near_miss("LC303" if "dropout" in r.leaf.scores else "LC102", function=r.leaf.scores)
+            if all(_free_linked(lead) <= x.variables() for x in roles.q + roles.k + roles.v):
+                raise near_miss("LC107")                    # what the mask calls a query's position is a head
             raise near_miss("LC110", leaf=r.leaf)
     if not roles.j or not any(r.variables() & roles.j for r in roles.k):
         return None
@@ -240,12 +307,25 @@ def _match(value: Value, terms: list[Term], lead: Term) -> Match | NearMiss | No
         if not set(e_order) & r.variables() and not r.variables() & roles.j:
             raise near_miss("LC109")
 
+    started = [_enter(t, lead, roles, i) for t in entering]
+    if any(s != started[0] for s in started):
+        raise near_miss("LC109")
+    state = started[0] if started else ()
+    batch_set |= {x for r in state for x in r.variables()} & axes - set(e_order)
     batch_set |= decayed & axes - i
     batch = tuple(x for x in order if x in batch_set)
     parts: list[Part] = []
     beside = [r for r in out if r.variables() & i]
     query, lead_key = _position(q, i, set()), _position(k + v, i, set(lead.bound) - roles.d)
+    for t in entering:
+        factors = tuple(f for f in t.factors if not isinstance(f, Read))
+        if {x for a in t.indicators for x in a.coef} | {x for f in factors for x in f.variables()} <= i:
+            parts.append(Part(_ratio(t.coef, lead.coef), t.indicators, t.exponent, factors, query.at, None, tuple(sorted(i))))
+        else:
+            raise near_miss("LC109")
     for t in terms:
+        if t in entering:
+            continue
         fitted = _fit(t, lead, roles, i)
         key = _position(fitted.k + fitted.v, i, fitted.j)
         if key.shifts != lead_key.shifts:
@@ -285,7 +365,7 @@ def _match(value: Value, terms: list[Term], lead: Term) -> Match | NearMiss | No
     return Match(value, place.reads(q, query, 0), place.reads(k, lead_key, 1),
                  place.reads(v, lead_key, 1, len(k)), tuple(out), batch, place.i, place.j, rows, _ordered(roles.d, k), e_order,
                  lead.coef * ratio, decay, weights.reverse, weights.strict, dtype,
-                 frozenset().union(*(t.via for t in terms)))
+                 frozenset().union(*(t.via for t in terms)), state=state, entering=weights.entering)
 
 
 def _decays_free(t: Term) -> set[Index]:
@@ -468,6 +548,21 @@ def _fit(t: Term, lead: Term, roles: _Roles, i: set[Index]) -> _Fitted:
         raise near_miss("LC109")
     d = set(features.values())
     return _Fitted(fitted["k"], fitted["v"], bound - d, d)
+
+
+def _enter(t: Term, lead: Term, roles: _Roles, i: set[Index]) -> tuple[Read, ...]:
+    """The reads of the state in a term that reads the queries and no keys, in the leading term's variables."""
+    left, bound = _reads(t), set(t.bound)
+    features: dict[Index, Index] = {}                   # of the lead -> of t
+    for model in (*roles.q, *roles.out):
+        r = next((r for r in left if _alike(r, model, roles, i, bound, features, False)), None)
+        if r is None:
+            raise near_miss("LC109")
+        _alike(r, model, roles, i, bound, features, False, commit=True)
+        left.remove(r)
+    if not left or bound != set(features.values()) or any(r.variables() & i for r in left):
+        raise near_miss("LC109")
+    return tuple(r.substitute({y: var(x) for x, y in features.items()}) for r in left)
 
 
 def _alike(r: Read, model: Read, roles: _Roles, i: set[Index], bound: set[Index], features: dict[Index, Index],

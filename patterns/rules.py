@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +16,7 @@ import torch
 from . import algebra as al
 from . import axes as ax
 from .index import Affine, Index, Size, Unknown, same, size_of, var
-from .normal_form import Numbers, Position, Term, Value, constant
+from .normal_form import Numbers, Position, Read, Term, Value, constant
 
 
 class Table(Protocol):
@@ -150,7 +150,7 @@ def quotient(c: Call) -> Value:
         return al.multiply(c.open("self"), constant(1 / number))
     if (inverse := al.inverse_of_exponential(below)) is not None:
         return al.multiply(c.table.value(c.args["self"]), inverse)
-    if not below.leaves() and not c["self"].leaves():
+    if not below.leaves() and not c["self"].leaves() and not any(t.indicators for t in c["self"].terms):
         raise Unknown("a quotient of numbers")                  # folded
     return al.multiply(c["self"], c.table.leaf(c.args["other"], "reciprocal"))
 
@@ -204,8 +204,11 @@ def power(c: Call) -> Value:
     if isinstance(exponent, (int, float)):
         if exponent == 1:
             return c.open("self")
-        if exponent == 2 and are_products(c.table.value(base)):
-            return al.multiply(c["self"], c["self"])
+        if exponent in (2, 3, 4) and are_products(c.table.value(base)):
+            result = c["self"]
+            for _ in range(int(exponent) - 1):
+                result = al.multiply(result, c["self"])
+            return result
         raise Unknown("a power is a function of its own")
     return al.exponential(al.multiply(_log_of(c, base), c["exponent"]))
 
@@ -220,7 +223,7 @@ def square(c: Call) -> Value:
 def are_products(v: Value) -> bool:
     """Sums over products of tensors (scores), whose powers are polynomials of the scores; a power of one tensor is a feature
     map."""
-    return any(t.bound and len(t.leaves()) > 1 for t in v.terms)
+    return any(t.bound and len(t.leaves()) > 1 or al.are_pairs(t) for t in v.terms)
 
 
 @rule("clamp")
@@ -263,11 +266,22 @@ def product_of_matrices(c: Call) -> Value:
     for weight, other in ((x, y), (y, x)):
         if _is_weight(weight) and not _is_running(other) and not same(size_of(c.args["self"].shape[-1]), 1):
             raise Unknown("a projection by a parameter")
+    for weight, other, rows in ((y, x, -2), (x, y, -1)):
+        alone = not any(axis for v in (x, y) for axis in v.axes[:-2])
+        if alone and len(other.axes[rows]) > 1 and other.leaves() and _is_given(weight) and not _is_running(other):
+            raise Unknown("a projection: one matrix for all batches, which no product of queries and keys has")
     return al.matmul(x, y, c.dtype)
 
 
 def _is_weight(v: Value) -> bool:
     return bool(v.leaves()) and all(leaf.parameter for leaf in v.leaves())
+
+
+def _is_given(v: Value) -> bool:
+    """An argument, read as it is."""
+    return len(v.terms) == 1 and not (v.terms[0].indicators or v.terms[0].exponent or v.terms[0].bound) and all(
+        isinstance(f, Read) and f.leaf.node is not None and f.leaf.node.op == "placeholder" for f in v.terms[0].factors) \
+        and len(v.terms[0].factors) == 1
 
 
 def _is_running(v: Value) -> bool:
@@ -377,7 +391,7 @@ def concatenated(c: Call) -> Value:
     tensors = [t for t in c.args["tensors"] if t.dim() > 1 or t.shape[0] != 0]
     pieces = [c.table.value(t) for t in tensors]
     zeros = sum(not v.terms and v.masked is None for v in pieces)
-    if len(pieces) - zeros > 1 and not any(t.bound for v in pieces for t in v.terms):
+    if len(pieces) - zeros > 1 and not any(t.bound or al.outer(t) for v in pieces for t in v.terms):
         raise Unknown("pieces of several tensors")
     d = int(c.args.get("dim", 0)) % tensors[0].dim()
     whole = size_of(c.out.shape[d])
@@ -432,7 +446,39 @@ def spaced(c: Call) -> Value:
 
 @rule("le", "lt", "ge", "gt", "eq", "ne")
 def comparison(c: Call) -> Value:
+    if c.args["other"] is c.args["self"] and c.name in ("eq", "ne") and _is_number_everywhere(c["self"]):
+        return replace(constant(int(c.name == "eq"), len(c["self"].axes)), axes=c["self"].axes)   # x != x asks for NaN
     return al.compare(c.name, c["self"], c["other"])
+
+
+def _is_number_everywhere(v: Value) -> bool:
+    """Finite, where it is not infinite by a mask: the overflows that user code repairs do not occur in a normal form. A
+    tensor that is read may hold NaN."""
+    return not any(isinstance(f, Read) for t in v.terms for f in t.factors) and not any(
+        isinstance(f, Read) and not e.bound and f.leaf.real is None for t in v.terms for e in t.exponent for f in e.factors)
+
+
+@rule("isnan")
+def is_nan(c: Call) -> Value:
+    if not _is_number_everywhere(c["self"]):
+        raise Unknown("a tensor that may hold NaN")
+    return Value(c["self"].axes, ())
+
+
+@rule("nan_to_num")
+def repaired(c: Call) -> Value:
+    if not _is_number_everywhere(c["self"]) or c["self"].masked is not None:
+        raise Unknown("a tensor that may hold NaN")
+    return c["self"]
+
+
+@rule("index_put")
+def filled_where(c: Call) -> Value:
+    """x[mask] = number."""
+    indices, number = c.args["indices"], c.table.value(c.args["values"])
+    if len(indices) != 1 or indices[0].dtype != torch.bool or c.get("accumulate") or c.args["values"].dim() != 0:
+        raise Unknown("an assignment to elements")
+    return al.where(c.table.value(indices[0]), number, c["self"])
 
 
 @rule("logical_not", "bitwise_not")

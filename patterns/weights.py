@@ -26,19 +26,19 @@ ROWS = 24        # sizes up to this are taken whole
 
 @dataclass(frozen=True)
 class Part:
-    """What one term says about positions: the query's at `query`, the key's at `key`, both affine in `variables`. `factors`
-    are weights by numbers of positions."""
+    """What one term says about positions: the query's at `query`, the key's at `key`, both affine in `variables`; without a
+    key it reads the state before the first position. `factors` are weights by numbers of positions."""
 
     coef: Any
     indicators: frozenset[Affine]
     exponent: tuple[Term, ...]
     factors: tuple[Factor, ...]
     query: Affine
-    key: Affine
+    key: Affine | None
     variables: tuple[Index, ...]
 
     def affine(self) -> list[Affine]:
-        return [*self.indicators, self.query, self.key]
+        return [*self.indicators, self.query, *([self.key] if self.key is not None else [])]
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,9 @@ class Density:
 
 @dataclass(frozen=True)
 class Weights:
-    """coef * [j <= i] * exp(G[i] - G[j]). `low` are the first positions of queries and keys in their tensors; `whole` is
-    false where the digits of the query's position go beyond its tensor, which was padded."""
+    """coef * [j <= i] * exp(G[i] - G[j]), and coef * entering * exp(G[i]) for the state before the first position. `low`
+    are the first positions of queries and keys in their tensors; `whole` is false where the digits of the query's position
+    go beyond its tensor, which was padded."""
 
     coef: float
     reverse: bool
@@ -74,6 +75,7 @@ class Weights:
     densities: tuple[Density, ...]
     low: tuple[int, int]
     whole: bool
+    entering: float
 
 
 def solve(problem: Problem) -> Weights:
@@ -84,21 +86,25 @@ def solve(problem: Problem) -> Weights:
     numbers: list[Array] = [np.zeros(())] * len(atoms)
     assignments = [dict.fromkeys(problem.batch, 0)] if not atoms else [
         dict.fromkeys(problem.batch, 0), {x: sizes.number(x.size) - 1 for x in problem.batch}]
-    result: tuple[float, bool, bool] | None = None
+    result: tuple[float, bool, bool, float] | None = None
     for n, fixed in enumerate(assignments):
         pairs = _Pairs(problem, sizes, atoms, fixed)
         if n == 0:
             numbers = [pairs.ratio(a) for a in atoms]
         at = tuple(fixed[x] for x in problem.batch)
-        u = pairs.total([float(np.broadcast_to(x, [sizes.number(y.size) for y in problem.batch])[at]) for x in numbers])
-        found = causality(u, pairs.rows, pairs.columns, bool(atoms))
-        if result is not None and found != result:
+        ratios = [float(np.broadcast_to(x, [sizes.number(y.size) for y in problem.batch])[at]) for x in numbers]
+        u = pairs.total(ratios)
+        coef, reverse, strict = causality(u, pairs.rows, pairs.columns, bool(atoms))
+        found = (coef, reverse, strict, pairs.entering(ratios) / coef)
+        if found[3] and reverse:
+            raise near_miss("LC109")
+        if result is not None and not np.allclose(found, result, rtol=1e-9, atol=0):
             raise near_miss("LC201", seen="it differs between heads")
         result = found
     assert result is not None
     densities = tuple(Density(*_squeeze(x, problem.batch), a.reads, a.at) for a, x in zip(atoms, numbers) if x.any())
     whole = sizes.need is not None or int(pairs.counts[0]) == sizes.number(product(x.size for x in problem.i))
-    return Weights(*result, densities, pairs.low, whole)
+    return Weights(*result[:3], densities, pairs.low, whole, result[3])
 
 
 def _squeeze(x: Array, batch: Sequence[Index]) -> tuple[Array, tuple[Index, ...]]:
@@ -208,22 +214,35 @@ class _Pairs:
         self.problem, self.sizes, self.atoms, self.fixed = problem, sizes, atoms, fixed
         self.random: dict[tuple[Leaf, str], Array] = {}
         self.generator = np.random.default_rng(1)
-        low, high = zip(*(self._range([getattr(p, name) for p in problem.parts]) for name in ("query", "key")))
+        low, high = zip(*(self._range([e for p in problem.parts if (e := getattr(p, name)) is not None])
+                          for name in ("query", "key")))
         self.low = tuple(max(0, x) for x in low)
         lengths = [sizes.number(x) for x in problem.lengths]
         self.counts = [min(h + 1, n) - x for h, n, x in zip(high, lengths, self.low)]
+        self.limit = max(self.counts)
+        if sizes.need is not None and self.counts[0] != self.counts[1] and self._as_many(lengths):
+            self.limit = min(self.counts)                   # a shifted read leaves less of the first positions to look at
+            self.counts = [self.limit, self.limit]
         self.columns = np.arange(self.counts[1])
         self.cells = [self._cells(p) for p in problem.parts]
         self.rows = np.unique(np.concatenate([every for *_, every in self.cells]))
         self.rows = self.rows[self.rows >= 0]
         self.levels = [self._level(a) for a in atoms]
 
-    def _range(self, expressions: Sequence[Affine]) -> tuple[int, int]:
-        """The least and the greatest value on the grid."""
+    def _as_many(self, lengths: Sequence[int]) -> bool:
+        """Whether there are as many queries as keys, where all of them are looked at."""
+        found = []
+        for name, length, low in zip(("query", "key"), lengths, self.low):
+            every = [e for p in self.problem.parts if (e := getattr(p, name)) is not None]
+            found.append(min(self._range(every, True)[1] + 1, length) - low)
+        return found[0] == found[1]
+
+    def _range(self, expressions: Sequence[Affine], whole: bool = False) -> tuple[int, int]:
+        """The least and the greatest value on the grid, or of all."""
         n = self.sizes
 
         def ends(e: Affine) -> tuple[int, int]:
-            spans = [n.number(c) * (n.extent(x) - 1) for x, c in e.coef.items()]
+            spans = [n.number(c) * ((n.number(x.size) if whole else n.extent(x)) - 1) for x, c in e.coef.items()]
             return (n.number(e.const) + sum(min(0, x) for x in spans), n.number(e.const) + sum(max(0, x) for x in spans))
 
         every = [ends(e) for e in expressions]
@@ -249,12 +268,14 @@ class _Pairs:
         for e in part.indicators:
             holds &= grid.affine(e, over) <= 0
         query = np.broadcast_to(grid.affine(part.query, over), shape)
-        key = np.broadcast_to(grid.affine(part.key, over), shape)
+        before = np.asarray(self.low[1] - 1)
+        key = np.broadcast_to(before if part.key is None else grid.affine(part.key, over), shape)
         weight: Array = np.full(shape, float(self.sizes.number(part.coef)))
         if part.factors:
             weight = weight * grid.term(Term(1, part.factors), over)
         row, column = query - self.low[0], key - self.low[1]
-        inside = (row >= 0) & (column >= 0) & (column < len(self.columns))
+        holds &= row < self.limit
+        inside = (row >= 0) & ((column >= 0) & (column < len(self.columns)) | (part.key is None))
         if np.any(weight[holds & ~inside]):
             raise near_miss("LC106", seen="positions outside of the sequence take part")
         flat = np.flatnonzero(holds & inside)
@@ -302,7 +323,7 @@ class _Pairs:
                 density = density * np.where(at < len(table), table[np.minimum(at, len(table) - 1)], 0.0)
             else:
                 density = density * table[0]
-        return np.cumsum(density)
+        return np.append(np.cumsum(density), 0.0)           # the last one stands before the first position, at -1
 
     def ratio(self, atom: _Atom) -> Array:
         """The numbers, over batch variables, by which the atom's density is to be multiplied."""
@@ -336,16 +357,36 @@ class _Pairs:
         place = np.full(size + 1, -1)
         place[self.rows] = np.arange(len(self.rows))
         u = np.zeros((len(self.rows), len(self.columns)))
-        for n, (query, key, flat, weight, _) in enumerate(self.cells):
-            exponent: Array = np.zeros(len(flat))
-            for a, level, ratio in zip(self.atoms, self.levels, ratios):
-                exponent = exponent + self._exponent(n, a, flat) - ratio * (level[query] - level[key])
-            np.add.at(u, (place[query], key), weight * np.exp(np.minimum(exponent, 700.0)))
+        for n, (query, key, *_) in enumerate(self.cells):
+            if self.problem.parts[n].key is not None:
+                np.add.at(u, (place[query], key), self._relative(n, ratios))
         outside = self.rows >= self.counts[0]
         if np.any(u[outside]) or self.counts[0] != self.counts[1]:
             raise near_miss("LC108", queries=self.counts[0], keys=self.counts[1])
         self.rows = self.rows[~outside]
         return u[~outside]
+
+
+    def _relative(self, n: int, ratios: Sequence[float]) -> Array:
+        """The weights of the cells of a part, divided by exp(G[i] - G[p])."""
+        query, key, flat, weight, _ = self.cells[n]
+        exponent: Array = np.zeros(len(flat))
+        for a, level, ratio in zip(self.atoms, self.levels, ratios):
+            exponent = exponent + self._exponent(n, a, flat) - ratio * (level[query] - level[key])
+        return weight * np.exp(np.minimum(exponent, 700.0))
+
+    def entering(self, ratios: Sequence[float]) -> float:
+        """The weight of the state before the first position, divided by exp(G[i]): the same for all positions."""
+        u = np.zeros(int(self.rows.max(initial=0)) + 1)
+        for n, part in enumerate(self.problem.parts):
+            if part.key is None:
+                query, w = self.cells[n][0], self._relative(n, ratios)
+                on = query < len(u)
+                np.add.at(u, query[on], w[on])
+        seen = u[self.rows]
+        if not np.allclose(seen, seen[0], rtol=0, atol=1e-6 * max(1.0, abs(seen[0]))):
+            raise near_miss("LC201", seen="the state before the first position decays otherwise than the keys")
+        return float(seen[0])
 
 
 def causality(u: Array, rows: Array, columns: Array, decayed: bool) -> tuple[float, bool, bool]:

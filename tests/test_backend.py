@@ -551,7 +551,6 @@ def test_a_report_prints_and_serialises() -> None:
 
 
 # -------------------------------------------------------------------------------------------------------------- weights
-@pytest.mark.xfail(strict=True, reason="a weight that is an argument is read as a key: LC101, two-sided")
 def test_weights_that_are_arguments() -> None:
     """Functional code passes its weights: a product with one is a projection all the same."""
     def f(x: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -559,3 +558,25 @@ def test_weights_that_are_arguments() -> None:
 
     inputs = [torch.randn(2, N, 6), torch.randn(6, D), torch.randn(6, D), torch.randn(6, E)]
     assert len(lightning_compile.explain(f, *inputs, options=ALWAYS).rewritten) == 1
+
+
+HELD = torch.ones(N, N).tril()
+
+
+def test_a_mask_outside_of_the_arguments_is_known_until_it_changes() -> None:
+    """A global, or what a closure holds, counts by its values as a buffer does, and is looked after as one."""
+    held = torch.ones(N, N).tril()
+
+    def by_closure(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return ((q @ k.mT) * held) @ v
+
+    def by_global(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return ((q @ k.mT) * HELD) @ v
+
+    for program, mask in ((by_closure, held), (by_global, HELD)):
+        fast = compiled(program)
+        torch.testing.assert_close(fast(*qkv()), program(*qkv()))
+        assert counters["lightning"]["rewritten"] == 1
+        mask[0, 1] = 1
+        torch.testing.assert_close(fast(*qkv()), program(*qkv()))
+        counters.clear()

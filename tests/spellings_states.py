@@ -1,0 +1,168 @@
+"""States that come in and go out, and Mamba-2's chunked form in the ways it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from spelling import B, D, E, H, N, gated, qkv, random, spelling, ssd, with_state
+from torch import Tensor
+
+Pair = tuple[Tensor, Tensor]
+
+
+@spelling(qkv)
+def last_state_of_a_cumulative_sum(q: Tensor, k: Tensor, v: Tensor) -> Pair:
+    state = torch.einsum("bhtd,bhte->bhtde", k, v).cumsum(2)
+    return torch.einsum("bhtd,bhtde->bhte", q, state), state[:, :, -1]
+
+
+@spelling(qkv)
+def last_states_of_sums_and_normalisers(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    q, k = F.elu(q) + 1, F.elu(k) + 1
+    state, z = torch.einsum("bhtd,bhte->bhtde", k, v).cumsum(2), k.cumsum(2)
+    return torch.einsum("bhtd,bhtde->bhte", q, state) / (q * z).sum(-1, keepdim=True), state[:, :, -1], z[:, :, -1]
+
+
+@spelling(qkv, keeps=True)
+def a_state_before_the_last(q: Tensor, k: Tensor, v: Tensor) -> Pair:
+    state = torch.einsum("bhtd,bhte->bhtde", k, v).cumsum(2)
+    return torch.einsum("bhtd,bhtde->bhte", q, state), state[:, :, -2]
+
+
+@spelling(with_state)
+def first_and_last_state_of_a_cumulative_sum(q: Tensor, k: Tensor, v: Tensor, start: Tensor) -> Pair:
+    state = torch.einsum("bhnd,bhne->bhnde", k, v).cumsum(2) + start[:, :, None]
+    return torch.einsum("bhnd,bhnde->bhne", q, state), state[:, :, -1]
+
+
+@spelling(with_state)
+def first_and_last_state_beside_scores(q: Tensor, k: Tensor, v: Tensor, start: Tensor) -> Pair:
+    return (q @ k.mT).tril() @ v + q @ start, start + k.mT @ v
+
+
+@spelling(lambda: [*qkv(), random(H, D, E)])
+def first_state_shared_by_the_batch(q: Tensor, k: Tensor, v: Tensor, start: Tensor) -> Tensor:
+    return (q @ k.mT).tril() @ v * 0.5 + q @ start
+
+
+@spelling(with_state)
+def states_with_a_constant_decay(q: Tensor, k: Tensor, v: Tensor, start: Tensor) -> Pair:
+    rate, i = torch.log(1 - 2.0 ** (-5 - torch.arange(H, dtype=q.dtype)))[:, None], torch.arange(N, dtype=q.dtype)
+    decay = torch.exp(rate[..., None] * (i[:, None] - i)).tril()
+    o = (q @ k.mT * decay) @ v + (q @ start) * torch.exp(rate * (i + 1))[..., None]
+    return o, start * torch.exp(rate * N)[..., None] + (k * torch.exp(rate * (N - 1 - i))[..., None]).mT @ v
+
+
+@spelling(lambda: [*gated(), random(B, H, D, E)])
+def states_with_a_gate(q: Tensor, k: Tensor, v: Tensor, f: Tensor, start: Tensor) -> Pair:
+    g = F.logsigmoid(f).cumsum(-1)
+    decay = (g[..., :, None] - g[..., None, :]).tril().exp().tril()
+    end = g[..., -1].exp()[..., None, None] * start + (k * (g[..., -1:] - g).exp()[..., None]).mT @ v
+    return ((q @ k.mT) * decay) @ v + (q * g.exp()[..., None]) @ start, end
+
+
+@spelling(lambda: [*gated(), random(B, H, D, E)], sites=None, keeps=True)
+def first_state_that_decays_otherwise(q: Tensor, k: Tensor, v: Tensor, f: Tensor, start: Tensor) -> Tensor:
+    g = F.logsigmoid(f).cumsum(-1)
+    decay = (g[..., :, None] - g[..., None, :]).tril().exp().tril()
+    return ((q @ k.mT) * decay) @ v + (q * (2 * g).exp()[..., None]) @ start
+
+
+@spelling(with_state)
+def first_state_put_in_front_of_the_sum(q: Tensor, k: Tensor, v: Tensor, start: Tensor) -> Pair:
+    state = torch.cat([start[:, :, None], torch.einsum("bhnd,bhne->bhnde", k, v)], 2).cumsum(2)
+    return torch.einsum("bhnd,bhnde->bhne", q, state[:, :, 1:]), state[:, :, -1]
+
+
+@spelling(lambda: [*with_state(), random(B, H, D)])
+def first_states_of_sums_and_normalisers(q: Tensor, k: Tensor, v: Tensor, start: Tensor, ones: Tensor) -> tuple[Tensor, ...]:
+    q, k = F.elu(q) + 1, F.elu(k) + 1
+    state = torch.einsum("bhnd,bhne->bhnde", k, v).cumsum(2) + start[:, :, None]
+    z = k.cumsum(2) + ones[:, :, None]
+    o = torch.einsum("bhnd,bhnde->bhne", q, state) / torch.einsum("bhnd,bhnd->bhn", q, z).clamp(min=1)[..., None]
+    return o, state[:, :, -1], z[:, :, -1]
+
+
+@spelling(lambda: [*qkv(), random(E)])
+def bias_is_no_state(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    return ((q @ k.mT).tril() @ v + bias) * 2
+
+
+# ------------------------------------------------------------------------------------------ Mamba-2, chunks of 4 steps
+def difference_of_sums(x: Tensor) -> Tensor:
+    sums, n = x.cumsum(-1), x.shape[-1]
+    return (sums[..., :, None] - sums[..., None, :]).masked_fill(~torch.ones(n, n, dtype=torch.bool).tril(), -torch.inf)
+
+
+def masked_sums(x: Tensor) -> Tensor:
+    n = x.shape[-1]
+    x = x[..., None].expand(*x.shape, n).masked_fill(~torch.ones(n, n, dtype=torch.bool).tril(-1), 0)
+    return x.cumsum(-2).masked_fill(~torch.ones(n, n, dtype=torch.bool).tril(), -torch.inf)
+
+
+def compared_positions(x: Tensor) -> Tensor:
+    sums, i = x.cumsum(-1), torch.arange(x.shape[-1])
+    return torch.where(i[:, None] >= i, sums.unsqueeze(-1) - sums.unsqueeze(-2), float("-inf"))
+
+
+def infinities_added(x: Tensor) -> Tensor:
+    n = x.shape[-1]
+    return x[..., None].expand(*x.shape, n).tril(-1).cumsum(-2) + x.new_full((n, n), float("-inf")).triu(1)
+
+
+def in_chunks(sums: Callable[[Tensor], Tensor], x: Tensor, a: Tensor, b: Tensor, c: Tensor, start: Tensor | None) -> Pair:
+    x, a, b, c = (t.unflatten(1, (-1, 4)) for t in (x, a, b, c))
+    a = a.permute(0, 3, 1, 2)
+    total = a.cumsum(-1)
+    inside = torch.einsum("bclhn,bcshn,bhcls,bcshp->bclhp", c, b, torch.exp(sums(a)), x)
+    states = torch.einsum("bclhn,bhcl,bclhp->bchpn", b, torch.exp(total[..., -1:] - total), x)
+    states = torch.cat([torch.zeros_like(states[:, :1]) if start is None else start, states], 1)
+    states = torch.einsum("bhzc,bchpn->bzhpn", torch.exp(sums(F.pad(total[..., -1], (1, 0)))), states)
+    before = torch.einsum("bclhn,bchpn,bhcl->bclhp", c, states[:, :-1], torch.exp(total))
+    return (inside + before).flatten(1, 2), states[:, -1]
+
+
+def _chunked(sums: Callable[[Tensor], Tensor], started: bool) -> None:
+    def program(x: Tensor, dt: Tensor, b: Tensor, c: Tensor, *start: Tensor) -> Pair:
+        return in_chunks(sums, x, -F.softplus(dt), b, c, start[0] if start else None)
+
+    program.__name__ = f"chunks_of_{sums.__name__}" + "_with_a_first_state" * started
+    spelling(lambda: [*ssd(), *([random(B, 1, H, 5, 3)] if started else [])])(program)
+
+
+for _sums in (difference_of_sums, masked_sums, compared_positions, infinities_added):
+    for _started in (False, True):
+        _chunked(_sums, _started)
+
+
+@spelling(lambda: ssd(n=22))
+def chunks_of_a_padded_sequence(x: Tensor, dt: Tensor, b: Tensor, c: Tensor) -> Pair:
+    x, b, c = (F.pad(t, (0, 0, 0, 0, 0, 2)) for t in (x, b, c))
+    o, state = in_chunks(masked_sums, x, F.pad(-F.softplus(dt), (0, 0, 0, 2)), b, c, None)
+    return o[:, :22], state
+
+
+@spelling(lambda: [random(B, N, 3, 4), random(B, N, 3), random(3), random(B, N, 5), random(B, N, 5, scale=0.8), random(3)])
+def all_pairs_with_shared_keys(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tensor) -> Tensor:
+    dt = F.softplus(dt)
+    sums = (dt * -a.exp()).cumsum(1)
+    exponent = (sums[:, :, None] - sums[:, None]).permute(0, 3, 1, 2)
+    weights = torch.exp(exponent.masked_fill(torch.ones(N, N, dtype=torch.bool).triu(1), float("-inf")))
+    scores = torch.einsum("btn,bsn->bts", c, b)[:, None] * weights
+    return torch.einsum("bhts,bsh,bshp->bthp", scores, dt, x) + x * skip[:, None]
+
+
+# ------------------------------------------------------------------------------------------------------ dynamic lengths
+@spelling(lambda: qkv(b=3, n=13), dynamic=True, longer=lambda: qkv(b=3, n=17))
+def any_length_with_a_decay(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    i, rate = torch.arange(q.shape[2]), torch.log(1 - 2.0 ** (-5 - torch.arange(H, dtype=q.dtype)))
+    return ((q @ k.mT) * torch.exp(rate[:, None, None] * (i[:, None] - i)).tril()) @ v
+
+
+@spelling(lambda: qkv(b=3, n=13), dynamic=True, longer=lambda: qkv(b=3, n=17))
+def any_length_with_a_normaliser(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k = F.elu(q) + 1, F.elu(k) + 1
+    state = torch.einsum("bhtd,bhte->bhtde", k, v).cumsum(2)
+    return torch.einsum("bhtd,bhtde->bhte", q, state) / (q * k.cumsum(2)).sum(-1, keepdim=True)

@@ -1,0 +1,76 @@
+"""Further spellings, as public code has them: each is one site, and its values and gradients are eager's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import spellings_decays  # noqa: F401
+import spellings_masks  # noqa: F401
+import spellings_states  # noqa: F401
+import torch
+import torch.fx as fx
+from spelling import SPELLINGS, B, H, N, Spelling
+from torch import Tensor
+
+from lightning_compile import Report
+from lightning_compile.backend import examine
+from lightning_compile.options import Options
+
+EXACT = 1e-9  # of fp64 results, relative to the largest element
+
+
+def results(one: Spelling, f: Callable[..., Any], inputs: Sequence[Any]) -> list[Tensor]:
+    """Outputs, and gradients of inputs and parameters."""
+    inputs = [x.detach().clone().requires_grad_(x.requires_grad) for x in inputs]
+    out = f(*inputs)
+    outs = list(out) if isinstance(out, tuple) else [out]
+    operands = [x for x in inputs if x.requires_grad]
+    operands += list(one.program.parameters()) if isinstance(one.program, torch.nn.Module) else []
+    generator = torch.Generator().manual_seed(3)
+    loss = sum((o * torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.dtype)).sum() for o in outs)
+    gradients = torch.autograd.grad(loss, operands, allow_unused=True)
+    return [*(o.detach() for o in outs), *(torch.zeros_like(x) if g is None else g for g, x in zip(gradients, operands))]
+
+
+def off(a: Tensor, b: Tensor) -> float:
+    if a.shape != b.shape or not torch.equal(a.isfinite(), b.isfinite()):
+        return float("inf")
+    return float((a - b).abs().nan_to_num().max()) / max(float(b.abs().nan_to_num().max()), 1e-30)
+
+
+def largest(gm: fx.GraphModule) -> int:
+    """Elements of the largest tensor that the outputs need."""
+    (output,) = (n for n in gm.graph.nodes if n.op == "output")
+    seen, todo = set[fx.Node](), [output]
+    while todo:
+        n = todo.pop()
+        if n not in seen:
+            seen.add(n)
+            todo += n.all_input_nodes
+    examples = [n.meta.get("example_value") for n in seen if n.op.startswith("call")]
+    return max((x.numel() for x in examples if isinstance(x, Tensor) and isinstance(x.numel(), int)), default=0)
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_a_spelling_is_its_sites_with_eagers_results(name: str) -> None:
+    one, reports, graphs = SPELLINGS[name], list[Report](), list[fx.GraphModule]()
+
+    def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        outcome = examine(gm, example_inputs, Options(when="always"))
+        reports.append(outcome.report)
+        graphs.append(outcome.graph or gm)
+        return graphs[-1].forward
+
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    compiled = torch.compile(one.program, backend=backend, dynamic=one.dynamic or None, fullgraph=True)
+    for make in (one.inputs, one.longer):
+        if make is not None:
+            inputs = make()
+            for number, (x, e) in enumerate(zip(results(one, compiled, inputs), results(one, one.program, inputs))):
+                assert off(x, e) <= EXACT, f"result {number} is off by {off(x, e):.1e}\n{reports[0]}"
+    assert one.sites is None or len(reports[0].rewritten) == one.sites, str(reports[0])
+    if one.sites and not one.keeps:
+        assert largest(graphs[0]) < B * H * N * min(N, 20), "something of the size of all pairs or states stays"
