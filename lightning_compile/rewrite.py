@@ -250,16 +250,19 @@ class _Pass:
             return []
         read = {r.leaf for r in m.k + m.v + m.state}
         found: list[tuple[cand.Candidate, Match]] = []
+        ending = m.ending or (lambda value: final_state(value, m))
+        if m.unrolled and m.ending is None:
+            return []
         for n, t in self.interpreter.env.items():
             if n in live and n.op.startswith("call") and isinstance(t, torch.Tensor) and n not in self.replaced:
                 if id(t) not in self.table.values:
                     continue
                 value = definition_or_value(self.table.values[id(t)], t)
-                if {f.leaf for x in value.terms for f in x.factors if isinstance(f, Read)} != read or any(
-                        leaf.node is None for leaf in value.leaves()):
+                own = {f.leaf for x in value.terms for f in x.factors if isinstance(f, Read)}
+                if m.ending is None and (own != read or any(leaf.node is None for leaf in value.leaves())):
                     continue
                 c = cand.Candidate(n, Key(id(t), self.table.versions.get(id(t), 0)), t.dtype, m)
-                if not any(self._contains(c, other) for other, _ in found) and (state := final_state(value, m)) is not None:
+                if not any(self._contains(c, other) for other, _ in found) and (state := ending(value)) is not None:
                     found.append((c, state))
         return found
 

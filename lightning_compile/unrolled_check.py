@@ -38,7 +38,7 @@ def compare(table: SideTable, site: Site, targets: Sequence[Key], regions: Seque
     for m, key, records, x in zip(site.matches(), targets, regions, by_operator):
         pieces = some_pieces(table, key) if m.unrolled else []
         if not pieces:
-            wanted.append(replay(records, key, inputs, table, sizes))
+            wanted.append(replay(records, key, inputs, table, sizes, known))
             found.append(x)
         dim = next((n for n, axis in enumerate(m.value.axes) if axis and axis[0] is m.rows[0]), 0)
         for start, length, piece in pieces:

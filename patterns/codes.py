@@ -67,8 +67,9 @@ _TABLE = (
     Code("LC112", "the state is not an outer product",
          "{leaf} enters the state with both feature axes, so keys and values cannot be told apart",
          "let k and v reach the sum as two tensors", "kv_projection(x).unflatten(-1, (d, e)).cumsum(1)"),
-    Code("LC113", "a state from outside", "{leaf} enters the loop as a state, and is not read by the operator yet",
-         "start from zeros, or call lightning_compile.linear_attention with initial_state"),
+    Code("LC113", "a state from outside", "{leaf} enters the loop in another way than as the state that it starts from",
+         "a state may enter once, before the first position", "state = state + given + k.mT @ v",
+         "state = given  # before the loop"),
     Code("LC114", "a part of a loop",
          "{blocks} block(s) of a sequence attend to themselves, as this one does, but the loop as a whole, with the state that "
          "goes from block to block, is no attention that the operator computes; blocks alone would not be faster",

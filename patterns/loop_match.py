@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,13 +10,13 @@ import numpy as np
 import sympy
 import torch
 
-from .codes import near_miss
-from .index import Affine, Index, hint, product, same
-from .loop_forms import Carry, Form, Frame, NotUnrolled, StateKey, Update
-from .normal_form import Leaf, Read, Value
+from .codes import NearMiss, near_miss
+from .index import Affine, Index, hint, product, same, var
+from .loop_forms import Carry, Form, Frame, NotUnrolled, StateKey, Update, reads_of, resolved
+from .normal_form import Leaf, Read, Term, Value
 from .pieces import Pieces
-from .recognise import MAX_FEATURES, Match
-from .recurrence import Array, Chain, Tables, atoms_of, divided, fit, gates_as_exponents, sample, some
+from .recognise import MAX_FEATURES, Match, parts_of
+from .recurrence import VANISHED, Array, Chain, Tables, atoms_of, divided, fit, gates_as_exponents, sample, some
 from .slots import Slot, slots
 from .weights import Density, causality
 
@@ -24,8 +24,8 @@ ROOM = 1e-6   # weights may be off by so much
 
 
 def weigh(pieces: Pieces, frame: Frame, forms: Sequence[Form], states: Mapping[StateKey, Sequence[Update | Carry]],
-          initial: tuple[Leaf, ...], dtype: torch.dtype | None) -> Match:
-    """The match of a loop; NearMiss where its weights are none of the operator's."""
+          dtype: torch.dtype | None, state_part: Callable[[Term], Update | Carry]) -> Match:
+    """The match of a loop; NearMiss where its weights are none of the operator's. `state_part` takes a term of a state apart."""
     forms = [replace(f, parts=tuple(replace(p, weight=gates_as_exponents(p.weight)) for p in f.parts)) for f in forms]
     states = {key: [replace(p, weight=gates_as_exponents(p.weight)) for p in parts] for key, parts in states.items()}
     stride = int(np.prod([hint(s) for s in frame.sizes], dtype=int))
@@ -59,7 +59,10 @@ def weigh(pieces: Pieces, frame: Frame, forms: Sequence[Form], states: Mapping[S
     for r in (r for a in atoms for r in a.reads):
         if r.leaf.dirty:
             raise near_miss("LC301", leaf=r.leaf)
+    initial = [key for key, parts in states.items() if not parts]
     draws: list[tuple[Array, Sequence[Array]]] = []
+    entering: list[Array] = []
+    chains: list[Chain] = []
     # a tensor that is the same at all positions is told from a number by drawing it again
     for seed in range(1 + sum(bool(a.reads) and not a.moves(probe) for a in atoms)):
         tables = Tables(frame, weights, seed)
@@ -71,8 +74,8 @@ def weigh(pieces: Pieces, frame: Frame, forms: Sequence[Form], states: Mapping[S
             height = int(np.prod([len(x) for x in some_values], dtype=int))
             u[:, at:at + height] = chain.form(f, some_values)
             at += height
-        if np.any(u[..., -1]):
-            raise near_miss("LC113", leaf=initial[0] if initial else "a state")
+        chains.append(chain)
+        entering.append(u[..., -1])
         draws.append((u[..., :-1], [a.level(tables, n) for a in atoms]))
     keep, seen = rows < count, columns < count
     if any(np.any(u[:, ~keep]) or np.any(u[:, :, ~seen]) for u, _ in draws):
@@ -86,7 +89,110 @@ def weigh(pieces: Pieces, frame: Frame, forms: Sequence[Form], states: Mapping[S
         raise near_miss("LC201", seen="the weight of a pair is another function of its positions")
     coef, reverse, strict = causality(norms[0], rows, columns, any(np.any(r) for r in ratios))
     densities = tuple(a.density(-r if reverse else r, probe) for a, r in zip(atoms, ratios) if np.any(r))
-    return _match(pieces, frame, (q, k, v, out), (low_q, low_k), count, coef, densities, reverse, strict, dtype, room)
+    match = _match(pieces, frame, (q, k, v, out), (low_q, low_k), count, coef, densities, reverse, strict, dtype, room)
+    levels = [level for _, level in draws]
+    first = 0.0
+    if any(np.any(w) for w in entering):
+        ahead = [[x[count - 1] - x if reverse else x for x in level] for level in levels]
+        found = [_without_decay(w[:, keep], [x[rows] for x in level], ratios, -1 if reverse else 1)
+                 for w, level in zip(entering, ahead)]
+        first = float(np.median(found[0])) / coef
+        if len(initial) != 1 or initial[0][0].node is None or initial[0][0].dirty or not all(
+                np.allclose(w, first * coef, rtol=1e-6 + 16 * room, atol=0) for w in found):
+            raise near_miss("LC113", leaf=initial[0][0] if initial else "a state")
+        leaf, index = initial[0]
+        match = replace(match, state=(Read(leaf, index),), entering=first)
+    if reverse or strict:
+        return match
+
+    def ending(value: Value) -> Match | None:
+        """The state after the loop that a value is."""
+        try:
+            return _ending(value, match, states, state_part, chains, levels, ratios, count, columns, first)
+        except (NearMiss, NotUnrolled):
+            return None
+
+    return replace(match, ending=ending)
+
+
+def _without_decay(weights: Array, exponents: Sequence[Array], ratios: Sequence[Array], sign: int) -> Array:
+    """[heads, n]: weights divided by the exponentials of a log-decay."""
+    total: Array = np.zeros((1, weights.shape[-1]))
+    for r, x in zip(ratios, exponents):
+        total = total + sign * r[:, None] * x[None, :]
+    return np.broadcast_to(weights, (max(len(weights), len(total)), weights.shape[-1])) * np.exp(np.clip(-total, -600.0, 600.0))
+
+
+def _ending(value: Value, match: Match, states: Mapping[StateKey, Sequence[Update | Carry]],
+            state_part: Callable[[Term], Update | Carry], chains: Sequence[Chain], levels: Sequence[Sequence[Array]],
+            ratios: Sequence[Array], count: int, columns: Array, first: float) -> Match | None:
+    """See `ending` in `weigh`: the value must weigh all positions as a state behind the last one does."""
+    free = {x for axis in value.axes for x in axis}
+    wanted = {*match.batch, *match.d, *match.e}
+    if value.masked is not None or not value.terms or any(len(axis) > 1 for axis in value.axes) or len(free) != len(wanted):
+        return None
+    namings = _namings(value, match, states)
+    names = next((n for n in namings if set(n) == free and set(n.values()) == wanted), None)
+    if names is None:
+        return None
+    terms = [t.substitute({x: var(y) for x, y in names.items()}) for t in value.terms]
+    parts = [state_part(resolved(t)) for t in terms]
+    parts = [replace(p, weight=gates_as_exponents(p.weight)) for p in parts]
+    if any(isinstance(p, Carry) and p.state not in states for p in parts):
+        return None
+    coef: float | None = None
+    for chain, level in zip(chains, levels):
+        w = chain.of_state(parts)
+        inside = columns < count
+        after = [x[count - 1] - x[columns[inside]] for x in level]
+        seen = _without_decay(w[:, 0, :-1][:, inside], after, ratios, 1)
+        far = sum((r[:, None] * x[None, :] for r, x in zip(ratios, after)), np.zeros(seen.shape)) < np.log(VANISHED)
+        coef = float(seen[0, -1]) if coef is None else coef
+        entered = _without_decay(w[:, 0, -1:], [x[count - 1:count] for x in level], ratios, 1)
+        room = ROOM + 16 * match.room * (1 + np.abs(sum((r[:, None] * x[None, :] for r, x in zip(ratios, after)),
+                                                        np.zeros(seen.shape))))
+        vanished = sum((float(r.min()) * float(x[count - 1]) for r, x in zip(ratios, level)), 0.0) < np.log(VANISHED)
+        if coef == 0 or not np.all(far | (np.abs(seen / coef - 1) <= room)) or not (
+                vanished or np.allclose(entered, first * coef, rtol=1e-6 + 16 * match.room, atol=0)):
+            return None
+    assert coef is not None
+    ends = tuple((y, x) for x, y in names.items())
+    return replace(match, value=Value(value.axes, ()), out=(), coef=coef, ending=None, ends=ends)
+
+
+def _namings(value: Value, match: Match, states: Iterable[StateKey]) -> Iterator[dict[Index, Index]]:
+    """The match's names for the variables of a value, as far as a state or keys and values that it reads tell them."""
+    known = dict(states)
+    for t in value.terms:
+        reads = reads_of(t)
+        for r in reads:
+            if r.leaf in known and (names := _named(r.index, known[r.leaf], {})) is not None:
+                yield names
+        keys = [r for r in reads if match.k[0].leaf in (r.leaf, *(p.leaf for p in parts_of(match.k[0])))]
+        for k in keys:
+            first = _named(k.index, match.k[0].index, {}, set(match.j))
+            for v in (r for r in reads if r is not k and r.leaf is match.v[0].leaf):
+                names = None if first is None else _named(v.index, match.v[0].index, first, set(match.j))
+                if names is not None:
+                    yield names
+
+
+def _named(mine: Sequence[Affine], theirs: Sequence[Affine], known: Mapping[Index, Index],
+           position: Collection[Index] = ()) -> dict[Index, Index] | None:
+    """Names for the variables of an index under which it is the other one, but for axes that hold the position."""
+    names = dict(known)
+    for a, b in zip(mine, theirs):
+        if set(b.coef) & set(position):
+            continue
+        if a.const != b.const or len(a.coef) != len(b.coef):
+            return None
+        for y, c in b.coef.items():
+            x = next((x for x, n in names.items() if n is y), None) or next(
+                (x for x, n in a.coef.items() if n == c and x not in names), None)
+            if x is None or a.coef.get(x) != c:
+                return None
+            names[x] = y
+    return names
 
 
 def _independent(operands: Sequence[Leaf], states: Mapping[StateKey, Sequence[Update | Carry]]) -> None:

@@ -12,8 +12,8 @@ roles; then the weights of all terms together decide, see `weights`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sympy
@@ -42,6 +42,7 @@ class Match:
     the polynomial of them with these (coefficient, degree)s. `state` times `entering` is the state before the first position.
     With `ends`, the value is the state after the last one instead: it names its variables for those of batch, d and e. `room` is
     the relative rounding of tables in which the program keeps its decay: so far may the one log-decay for all of them be off.
+    `ending`, of a loop, tells of other values whether they are the state after it.
     """
 
     value: Value
@@ -66,6 +67,7 @@ class Match:
     state: tuple[Read, ...] = ()
     entering: float = 0.0
     ends: tuple[tuple[Index, Index], ...] = ()
+    ending: Callable[[Value], Match | None] | None = field(default=None, compare=False, repr=False)
 
     @property
     def kind(self) -> str:

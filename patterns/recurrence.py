@@ -124,6 +124,13 @@ class Chain:
                 self._follow(p.state, f.digits, values)
         return self._sum(f.parts, f.digits, values)
 
+    def of_state(self, parts: Sequence[Update | Carry]) -> Array:
+        """[heads, 1, columns + 1]: the weights of a state that is made of known ones."""
+        for p in parts:
+            if isinstance(p, Carry):
+                self._follow(p.state, (), ())
+        return self._sum(parts, (), ())
+
     def _follow(self, key: StateKey, digits: tuple[Index, ...], values: Sequence[Array]) -> None:
         todo = [key]
         while todo:

@@ -64,7 +64,6 @@ class _Loop:
         self.pieces = pieces
         self.frame: Frame | None = None
         self.states: dict[StateKey, list[Update | Carry]] = {}
-        self.initial: dict[Leaf, None] = {}
         self.dtype: torch.dtype | None = None
         rough = [self._split(p) for p in reversed(pieces.pieces)]
         self.rows = self._row_axes(rough)
@@ -248,7 +247,6 @@ class _Loop:
                 continue
             leaf, index = key
             if leaf.definition is None or leaf.definition.masked is not None:
-                self.initial[leaf] = None
                 self.states[key] = []
                 continue
             self.states[key] = parts = []
@@ -272,8 +270,10 @@ class _Loop:
             return replace(update, weight=weight, v=_in_order((*update.v, *own)))
         r = both[0]
         others = [s for s in reads if s is not r]
-        if len(both) > 1 or r.function or set(t.bound) & r.variables():
+        if len(both) > 1 or r.function:
             raise NotUnrolled
+        if set(t.bound) & r.variables():                    # it is multiplied by a matrix, not by a number
+            raise near_miss("LC115", leaf=r.leaf)
         if any(s.variables() & (d | e) for s in others):
             raise near_miss("LC202")
         return Carry(as_exponent(replace(t, factors=without(t, [r]))), (r.leaf, r.index))
@@ -296,7 +296,7 @@ class _Loop:
     # ---------------------------------------------------------------------------------------------------------- match
     def match(self) -> Match | NearMiss | None:
         assert self.frame is not None
-        return weigh(self.pieces, self.frame, self.forms, self.states, tuple(self.initial), self.dtype)
+        return weigh(self.pieces, self.frame, self.forms, self.states, self.dtype, self._state_part)
 
 
 def _reads_a_state(terms: Sequence[Term]) -> bool:

@@ -304,3 +304,23 @@ def queries_of_another_step(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         s = s + k[:, :, t, :, None] * v[:, :, t, None, :]
         out.append((q[:, :, (t * 5) % q.shape[2], None, :] @ s).squeeze(2))
     return torch.stack(out, 2)
+
+
+# ---------------------------------------------------------------------------------------------------- states in and out
+@loop
+def from_a_state_to_a_state(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    s, out = torch.tanh(q[:, :, 0, :, None] + v[:, :, 0, None, :]), []
+    for t in range(q.shape[2]):
+        s = 0.9 * s + k[:, :, t, :, None] * v[:, :, t, None, :]
+        out.append((q[:, :, t, None, :] @ s).squeeze(2))
+    return torch.cat([torch.stack(out, 2).flatten(1), s.mT.flatten(1)], 1)
+
+
+@loop
+def blocks_from_a_state_to_a_state(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    s, out = torch.tanh(q[:, :, 0, :, None] + v[:, :, 0, None, :]), torch.empty_like(v)
+    for a in range(0, q.shape[2], BLOCK):
+        qi, ki, vi = (x[:, :, a:a + BLOCK] for x in (q, k, v))
+        out[:, :, a:a + BLOCK] = qi @ s + torch.tril(qi @ ki.mT) @ vi
+        s = s + ki.mT @ vi
+    return torch.cat([out.flatten(1), s.flatten(1)], 1)

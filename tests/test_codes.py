@@ -193,10 +193,10 @@ def decay_of_a_sum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 @case("LC113", lambda: (*qkv(), seeded(B, H, D, E)))
-def loop_from_a_state(q: Tensor, k: Tensor, v: Tensor, state: Tensor) -> Tensor:
-    out = []
+def loop_into_which_a_state_leaks(q: Tensor, k: Tensor, v: Tensor, given: Tensor) -> Tensor:
+    state, out = given, []
     for t in range(N):
-        state = state + k[:, :, t, :, None] * v[:, :, t, None, :]
+        state = state + given + k[:, :, t, :, None] * v[:, :, t, None, :]
         out.append((q[:, :, t, None, :] @ state).squeeze(2))
     return torch.stack(out, 2)  # here
 
@@ -214,7 +214,7 @@ def values_corrected_by_the_state(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     state, out = torch.zeros(B, H, D, E), []
     for t in range(N):
         key = k[:, :, t, None, :]
-        state = state + key.mT @ (v[:, :, t, None, :] - key @ state)
+        state = state + key.mT @ torch.tanh(v[:, :, t, None, :] - key @ state)
         out.append((q[:, :, t, None, :] @ state).squeeze(2))
     return torch.stack(out, 2)  # here
 
