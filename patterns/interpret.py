@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,16 +15,16 @@ import torch.fx as fx
 import torch.utils._pytree as pytree
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .algebra import table
-from .axes import insert
+from .assembled import Assembled
 from .constants import known_value, static
 from .evaluate import MAX_TABLE, fold
 from .folding import Folder
 from .index import Index, Unknown, product, same, size_of
 from .normal_form import Leaf, Position, Read, Term, Value, constant, leaf_value
-from .pieces import Pieces, joined, stacked
+from .records import Key, Record
 from .rules import RULES, Call, Table, number_value
 from .sums import has_difference, polynomial_of_scores, started
 
@@ -54,27 +54,7 @@ OPAQUE: frozenset[Any] = frozenset({
     torch.nn.functional.scaled_dot_product_attention, torch._C._nn.scaled_dot_product_attention, torch.rsqrt})
 
 
-@dataclass(frozen=True)
-class Record:
-    """One ATen call as it ran: inputs and outputs are (tensor id, version) keys; `values` are the outputs' normal forms."""
-
-    func: torch._ops.OpOverload
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    outputs: tuple[tuple[int, int], ...]
-    values: tuple[Value, ...]
-    number: int
-
-
-@dataclass(frozen=True)
-class Key:
-    """Stands for a tensor in a record's arguments."""
-
-    tensor: int
-    version: int
-
-
-class SideTable(TorchDispatchMode):
+class SideTable(Assembled):
     """The dispatch mode: normal forms by tensor, records by output."""
 
     def __init__(self) -> None:
@@ -91,9 +71,6 @@ class SideTable(TorchDispatchMode):
         self.why_leaf: dict[int, str] = {}
         self.folded: dict[int, list[fx.Node]] = {}              # constants known by their values, and the inputs of these
         self.mutations: list[tuple[int, fx.Node | None]] = []   # (storage, node)
-        self.pieces: dict[int, Pieces] = {}                     # tensors that were put together
-        self.windows: dict[int, tuple[torch.Tensor, int, int, int, bool]] = {}  # views: of what, dim, start, length, selected
-        self.written: list[torch.Tensor] = []                   # by windows, since the last node
         self.current: fx.Node | None = None
 
     # ------------------------------------------------------------------------------------------------ the side table
@@ -210,80 +187,6 @@ class SideTable(TorchDispatchMode):
         if mutates and window is not None and old is not None:
             self._write(*window, *old, Key(*keys[0]))
         return out
-
-    # -------------------------------------------------------------------------------------------------------- pieces
-    @staticmethod
-    def _tie(whole: Value, piece: Value, dim: int) -> None:
-        """A tensor has the axes of its pieces, but for the one along which they are put together."""
-        for n, (x, y) in enumerate(zip(whole.axes, piece.axes)):
-            if n != dim and len(x) == 1 and y:
-                x[0].split(y)
-
-    def forget_views(self) -> None:
-        """Views that were made inside of the last node cannot be seen again: a loop of writes need not look at them."""
-        for storage, _ in self.mutations[-1:]:
-            self.storages[storage] = [t for t in self.storages[storage] if id(t) in self.node_of]
-
-    def _pieces_of(self, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> Pieces | None:
-        """The pieces of the output of `cat` and `stack`; remembers windows of tensors on the way."""
-        named = {a.name: x for a, x in zip(func._schema.arguments, args)} | kwargs
-        if name in ("cat", "stack"):
-            tensors = named["tensors"]
-            dim = named.get("dim", 0) % out.dim()
-            if name == "stack":
-                return stacked([self.value(t) for t in tensors], dim)
-            return joined([(self.value(t), size_of(t.shape[dim]), self.pieces.get(id(t))) for t in tensors
-                           if t.dim() == out.dim()], dim)
-        if name in ("slice", "select", "alias"):
-            whole = named["self"]
-            named = {"dim": 0, "step": 1, **named}
-            dim = named["dim"] % max(whole.dim(), 1)
-            start = named["index"] if name == "select" else named.get("start") or 0
-            sizes = [whole.shape[dim] if whole.dim() else 1, 1 if name == "select" else out.shape[dim] if out.dim() else 1]
-            if all(isinstance(x, int) for x in (start, *sizes)) and (name != "slice" or named["step"] == 1):
-                start = max(start + sizes[0], 0) if start < 0 else start
-                self.windows[id(out)] = (whole, dim, min(start, sizes[0] - sizes[1]), sizes[1], name == "select")
-        return None
-
-    def _window_of(self, t: torch.Tensor) -> tuple[torch.Tensor, int, int, int, tuple[int, ...]] | None:
-        """(whole, dim, start, length, selected axes): which window of which tensor t is; None if it is no window along one
-        axis."""
-        chain = []
-        while id(t) in self.windows:
-            chain.append(self.windows[id(t)])
-            t = chain[-1][0]
-        if not chain:
-            return None
-        axes = list(range(t.dim()))
-        bounds = {d: (0, size_of(s)) for d, s in enumerate(t.shape)}
-        gone = []
-        for _, dim, start, length, selected in reversed(chain):
-            d = axes[dim]
-            bounds[d] = (bounds[d][0] + start, length)
-            if selected:
-                gone.append(axes.pop(dim))
-        narrow = [d for d, s in enumerate(t.shape) if bounds[d] != (0, size_of(s))]
-        return (t, narrow[0], *bounds[narrow[0]], tuple(sorted(gone))) if len(narrow) == 1 else None
-
-    def _write(self, whole: torch.Tensor, dim: int, start: int, length: int, gone: tuple[int, ...], before: Key,
-               pieces: Pieces | None, was: Value, view: Key) -> None:
-        """Notes that a window of `whole` was written: its pieces, and a record from which it can be made again."""
-        self.versions[id(whole)] = before.version + 1
-        source = torch.ops.aten.select_scatter.default if gone == (dim,) else torch.ops.aten.slice_scatter.default
-        bounds = (dim, start) if gone == (dim,) else (dim, start, start + length)
-        key = (id(whole), before.version + 1)
-        if gone in ((), (dim,)):
-            self.records[key] = Record(source, (before, view, *bounds), {}, (key,), (self.values[id(whole)],), len(self.records))
-        value = self.values[view.tensor]
-        for d in gone:
-            value = insert(value, d)
-        for tied in (was, self.values[id(whole)]):
-            self._tie(tied, value, dim)
-        found = pieces if pieces is not None and pieces.dim == dim else Pieces(dim, size_of(whole.shape[dim]))
-        after = found.write(start, length, value)
-        if after is not None:
-            self.pieces[id(whole)] = after
-            self.written.append(whole)
 
     def of_scores(self, name: str, args: Any) -> str:
         """The name of a function that is applied to products of two tensors, for reports; else empty."""

@@ -1,0 +1,110 @@
+"""Tensors that are put together while a graph is interpreted: by `cat` and `stack`, or by writing windows of a buffer."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+import torch.fx as fx
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .axes import insert
+from .index import size_of
+from .normal_form import Value
+from .pieces import Pieces, joined, stacked
+from .records import Key, Record
+
+
+class Assembled(TorchDispatchMode):
+    """The part of the side table that knows of pieces and windows."""
+
+    values: dict[int, Value]
+    versions: dict[int, int]
+    storages: dict[int, list[torch.Tensor]]
+    records: dict[tuple[int, int], Record]
+    node_of: dict[int, fx.Node]
+    mutations: list[tuple[int, fx.Node | None]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: dict[int, Pieces] = {}                     # tensors that were put together
+        self.windows: dict[int, tuple[torch.Tensor, int, int, int, bool]] = {}  # views: of what, dim, start, length, selected
+        self.written: list[torch.Tensor] = []                   # by windows, since the last node
+
+    @abstractmethod
+    def value(self, x: Any) -> Value:
+        """The normal form of a tensor or number."""
+
+    @staticmethod
+    def _tie(whole: Value, piece: Value, dim: int) -> None:
+        """A tensor has the axes of its pieces, but for the one along which they are put together."""
+        for n, (x, y) in enumerate(zip(whole.axes, piece.axes)):
+            if n != dim and len(x) == 1 and y:
+                x[0].split(y)
+
+    def forget_views(self) -> None:
+        """Views that were made inside of the last node cannot be seen again: a loop of writes need not look at them."""
+        for storage, _ in self.mutations[-1:]:
+            self.storages[storage] = [t for t in self.storages[storage] if id(t) in self.node_of]
+
+    def _pieces_of(self, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> Pieces | None:
+        """The pieces of the output of `cat` and `stack`; remembers windows of tensors on the way."""
+        named = {a.name: x for a, x in zip(func._schema.arguments, args)} | kwargs
+        if name in ("cat", "stack"):
+            tensors = named["tensors"]
+            dim = named.get("dim", 0) % out.dim()
+            if name == "stack":
+                return stacked([self.value(t) for t in tensors], dim)
+            return joined([(self.value(t), size_of(t.shape[dim]), self.pieces.get(id(t))) for t in tensors
+                           if t.dim() == out.dim()], dim)
+        if name in ("slice", "select", "alias"):
+            whole = named["self"]
+            named = {"dim": 0, "step": 1, **named}
+            dim = named["dim"] % max(whole.dim(), 1)
+            start = named["index"] if name == "select" else named.get("start") or 0
+            sizes = [whole.shape[dim] if whole.dim() else 1, 1 if name == "select" else out.shape[dim] if out.dim() else 1]
+            if all(isinstance(x, int) for x in (start, *sizes)) and (name != "slice" or named["step"] == 1):
+                start = max(start + sizes[0], 0) if start < 0 else start
+                self.windows[id(out)] = (whole, dim, min(start, sizes[0] - sizes[1]), sizes[1], name == "select")
+        return None
+
+    def _window_of(self, t: torch.Tensor) -> tuple[torch.Tensor, int, int, int, tuple[int, ...]] | None:
+        """(whole, dim, start, length, selected axes): which window of which tensor t is; None if it is no window along one
+        axis."""
+        chain = []
+        while id(t) in self.windows:
+            chain.append(self.windows[id(t)])
+            t = chain[-1][0]
+        if not chain:
+            return None
+        axes = list(range(t.dim()))
+        bounds = {d: (0, size_of(s)) for d, s in enumerate(t.shape)}
+        gone = []
+        for _, dim, start, length, selected in reversed(chain):
+            d = axes[dim]
+            bounds[d] = (bounds[d][0] + start, length)
+            if selected:
+                gone.append(axes.pop(dim))
+        narrow = [d for d, s in enumerate(t.shape) if bounds[d] != (0, size_of(s))]
+        return (t, narrow[0], *bounds[narrow[0]], tuple(sorted(gone))) if len(narrow) == 1 else None
+
+    def _write(self, whole: torch.Tensor, dim: int, start: int, length: int, gone: tuple[int, ...], before: Key,
+               pieces: Pieces | None, was: Value, view: Key) -> None:
+        """Notes that a window of `whole` was written: its pieces, and a record from which it can be made again."""
+        self.versions[id(whole)] = before.version + 1
+        source = torch.ops.aten.select_scatter.default if gone == (dim,) else torch.ops.aten.slice_scatter.default
+        bounds = (dim, start) if gone == (dim,) else (dim, start, start + length)
+        key = (id(whole), before.version + 1)
+        if gone in ((), (dim,)):
+            self.records[key] = Record(source, (before, view, *bounds), {}, (key,), (self.values[id(whole)],), len(self.records))
+        value = self.values[view.tensor]
+        for d in gone:
+            value = insert(value, d)
+        for tied in (was, self.values[id(whole)]):
+            self._tie(tied, value, dim)
+        found = pieces if pieces is not None and pieces.dim == dim else Pieces(dim, size_of(whole.shape[dim]))
+        after = found.write(start, length, value)
+        if after is not None:
+            self.pieces[id(whole)] = after
+            self.written.append(whole)
