@@ -108,7 +108,7 @@ def weigh(pieces: Pieces, frame: Frame, forms: Sequence[Form], states: Mapping[S
     def ending(value: Value) -> Match | None:
         """The state after the loop that a value is."""
         try:
-            return _ending(value, match, states, state_part, chains, levels, ratios, count, columns, first)
+            return _ending(value, match, states, state_part, chains, levels, ratios, count, first)
         except (NearMiss, NotUnrolled):
             return None
 
@@ -125,7 +125,7 @@ def _without_decay(weights: Array, exponents: Sequence[Array], ratios: Sequence[
 
 def _ending(value: Value, match: Match, states: Mapping[StateKey, Sequence[Update | Carry]],
             state_part: Callable[[Term], Update | Carry], chains: Sequence[Chain], levels: Sequence[Sequence[Array]],
-            ratios: Sequence[Array], count: int, columns: Array, first: float) -> Match | None:
+            ratios: Sequence[Array], count: int, first: float) -> Match | None:
     """See `ending` in `weigh`: the value must weigh all positions as a state behind the last one does."""
     free = {x for axis in value.axes for x in axis}
     wanted = {*match.batch, *match.d, *match.e}
@@ -142,7 +142,7 @@ def _ending(value: Value, match: Match, states: Mapping[StateKey, Sequence[Updat
         return None
     coef: float | None = None
     for chain, level in zip(chains, levels):
-        w = chain.of_state(parts)
+        w, columns = chain.of_state(parts), chain.columns
         inside = columns < count
         after = [x[count - 1] - x[columns[inside]] for x in level]
         seen = _without_decay(w[:, 0, :-1][:, inside], after, ratios, 1)
