@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -40,7 +41,7 @@ class Sizes:
         for x in every:
             if x not in self.known and not any(y in self.known for group in x.splits for y in group):
                 self._set(x, hint(x.size, self.symbols))
-                self._propagate(every)
+                self._propagate([x, *x.parents])
 
     @staticmethod
     def _closure(start: Iterable[Index]) -> list[Index]:
@@ -77,35 +78,47 @@ class Sizes:
             raise Unsolvable(f"an axis of size {x.size} would have to be {self.known[x]} and {n}")
         return True
 
-    def _propagate(self, every: Sequence[Index]) -> None:
-        changed = True
-        while changed:
-            changed = False
-            for x in every:
-                if (tie := _tied(x, self.pad)) is not None:
-                    whole, more = tie
-                    if whole not in self.known and x in self.known:
-                        changed = self._set(whole, self.known[x] + more)
-                    elif whole in self.known and x not in self.known and self.known[whole] > more:
-                        changed = self._set(x, self.known[whole] - more)
-                if self.tiles and (tile := _tile(x)) is not None:
-                    whole, times = tile
-                    if whole not in self.known and x in self.known:
-                        changed = self._set(whole, self.known[x] * times)
-                    elif self.known.get(whole, 0) % times == 0 and whole in self.known:
-                        changed = x not in self.known or changed
-                        self._set(x, self.known[whole] // times)
-                for group in x.splits:
-                    open_ = [y for y in group if y not in self.known]
-                    if not open_ and x not in self.known:
-                        changed = self._set(x, product(self.known[y] for y in group))
-                    elif not open_ and self.known[x] != product(self.known[y] for y in group):
-                        raise Unsolvable(f"an axis of size {x.size} splits into sizes that do not multiply to it")
-                    elif len(open_) == 1 and x in self.known:
-                        rest = product(self.known[y] for y in group if y in self.known)
-                        if self.known[x] % rest:
-                            raise Unsolvable(f"an axis of size {x.size} does not divide")
-                        changed = self._set(open_[0], self.known[x] // rest)
+    def _propagate(self, start: Iterable[Index]) -> None:
+        """What follows from the sizes that are known: each newly known one is looked at together with what it is tied to."""
+        todo = deque(start)
+        while todo:
+            for y in self._follow(todo.popleft()):
+                todo.append(y)
+                todo.extend(y.parents)
+
+    def _follow(self, x: Index) -> list[Index]:
+        """The variables whose sizes follow from those that x is tied to by its own slices, pads and splits."""
+        found: list[Index] = []
+
+        def learn(y: Index, n: int) -> None:
+            if y not in self.known:
+                found.append(y)
+            self._set(y, n)
+
+        if (tie := _tied(x, self.pad)) is not None:
+            whole, more = tie
+            if whole not in self.known and x in self.known:
+                learn(whole, self.known[x] + more)
+            elif whole in self.known and x not in self.known and self.known[whole] > more:
+                learn(x, self.known[whole] - more)
+        if self.tiles and (tile := _tile(x)) is not None:
+            whole, times = tile
+            if whole not in self.known and x in self.known:
+                learn(whole, self.known[x] * times)
+            elif whole in self.known and self.known[whole] % times == 0:
+                learn(x, self.known[whole] // times)
+        for group in x.splits:
+            open_ = [y for y in group if y not in self.known]
+            if not open_ and x not in self.known:
+                learn(x, product(self.known[y] for y in group))
+            elif not open_ and self.known[x] != product(self.known[y] for y in group):
+                raise Unsolvable(f"an axis of size {x.size} splits into sizes that do not multiply to it")
+            elif len(open_) == 1 and x in self.known:
+                rest = product(self.known[y] for y in group if y in self.known)
+                if self.known[x] % rest:
+                    raise Unsolvable(f"an axis of size {x.size} does not divide")
+                learn(open_[0], self.known[x] // rest)
+        return found
 
     def of(self, x: Index) -> int:
         return self.known[x] if x in self.known else hint(x.size, self.symbols)

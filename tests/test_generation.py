@@ -48,7 +48,8 @@ def test_greedy_generation_is_eagers(make: Any) -> None:
     torch.manual_seed(0)
     model = make().eval()
     prompt = torch.randint(1, 64, (1, 40))
-    how: dict[str, Any] = dict(max_new_tokens=TOKENS, do_sample=False, use_cache=True, pad_token_id=0, eos_token_id=None)
+    how: dict[str, Any] = {"max_new_tokens": TOKENS, "do_sample": False, "use_cache": True, "pad_token_id": 0,
+                           "eos_token_id": None}
     wanted = model.generate(prompt, **how)
     compiled = copy.deepcopy(model)
     compiled.forward = torch.compile(compiled.forward, backend="lightning", options={"when": "always"})
