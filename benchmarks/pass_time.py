@@ -2,6 +2,7 @@
 """How long the pass takes while compiling, for whole models, and what a graph without a candidate pays.
 
     python benchmarks/pass_time.py                       # the pass alone: seconds, the best of three
+    python benchmarks/pass_time.py --loops               # the pass on unrolled loops over time, and over MiniMax's blocks
     python benchmarks/pass_time.py --first-call          # seconds of the first call, Inductor against this backend
 
 The pass is what this package does before Inductor starts; Dynamo's tracing is not in it. The verdicts of checks, which
@@ -135,6 +136,46 @@ def time_of_pass(name: str, layers: int, dynamic: bool, repeats: int = 3) -> Tim
     return best
 
 
+def over_time(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A state, written and read at each step."""
+    state, out = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1]), []
+    for t in range(q.shape[2]):
+        state = state + k[:, :, t, :, None] * v[:, :, t, None, :]
+        out.append((q[:, :, t, None] @ state).squeeze(2))
+    return torch.stack(out, 2)
+
+
+def over_time_gated(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The same with a gate at each step."""
+    gate = torch.sigmoid(k.sum(-1))
+    state, out = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1]), []
+    for t in range(q.shape[2]):
+        state = gate[:, :, t, None, None] * state + k[:, :, t, :, None] * v[:, :, t, None, :]
+        out.append((q[:, :, t, None] @ state).squeeze(2))
+    return torch.stack(out, 2)
+
+
+def minimax(tokens: int) -> tuple[nn.Module, tuple[Any, ...]]:
+    """Hugging Face's layer: 8 heads of 128, blocks of 256."""
+    from transformers.models.minimax.modeling_minimax import MiniMaxConfig, MiniMaxLightningAttention
+
+    layer = MiniMaxLightningAttention(MiniMaxConfig(
+        hidden_size=1024, num_attention_heads=8, num_key_value_heads=8, head_dim=128, block_size=256, num_hidden_layers=2,
+        layer_types=["linear_attention", "full_attention"], num_local_experts=2), 0)
+    return layer, (torch.empty(1, tokens, 1024), None, None)
+
+
+def loops() -> list[tuple[str, int, Callable[..., Any], tuple[Any, ...]]]:
+    found: list[tuple[str, int, Callable[..., Any], tuple[Any, ...]]] = []
+    for f in (over_time, over_time_gated):
+        found += [(f.__name__, n, f, tuple(torch.randn(2, 2, n, 16) for _ in range(3))) for n in (256, 512, 1024)]
+    try:
+        found += [("minimax", n, *minimax(n)) for n in (8192, 65536)]
+    except ImportError:
+        print("transformers is not installed: no MiniMax")
+    return found
+
+
 def first_call(name: str, layers: int, backend: str) -> float:
     """Seconds of the first call with gradients enabled, in this process."""
     model, x = MODELS[name][0](layers)
@@ -159,6 +200,7 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--first-call", action="store_true", help="whole first calls instead of the pass alone")
+    parser.add_argument("--loops", action="store_true", help="unrolled loops instead of layers")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.job:
@@ -172,6 +214,15 @@ def main() -> int:
                      for _ in range(args.repeats)]
             plain, ours = map(min, zip(*pairs))
             print(f"| {name} | {args.layers} | {plain:.2f} | {ours:.2f} | {ours / plain:.2f} |", flush=True)
+        return 0
+    if args.loops:
+        print("| loop | length | nodes | sites | pass, s |\n| --- | ---: | ---: | ---: | ---: |")
+        for name, n, f, inputs in loops():
+            torch._dynamo.reset()
+            timed = Timed()
+            with torch.no_grad():
+                torch.compile(f, backend=timed, dynamic=False)(*inputs)
+            print(f"| {name} | {n} | {timed.nodes} | {timed.sites} | {timed.seconds:.2f} |", flush=True)
         return 0
     time_of_pass("cumsum", 1, False, 1)  # what only the first compilation of a process pays
     print("| model | layers | sizes | nodes | sites | pass, s |\n| --- | ---: | --- | ---: | ---: | ---: |")

@@ -313,10 +313,12 @@ def logarithm(v: Value) -> Value | None:
 def triangle(v: Value, diagonal: int, lower: bool) -> Value:
     """tril keeps j <= i + diagonal, triu keeps j >= i + diagonal."""
     rows, columns = v.axes[-2:]
-    if len(rows) != 1 or len(columns) != 1:
-        raise Unknown("triangle over merged or single-element axes")
-    e = Affine(-diagonal, {columns[0]: 1, rows[0]: -1})
+    if len(rows) > 1 or len(columns) > 1:
+        raise Unknown("triangle over merged axes")
+    e = Affine(-diagonal, {**dict.fromkeys(columns, 1), **dict.fromkeys(rows, -1)})
     e = e if lower else -e
+    if not e.coef and isinstance(e.const, int):             # one element
+        return v if e.const <= 0 else Value(v.axes, ())
     if v.masked is not None:
         if not v.infinite():
             raise Unknown("triangle of a value that is partly infinite")

@@ -287,8 +287,6 @@ def _match(pieces: Pieces, frame: Frame, roles: tuple[Sequence[Slot], ...], low:
         size = product(x.size for x in group)
         if isinstance(size, int) and size > MAX_FEATURES:
             raise near_miss("LC401", size=size)
-    if any(not isinstance(x.size, int) for x in frame.d + frame.e):
-        raise NotUnrolled
     outer = Index(pieces.length)
     inner = {n: Index(s) for n, s in zip([n for n in frame.rows[1:] if frame.axes[n]], frame.sizes)}
     axes = tuple((outer,) if n == pieces.dim else (inner[n],) if n in inner else axis for n, axis in enumerate(frame.axes))

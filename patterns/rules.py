@@ -176,7 +176,7 @@ def exponential(c: Call) -> Value:
     if c.name == "exp2":
         v = al.multiply(v, constant(math.log(2)))
     if (n := v.number()) is not None:
-        return constant(math.exp(n), len(v.axes))
+        return Value(v.axes, constant(math.exp(n)).terms)
     return al.exponential(v)
 
 

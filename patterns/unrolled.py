@@ -67,7 +67,10 @@ class _Loop:
         self.dtype: torch.dtype | None = None
         rough = [self._split(p) for p in reversed(pieces.pieces)]
         self.rows = self._row_axes(rough)
-        order = sorted(zip(reversed(pieces.pieces), rough), key=lambda pair: not _reads_a_state(pair[1]))
+        self.queries: list[tuple[Any, ...]] = []            # marks of queries, known from pieces with several rows
+        # what tells most comes first: several rows tell queries from keys, states tell keys from values
+        order = sorted(zip(reversed(pieces.pieces), rough), key=lambda pair: (
+            not any(pair[0].value.axes[n] for n in self.rows), not _reads_a_state(pair[1])))
         self.forms = sorted((self._form(p, parts) for p, parts in order), key=lambda f: f.start)
 
     def _row_axes(self, rough: Sequence[Sequence[Term]]) -> tuple[int, ...]:
@@ -143,8 +146,9 @@ class _Loop:
         """(queries, contracted features, state) of a term of a piece; without a state it has keys and values."""
         bound = set(t.bound)
         reads = reads_of(t)
-        if rows:
-            d = {x for r in reads if rows & r.variables() for x in r.variables() & bound}
+        mine = [] if rows else self._known_queries(reads, bound)
+        if rows or mine:
+            d = {x for r in reads if rows & r.variables() or r in mine for x in r.variables() & bound}
         else:
             d = {x for x in bound if sum(x in r.variables() for r in reads) > 1}
         if not d:
@@ -158,13 +162,25 @@ class _Loop:
         state = wide[0] if wide else None
         q = [r for r in holders if r is not state]
         if state is None:
-            q = [r for r in q if rows & r.variables()] if rows else self._not_keys(q, asked)
+            q = [r for r in q if rows & r.variables()] if rows else mine or self._not_keys(q, asked)
+        if rows and not self.queries:
+            self.queries = [_mark(r, bound) for r in q]
         if not q:
             raise NotUnrolled
         order = tuple(dict.fromkeys(x for r in q for a in r.index for x in a.coef if x in d))
         if set(order) != d:
             raise NotUnrolled
         return q, order, state
+
+    def _known_queries(self, reads: Sequence[Read], bound: set[Index]) -> list[Read]:
+        """The queries of a piece with one row, by the marks that they have in other pieces."""
+        found: list[Read] = []
+        for mark in self.queries:
+            r = next((r for r in reads if _mark(r, bound) == mark and not any(r is s for s in found)), None)
+            if r is None:
+                return []
+            found.append(r)
+        return found
 
     @staticmethod
     def _own_features(r: Read, holders: Sequence[Read], bound: set[Index], rows: set[Index]) -> set[Index]:
@@ -297,6 +313,12 @@ class _Loop:
     def match(self) -> Match | NearMiss | None:
         assert self.frame is not None
         return weigh(self.pieces, self.frame, self.forms, self.states, self.dtype, self._state_part)
+
+
+def _mark(r: Read, bound: set[Index]) -> tuple[Any, ...]:
+    """What tells a read of one role from those of others that may share its tensor: how it is read along summed axes."""
+    return (r.leaf, r.function, *((n, a.const, tuple(sorted(map(str, a.coef.values()))))
+                                  for n, a in enumerate(r.index) if set(a.coef) & bound))
 
 
 def _reads_a_state(terms: Sequence[Term]) -> bool:
