@@ -44,7 +44,7 @@ def state_in_place(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     s, out = zeros(q, v), []
     for t in range(q.shape[2]):
         s += k[:, :, t, :, None] * v[:, :, t, None, :]
-        out.append((q[:, :, t, :, None] * s).sum(-2))
+        out.append((q[:, :, t, :, None] * s.clone()).sum(-2))  # a product saves what it reads; s goes on changing
     return torch.stack(out, dim=2)
 
 
@@ -69,7 +69,7 @@ def state_transposed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 @loop
 def time_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, v = (x.permute(2, 0, 1, 3).contiguous() for x in (q, k, v))
-    s, out = zeros(q[0], v[0].unsqueeze(2)) if False else q.new_zeros(*q.shape[1:], v.shape[-1]), []
+    s, out = q.new_zeros(*q.shape[1:], v.shape[-1]), []
     for t in range(q.shape[0]):
         s = s + k[t].unsqueeze(-1) * v[t].unsqueeze(-2)
         out.append(torch.einsum("bhd,bhde->bhe", q[t], s))
