@@ -255,7 +255,8 @@ class _Pass:
             return []
         for n, t in self.interpreter.env.items():
             if n in live and n.op.startswith("call") and isinstance(t, torch.Tensor) and n not in self.replaced:
-                if id(t) not in self.table.values:
+                # of a tensor that is written in place only the last node has the value that it has now
+                if id(t) not in self.table.values or self.table.node_of.get(id(t)) is not n:
                     continue
                 value = definition_or_value(self.table.values[id(t)], t)
                 own = {f.leaf for x in value.terms for f in x.factors if isinstance(f, Read)}
