@@ -109,8 +109,8 @@ def weigh(pieces: Pieces, frame: Frame, forms: Sequence[Form], states: Mapping[S
         """The state after the loop that a value is."""
         try:
             return _ending(value, match, states, state_part, chains, levels, ratios, count, first)
-        except (NearMiss, NotUnrolled):
-            return None
+        except (NearMiss, NotUnrolled, ArithmeticError, LookupError, ValueError):
+            return None                                     # then it is computed as it was
 
     return replace(match, ending=ending)
 

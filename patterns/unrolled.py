@@ -8,6 +8,7 @@ pieces there are, how long they are, or in which order they were computed.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,6 +37,8 @@ from .normal_form import Leaf, Read, Term, Value
 from .pieces import Piece, Pieces
 from .recognise import Match
 
+log = logging.getLogger("lightning_compile")
+
 
 def recognise_pieces(pieces: Pieces) -> Match | NearMiss | None:
     """The attention that the pieces make up, why they are none though they come near, or None."""
@@ -47,6 +50,9 @@ def recognise_pieces(pieces: Pieces) -> Match | NearMiss | None:
         return None
     except NearMiss as e:
         return e
+    except Exception as e:                                  # other sites of the graph have nothing to do with it
+        log.debug("a loop was not understood", exc_info=True)
+        return near_miss("LC901", seen=f"in a loop: {type(e).__name__}: {str(e)[:200]}")
 
 
 @dataclass(frozen=True)

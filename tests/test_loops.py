@@ -87,3 +87,19 @@ def test_a_last_block_of_one_row_belongs_to_the_loop(name: str) -> None:
     """Queries and keys of one position look alike; other blocks tell which is which."""
     report = lightning_compile.explain(LOOPS[name], *inputs(25), options=OPTIONS)
     assert len(report.rewritten) == 1, str(report)
+
+
+def test_an_error_about_one_loop_leaves_other_sites(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever fails while a loop is looked at is told of that loop."""
+    from lightning_compile.patterns import unrolled
+
+    def broken(*args: object) -> None:
+        raise ZeroDivisionError("seven")
+
+    monkeypatch.setattr(unrolled, "weigh", broken)
+
+    def both(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return LOOPS["unbound_and_stacked"](q, k, v) + ((q @ k.mT).tril() @ v).tanh()
+
+    report = lightning_compile.explain(both, *inputs(), options=OPTIONS)
+    assert len(report.rewritten) == 1 and [c.code for c in report.rejected] == ["LC901"], str(report)
