@@ -339,7 +339,8 @@ class _Pass:
                 self.relied[node] = None
             self.relied.update(dict.fromkeys(self.table.folded.get(key.tensor, ())))
         self.relied.update({leaf.node: None for m in site.matches() for leaf in m.leaves() if leaf.relied and leaf.node})
-        checks = "checked: " + ", ".join(verify.CHECKS) if self.options.verify != "off" else "not checked (verify is off)"
+        passed = verify.UNROLLED_CHECKS if site.main.unrolled else verify.CHECKS
+        checks = "checked: " + ", ".join(passed) if self.options.verify != "off" else "not checked (verify is off)"
         if site.normaliser is not None:
             checks = "with its normaliser; " + checks
         if site.final is not None:

@@ -26,6 +26,8 @@ WHOLE = 128       # lengths up to this may be checked as they are
 HEADS = 64        # batch sizes up to this may be checked as they are
 FEATURES = ((3, 4), (4, 6), (8, 8), (MAX_FEATURES, MAX_FEATURES))  # sizes of d and e, at most the user's own
 UNROLLED_FEATURES = (FEATURES[0], (4, 4), FEATURES[-1])
+UNROLLED_CHECKS = ("weights of positions along the states", "replay of the recorded operations, of a long loop some pieces",
+                   "gradients")
 CHECKS = ("normal form against operator", "gradients", "replay of the recorded operations")
 
 _passed: set[Any] = set()

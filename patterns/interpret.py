@@ -5,7 +5,6 @@ the results in a side table. Every operation is recorded, so that a region can b
 """
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from .constants import known_value, static
 from .evaluate import MAX_TABLE, fold
 from .folding import Folder
 from .index import Index, Unknown, product, same, size_of
-from .normal_form import Leaf, Position, Read, Term, Value, constant, leaf_value
+from .normal_form import Leaf, Position, Read, Term, Value, leaf_value
 from .records import Key, Record
 from .rules import RULES, Call, Table, number_value
 from .sums import has_difference, polynomial_of_scores, started
@@ -530,4 +529,4 @@ class GraphInterpreter(fx.Interpreter):
             table.forget_views()
 
 
-__all__ = ["GraphInterpreter", "Record", "Key", "SideTable", "SUMS", "Term", "constant", "math"]
+__all__ = ["GraphInterpreter", "Key", "Record", "SideTable"]
