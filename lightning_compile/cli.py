@@ -11,6 +11,7 @@ from collections.abc import Sequence
 # only when its command (or the help of it) is asked for, so that `lightning-compile --help` does not import torch.
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("lightning_compile.demo.command", "train a small model three ways and compare them (minutes)"),
+    "bench": ("lightning_compile.bench.command", "the operator beside others on this machine: table and plots (minutes)"),
 }
 
 
