@@ -25,11 +25,13 @@ from .options import Options
 from .patterns import candidates as cand
 from .patterns.codes import NearMiss, near_miss
 from .patterns.constants import known_value, static
+from .patterns.functions import example_of
 from .patterns.index import Affine, Index, product, same
-from .patterns.interpret import GraphInterpreter, Key, Record, example_of
+from .patterns.interpret import GraphInterpreter
 from .patterns.islands import Islands, islands
+from .patterns.match import Match, parts_of
 from .patterns.normal_form import Leaf, Read, Value
-from .patterns.recognise import Match, parts_of
+from .patterns.records import Key, Record
 from .patterns.states import final_state
 from .report import Candidate, Report, location
 from .small import leaf_key, region

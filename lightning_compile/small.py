@@ -12,8 +12,9 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from .patterns.index import Affine, Index, hint, product, same
-from .patterns.interpret import Key, Record, SideTable
 from .patterns.normal_form import Leaf, Numbers, Position, Term, Value
+from .patterns.records import Key, Record
+from .patterns.side_table import SideTable
 
 KEPT = 8  # sizes and constants up to this are the same at small sizes
 PAD = 3   # elements that a larger padding has at small sizes

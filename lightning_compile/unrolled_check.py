@@ -17,7 +17,8 @@ from .emit import Site, emit
 from .kernels.operator import linear_attention
 from .patterns.codes import NearMiss, near_miss
 from .patterns.index import hint
-from .patterns.interpret import Key, Record, SideTable
+from .patterns.records import Key, Record
+from .patterns.side_table import SideTable
 from .small import Sizes, leaf_key, region, replay
 
 PIECES = 12  # of a loop that run again; of a longer one, so many

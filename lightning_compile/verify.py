@@ -15,9 +15,10 @@ from .kernels import reference
 from .kernels.operator import linear_attention
 from .patterns.codes import NearMiss, near_miss
 from .patterns.index import Affine, Index, product, same
-from .patterns.interpret import Key, Record, SideTable
+from .patterns.match import MAX_FEATURES, Match
 from .patterns.normal_form import Leaf, Numbers
-from .patterns.recognise import MAX_FEATURES, Match
+from .patterns.records import Key, Record
+from .patterns.side_table import SideTable
 from .small import KEPT, PAD, Sizes, Unsolvable, evaluate, leaf_key, region, replay
 
 TOLERANCE = 1e-7  # of fp64 results, relative to the largest element

@@ -11,10 +11,12 @@ import torch.fx as fx
 from torch._subclasses import FakeTensorMode
 
 from .codes import NearMiss
-from .interpret import GraphInterpreter, Key
+from .interpret import GraphInterpreter
 from .islands import Islands
+from .match import Match
 from .normal_form import Value
-from .recognise import Match, recognise
+from .recognise import recognise
+from .records import Key
 from .unrolled import recognise_pieces
 
 

@@ -27,15 +27,14 @@ from .loop_forms import (
     Update,
     as_exponent,
     expand,
-    reads_of,
     resolved,
     substituted,
     without,
 )
 from .loop_match import weigh
+from .match import Match
 from .normal_form import Leaf, Read, Term, Value
 from .pieces import Piece, Pieces
-from .recognise import Match
 
 log = logging.getLogger("lightning_compile")
 
@@ -100,7 +99,7 @@ class _Loop:
             if t.bound:
                 done.append(t)
                 continue
-            r = next((r for r in reads_of(t) if not r.function and r.leaf.definition is not None
+            r = next((r for r in t.reads() if not r.function and r.leaf.definition is not None
                       and any(x.bound for x in r.leaf.definition.terms)), None)
             if r is None or len(done) + len(todo) > 64:
                 raise NotUnrolled
@@ -151,7 +150,7 @@ class _Loop:
                ) -> tuple[list[Read], tuple[Index, ...], Read | None]:
         """(queries, contracted features, state) of a term of a piece; without a state it has keys and values."""
         bound = set(t.bound)
-        reads = reads_of(t)
+        reads = t.reads()
         mine = [] if rows else self._known_queries(reads, bound)
         if rows or mine:
             d = {x for r in reads if rows & r.variables() or r in mine for x in r.variables() & bound}
@@ -208,8 +207,8 @@ class _Loop:
         for t, (q, d, state) in zip(terms, taken):
             seen = {x for r in q for x in r.variables()}
             if state is None:
-                seen |= {x for r in reads_of(t) if r.variables() & set(d) for x in r.variables()}
-                e |= _innermost([r for r in reads_of(t) if not r.variables() & set(d)], free - seen)
+                seen |= {x for r in t.reads() if r.variables() & set(d) for x in r.variables()}
+                e |= _innermost([r for r in t.reads() if not r.variables() & set(d)], free - seen)
             else:
                 e |= self._features_of_values(state, set(d), (state.variables() & free) - seen)
         d = taken[0][1]
@@ -228,10 +227,10 @@ class _Loop:
                 return choice
             terms = substituted(read.leaf.definition, read.index)
             for t in terms:
-                values = [r for r in reads_of(t) if not r.variables() & d]
-                if any(r.variables() & d and not choice <= r.variables() for r in reads_of(t)) and values:
+                values = [r for r in t.reads() if not r.variables() & d]
+                if any(r.variables() & d and not choice <= r.variables() for r in t.reads()) and values:
                     return _innermost(values, choice)
-            read = next((r for t in terms for r in reads_of(t) if r.variables() & d and choice <= r.variables()), None)
+            read = next((r for t in terms for r in t.reads() if r.variables() & d and choice <= r.variables()), None)
         return choice
 
     def _part(self, t: Term, q: tuple[Read, ...]) -> _Seen:
@@ -239,7 +238,7 @@ class _Loop:
         assert self.frame is not None
         d, e = set(self.frame.d), set(self.frame.e)
         rest = replace(t, factors=without(t, q))
-        reads = reads_of(rest)
+        reads = rest.reads()
         state = next((r for r in reads if r.variables() & d and r.variables() & e), None)
         if state is None:
             update, extra = self._update(rest)
@@ -282,7 +281,7 @@ class _Loop:
     def _state_part(self, t: Term) -> Update | Carry:
         assert self.frame is not None
         d, e = set(self.frame.d), set(self.frame.e)
-        reads = reads_of(t)
+        reads = t.reads()
         both = [r for r in reads if r.variables() & d and r.variables() & e]
         if not both:
             update, extra = self._update(t)
@@ -304,7 +303,7 @@ class _Loop:
         """Keys and values of a term; reads that move with neither are returned apart."""
         assert self.frame is not None
         d, e = set(self.frame.d), set(self.frame.e)
-        reads = reads_of(t)
+        reads = t.reads()
         k = [r for r in reads if r.variables() & d]
         v = [r for r in reads if r.variables() & e]
         if not k or not v or set(k) & set(v):
@@ -330,7 +329,7 @@ def _mark(r: Read, bound: set[Index]) -> tuple[Any, ...]:
 def _reads_a_state(terms: Sequence[Term]) -> bool:
     """Whether a term contracts with a leaf that is a sum of several things."""
     return any(r.leaf.definition is not None and len(r.leaf.definition.terms) > 1 and set(t.bound) & r.variables()
-               for t in terms for r in reads_of(t))
+               for t in terms for r in t.reads())
 
 
 def _pairs(mine: tuple[Index, ...], theirs: tuple[Index, ...]) -> list[tuple[Index, Index]]:
@@ -354,7 +353,7 @@ def _same_place(r: Read, keys: Sequence[Read]) -> bool:
         d = x.leaf.definition
         if d is not None and len(d.terms) == 1 and d.terms[0].pure_exponent():
             (t,) = substituted(d, x.index)
-            return {place for e in t.exponent for y in reads_of(e) for place in at(y)}
+            return {place for e in t.exponent for y in e.reads() for place in at(y)}
         return {(str(n), a.const) for a, n in zip(x.index, x.leaf.shape) if not a.coef and not same(n, 1)}
     if not at(r):                                           # the same at all positions
         return not r.leaf.positive
