@@ -16,8 +16,8 @@ from torch import Tensor
 
 import lightning_compile
 from lightning_compile import Candidate, verify
-from lightning_compile.patterns import candidates as finder
 from lightning_compile.patterns import algebra, codes, rules
+from lightning_compile.patterns import candidates as finder
 from lightning_compile.patterns.match import Match
 from lightning_compile.small import Unsolvable
 
