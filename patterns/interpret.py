@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,12 +14,28 @@ from torch._subclasses import FakeTensorMode
 from .constants import known_value, static
 from .folding import Folder
 from .functions import DETACH, POSITIVE, example_of, is_scalar, opaque
+from .index import same, size_of
 from .leaves import are_scores, disconnected, dominated, grown, opaque_exponent
 from .normal_form import Value
 from .side_table import SideTable
 
 if TYPE_CHECKING:
     from .islands import Islands
+
+
+def without_guards(fake: FakeTensorMode) -> AbstractContextManager[Any]:
+    """Where the sizes of fake tensors are asked questions, for strides or for a choice between two ways to the same result, the
+    example answers, and no guard binds later calls to the answer."""
+    return fake.shape_env.suppress_guards() if fake.shape_env is not None else nullcontext()
+
+
+def _agree(n: fx.Node, out: Any, example: Any) -> None:
+    """RuntimeError where a node's sizes are not those that the tracer found, for all values of their symbols and under guards:
+    then an answer that holds for the example alone has changed them."""
+    for mine, theirs in zip(pytree.tree_leaves(out), pytree.tree_leaves(example)):
+        if isinstance(mine, torch.Tensor) and isinstance(theirs, torch.Tensor) and (mine.dim() != theirs.dim() or not all(
+                same(size_of(a), size_of(b)) for a, b in zip(mine.shape, theirs.shape))):
+            raise RuntimeError(f"the sizes of {n.name} are {tuple(mine.shape)} for the example alone")
 
 
 class GraphInterpreter(fx.Interpreter):
@@ -38,21 +55,17 @@ class GraphInterpreter(fx.Interpreter):
         self.folder = Folder(gm)
 
     def interpret(self) -> GraphInterpreter:
-        """Runs the graph; RuntimeError if that installed a shape guard (it must not)."""
-        env = self.fake.shape_env
-        guards = len(env.guards) if env else 0
+        """Runs the graph. Installs no shape guards; RuntimeError if a size was found that holds for the example alone."""
         inputs: Iterable[Any] = [None] * sum(n.op == "placeholder" for n in self.module.graph.nodes)
         was_enabled, cached = torch.is_grad_enabled(), self.fake.cache_enabled
         # an entry with symbols costs more than it saves where each call is made once
         self.fake.cache_enabled = cached and not any(isinstance(example_of(n), torch.SymInt) for n in self.module.graph.nodes)
         try:
-            with enable_python_dispatcher(), self.fake, torch.no_grad():
+            with enable_python_dispatcher(), self.fake, torch.no_grad(), without_guards(self.fake):
                 self.run(*inputs)
         finally:
             torch.set_grad_enabled(was_enabled)
             self.fake.cache_enabled = cached
-        if env and len(env.guards) != guards:
-            raise RuntimeError("interpretation installed shape guards")
         return self
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
@@ -115,6 +128,7 @@ class GraphInterpreter(fx.Interpreter):
         else:
             with self.table:
                 out = super().run_node(n)
+            _agree(n, out, example)
         self._settle(n, out)
         return out
 
