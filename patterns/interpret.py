@@ -18,6 +18,7 @@ from .index import same, size_of
 from .leaves import are_scores, disconnected, dominated, grown, opaque_exponent
 from .normal_form import Value
 from .side_table import SideTable
+from .sizes import learn
 
 if TYPE_CHECKING:
     from .islands import Islands
@@ -56,6 +57,7 @@ class GraphInterpreter(fx.Interpreter):
 
     def interpret(self) -> GraphInterpreter:
         """Runs the graph. Installs no shape guards; RuntimeError if a size was found that holds for the example alone."""
+        learn(self.module.graph, self.fake.shape_env)
         inputs: Iterable[Any] = [None] * sum(n.op == "placeholder" for n in self.module.graph.nodes)
         was_enabled, cached = torch.is_grad_enabled(), self.fake.cache_enabled
         # an entry with symbols costs more than it saves where each call is made once
