@@ -114,7 +114,7 @@ class _Loop:
         digits = tuple(x for n in self.rows for x in p.value.axes[n])
         asked: set[tuple[Leaf, str]] = set()                # queries of this piece, known from what it reads of states
         taken = []
-        terms = sorted(terms, key=lambda t: not _reads_a_state([t]))
+        terms = sorted(terms, key=lambda t: (not _reads_a_state([t]), -len(t.bound)))  # a window tells keys from queries
         for t in terms:
             taken.append(self._roles(t, set(digits), asked))
             asked |= {(r.leaf, r.function) for r in taken[-1][0]}
@@ -154,8 +154,10 @@ class _Loop:
         mine = [] if rows else self._known_queries(reads, bound)
         if rows or mine:
             d = {x for r in reads if rows & r.variables() or r in mine for x in r.variables() & bound}
-        else:
-            d = {x for x in bound if sum(x in r.variables() for r in reads) > 1}
+        else:                                               # values tell positions of keys from features
+            shared = {x for x in bound if sum(x in r.variables() for r in reads) > 1}
+            values = [r for r in reads if self._own_features(r, reads, bound, rows)]
+            d = shared - {x for r in values for x in r.variables()} or shared
         if not d:
             raise NotUnrolled
         holders = [r for r in reads if r.variables() & d]
@@ -167,7 +169,7 @@ class _Loop:
         state = wide[0] if wide else None
         q = [r for r in holders if r is not state]
         if state is None:
-            q = [r for r in q if rows & r.variables()] if rows else mine or self._not_keys(q, asked)
+            q = [r for r in q if rows & r.variables()] if rows else mine or self._not_keys(q, asked, bound - d)
         if rows and not self.queries:
             self.queries = [_mark(r, bound) for r in q]
         if not q:
@@ -193,8 +195,10 @@ class _Loop:
         others = {x for s in holders if s is not r for x in s.variables()}
         return r.variables() - bound - others - rows
 
-    def _not_keys(self, holders: list[Read], asked: set[tuple[Leaf, str]]) -> list[Read]:
-        """Queries of a single position, which no index tells from keys."""
+    def _not_keys(self, holders: list[Read], asked: set[tuple[Leaf, str]], summed: set[Index]) -> list[Read]:
+        """Queries of a single position, which only positions that are `summed` tell from keys."""
+        if summed:
+            return [r for r in holders if not r.variables() & summed]
         keys = {(r.leaf, r.function) for parts in self.states.values() for p in parts if isinstance(p, Update) for r in p.k}
         found = [r for r in holders if (r.leaf, r.function) in asked] or (
             [r for r in holders if (r.leaf, r.function) not in keys] if keys else [])

@@ -98,7 +98,7 @@ def test_states_go_in_and_out_of_the_operator(name: str) -> None:
         torch.testing.assert_close(x, w, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["blocks_written", "blocks_by_cumsum", "blocks_decayed", "blocks_gated", "blocks_heads_merged"])
+@pytest.mark.parametrize("name", [n for n in LOOPS if n.startswith("blocks_")])
 def test_a_last_block_of_one_row_belongs_to_the_loop(name: str) -> None:
     """Queries and keys of one position look alike; other blocks tell which is which."""
     report = lightning_compile.explain(LOOPS[name], *inputs(25), options=OPTIONS)
