@@ -15,8 +15,9 @@ import torch.utils._pytree as pytree
 
 from .emit import Site
 from .patterns.index import hint
-from .patterns.interpret import Key, Record, SideTable
 from .patterns.polynomial import width
+from .patterns.records import Key, Record
+from .patterns.side_table import SideTable
 
 CHUNK = 64
 _KEPT = frozenset({"bmm", "mm", "baddbmm", "cumsum"})  # Inductor writes their results to memory

@@ -14,9 +14,9 @@ import torch
 
 from .patterns.codes import near_miss
 from .patterns.index import Affine, Index, hint, product, same
+from .patterns.match import Match
 from .patterns.normal_form import Leaf, Read
 from .patterns.polynomial import power
-from .patterns.recognise import Match
 
 
 class Builder(Protocol):

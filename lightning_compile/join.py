@@ -8,8 +8,8 @@ import torch
 
 from .emit import Site
 from .patterns.index import Affine, Index, hint, mixed_radix, product, same, var
+from .patterns.match import Match
 from .patterns.normal_form import Read, rename
-from .patterns.recognise import Match
 
 
 def joined(main: Match, z: Match) -> Site | None:

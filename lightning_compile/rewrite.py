@@ -25,11 +25,13 @@ from .options import Options
 from .patterns import candidates as cand
 from .patterns.codes import NearMiss, near_miss
 from .patterns.constants import known_value, static
+from .patterns.functions import example_of
 from .patterns.index import Affine, Index, product, same
-from .patterns.interpret import GraphInterpreter, Key, Record, example_of
+from .patterns.interpret import GraphInterpreter, without_guards
 from .patterns.islands import Islands, islands
+from .patterns.match import Match, parts_of
 from .patterns.normal_form import Leaf, Read, Value
-from .patterns.recognise import Match, parts_of
+from .patterns.records import Key, Record
 from .patterns.states import final_state
 from .report import Candidate, Report, location
 from .small import leaf_key, region
@@ -139,9 +141,10 @@ def rewrite(gm: fx.GraphModule, fake: FakeTensorMode, options: Options, thorough
     """Rewrites the graph in place. `thorough`: look also where no order of positions is in sight."""
     # verify="run" writes behind sites too, where the graph's next node may belong to anything
     parts = islands(gm, share=options.verify != "run", thorough=thorough)
-    found = cand.find(gm, fake, _constants, parts)
-    pass_ = _Pass(gm, found, options, parts)
-    pass_.run()
+    with without_guards(fake):                                  # what is written is run on fake tensors too
+        found = cand.find(gm, fake, _constants, parts)
+        pass_ = _Pass(gm, found, options, parts)
+        pass_.run()
     report = Report(tuple(c for _, c in sorted(pass_.decided.items(), key=lambda item: item[0])))
     changed = gm if pass_.changed else None
     for name, sub in _bodies(gm):

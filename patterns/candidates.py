@@ -11,10 +11,12 @@ import torch.fx as fx
 from torch._subclasses import FakeTensorMode
 
 from .codes import NearMiss
-from .interpret import GraphInterpreter, Key
+from .interpret import GraphInterpreter
 from .islands import Islands
+from .match import Match
 from .normal_form import Value
-from .recognise import Match, recognise
+from .recognise import recognise
+from .records import Key
 from .unrolled import recognise_pieces
 
 
@@ -48,11 +50,13 @@ def find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node,
         if node.op not in ("call_function", "call_method", "call_module") or id(t) in table.viewed or \
                 islands is not None and node in islands.leaves:
             return
-        result = recognise(value)
-        if isinstance(result, NearMiss) and table.settled(t):
-            result = None                                   # a sum with an attention that is no larger one
-        if not isinstance(result, Match) and id(t) in table.pieces and not _goes_on(node):
-            result = recognise_pieces(table.pieces[id(t)]) or result
+        pieces = table.pieces.get(id(t)) if not _goes_on(node) else None
+        result = recognise_pieces(pieces) if pieces is not None else None
+        if not isinstance(result, Match):
+            whole = recognise(value)
+            if isinstance(whole, NearMiss) and table.settled(t):
+                whole = None                                # a sum with an attention that is no larger one
+            result = whole if isinstance(whole, Match) else result or whole
         if result is None:
             return
         found.append(Candidate(node, Key(id(t), table.versions.get(id(t), 0)), t.dtype, result, holder))

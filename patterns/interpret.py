@@ -1,374 +1,42 @@
-"""Interpretation: runs a torch-level graph once on fake tensors and gives every tensor a normal form.
-
-A dispatch mode sees the ATen operations that the graph's calls are made of, looks each up in the table of rules and keeps
-the results in a side table. Every operation is recorded, so that a region can be run again on other inputs.
-"""
+"""Interpretation: runs a torch-level graph once on fake tensors and gives every tensor a normal form."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
 from torch._dispatch.python import enable_python_dispatcher
-from torch._subclasses import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import _disable_current_modes
+from torch._subclasses import FakeTensorMode
 
-from .algebra import table
-from .assembled import Assembled
 from .constants import known_value, static
-from .evaluate import MAX_TABLE, fold
 from .folding import Folder
-from .index import Index, Unknown, product, same, size_of
-from .normal_form import Leaf, Position, Read, Term, Value, leaf_value
-from .records import Key, Record
-from .rules import RULES, Call, Table, number_value
-from .sums import has_difference, polynomial_of_scores, started
+from .functions import DETACH, POSITIVE, example_of, is_scalar, opaque
+from .index import same, size_of
+from .leaves import are_scores, disconnected, dominated, grown, opaque_exponent
+from .normal_form import Value
+from .side_table import SideTable
+from .sizes import learn
 
 if TYPE_CHECKING:
     from .islands import Islands
 
-# Operations through which an attention stays an attention. What a view makes of it is not a new candidate; a sum may be.
-VIEWS = frozenset({
-    "alias", "clone", "contiguous", "_to_copy", "to", "positive", "view", "_unsafe_view", "reshape", "_reshape_alias",
-    "squeeze", "permute", "transpose", "t", "mT", "numpy_T", "unsqueeze", "expand", "slice", "select", "split",
-    "split_with_sizes", "chunk", "unbind", "neg", "copy", "repeat"})
-DETACH = frozenset({"detach", "detach_", torch.detach})  # gradients stop: values do not look across
-SUMS = frozenset({"add", "sub", "rsub", "cat", "stack", "constant_pad_nd", "mul", "div", "baddbmm"})
 
-CARRIED = 6  # terms of a sum that is left as it is
-
-# Functions that are never negative: powers of their results have real logarithms.
-POSITIVE = frozenset({"exp", "exp2", "sigmoid", "softplus", "softmax", "_softmax", "abs", "square", "relu"})
-
-# Functions whose result is a leaf whatever goes in: they are not even run. Dynamo has left their fake result in the graph.
-OPAQUE: frozenset[Any] = frozenset({
-    torch.nn.functional.linear, torch._C._nn.linear, torch.nn.functional.layer_norm, torch.nn.functional.rms_norm,
-    torch.nn.functional.group_norm, torch.nn.functional.embedding, torch.nn.functional.softmax, torch.softmax,
-    torch.nn.functional.gelu, torch._C._nn.gelu, torch.nn.functional.silu, torch.nn.functional.elu,
-    torch.nn.functional.relu, torch.relu, torch.sigmoid, torch.tanh, torch.nn.functional.softplus,
-    torch._C._nn.softplus, torch.conv1d, torch.conv2d, torch.nn.functional.cross_entropy,
-    torch.nn.functional.scaled_dot_product_attention, torch._C._nn.scaled_dot_product_attention, torch.rsqrt})
+def without_guards(fake: FakeTensorMode) -> AbstractContextManager[Any]:
+    """Where the sizes of fake tensors are asked questions, for strides or for a choice between two ways to the same result, the
+    example answers, and no guard binds later calls to the answer."""
+    return fake.shape_env.suppress_guards() if fake.shape_env is not None else nullcontext()
 
 
-class SideTable(Assembled):
-    """The dispatch mode: normal forms by tensor, records by output."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.values: dict[int, Value] = {}
-        self.tensors: dict[int, torch.Tensor] = {}              # keeps ids from being used again
-        self.versions: dict[int, int] = {}
-        self.storages: dict[int, list[torch.Tensor]] = {}
-        self.records: dict[tuple[int, int], Record] = {}
-        self.node_of: dict[int, fx.Node] = {}
-        self.attention: set[int] = set()                        # tensors that are an attention, or hold one
-        self.closed: dict[int, Value] = {}                      # tensors, foremost attentions, read as a leaf
-        self.viewed: set[int] = set()                           # of these, mere views and casts of one
-        self.why_leaf: dict[int, str] = {}
-        self.folded: dict[int, list[fx.Node]] = {}              # constants known by their values, and the inputs of these
-        self.mutations: list[tuple[int, fx.Node | None]] = []   # (storage, node)
-        self.current: fx.Node | None = None
-
-    # ------------------------------------------------------------------------------------------------ the side table
-    def put(self, t: torch.Tensor, v: Value) -> None:
-        if id(t) not in self.tensors:
-            self.storages.setdefault(t.untyped_storage()._cdata, []).append(t)
-        self.tensors[id(t)] = t
-        self.values[id(t)] = v
-
-    def cut(self, t: torch.Tensor, node: fx.Node | None = None, parameter: bool = False, scores: str = "",
-            positive: bool = False, definition: Value | None = None) -> Value:
-        """Makes t a leaf."""
-        leaf = Leaf(tuple(size_of(s) for s in t.shape), t, node, parameter, scores=scores, positive=positive,
-                    definition=definition)
-        v = leaf_value(leaf)
-        self.put(t, v)
-        self.attention.discard(id(t))
-        self.closed.pop(id(t), None)
-        return v
-
-    def leaf(self, x: torch.Tensor, function: str = "") -> Value:
-        """x read as a whole, without a look into it; its own value stays as it is."""
-        v = self.value(x)
-        first = v.terms[0].factors[:1] if len(v.terms) == 1 else ()
-        if first and isinstance(first[0], Read) and first[0].leaf.tensor is x and not function:
-            return v
-        if (read := self.closed.get(id(x))) is None:
-            own = first[0].leaf if first and isinstance(first[0], Read) and first[0].leaf.tensor is x else None
-            read = leaf_value(own or Leaf(tuple(size_of(s) for s in x.shape), x, self.node_of.get(id(x)), definition=v))
-            for old, new in zip(v.axes, read.axes):
-                if new:
-                    new[0].split(old)
-            self.closed[id(x)] = read
-        if not function:
-            return read
-        t, = read.terms
-        return replace(read, terms=(replace(t, factors=tuple(
-            replace(f, function=function) if isinstance(f, Read) else f for f in t.factors)),))
-
-    def settled(self, x: Any) -> bool:
-        return id(x) in self.attention
-
-    def value(self, x: Any) -> Value:
-        if not isinstance(x, torch.Tensor):
-            return number_value(x)
-        if id(x) in self.values:
-            return self.values[id(x)]
-        held = x.constant if isinstance(x, FakeTensor) else x   # torch.tensor(0.5) in the graph
-        if held is not None and not isinstance(held, FakeTensor) and 0 < held.numel() <= MAX_TABLE and not held.is_complex():
-            with _disable_current_modes():
-                numbers = held.detach().double().cpu().numpy()
-            if numbers.size == 1:
-                v = number_value(numbers.item())
-                return Value(((),) * x.dim(), v.terms, v.masked, v.sign)
-            try:
-                return table(numbers, Value(tuple(() if s == 1 else (Index(s),) for s in numbers.shape), ()))
-            except Unknown:
-                pass
-        return self.cut(x)
-
-    # --------------------------------------------------------------------------------------------------- dispatching
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func.namespace == "prim":
-            return func(*args, **kwargs)
-        if torch.is_inference_mode_enabled() and func._can_decompose() and \
-                torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
-            with self:                                           # inference mode hands composite operations over whole
-                return func.decompose(*args, **kwargs)
-        keyed = pytree.tree_map_only(torch.Tensor, self._key, (args, kwargs))
-        out = func(*args, **kwargs)
-        name = func._schema.name.split("::")[1]
-        mutates = func._schema.is_mutable
-        outs = [o for o in pytree.tree_leaves(out) if isinstance(o, torch.Tensor)]
-        if mutates and name.endswith("_"):
-            name = name[:-1]
-        result = self._apply(name, func, args, kwargs, out)
-        inherits = name in VIEWS | SUMS and any(id(a) in self.attention for a in pytree.tree_leaves(args))
-        put_together = self._pieces_of(name, func, args, kwargs, out)
-        if mutates:
-            window = self._window_of(outs[0]) if name == "copy" and len(outs) == 1 else None
-            old = None if window is None else (
-                self._key(window[0]), self.pieces.get(id(window[0])), self.value(window[0]))
-            self._mutated(outs)
-        values = result if isinstance(result, list) else [result] * len(outs)
-        if inherits and name in VIEWS and not mutates and name != "neg":
-            closed = self._apply(name, func, args, kwargs, out, _Closed(self))
-            closed = closed if isinstance(closed, list) else [closed] * len(outs)
-        else:
-            closed = [None] * len(outs)
-        for o, v, leaf in zip(outs, values, closed):
-            if mutates:
-                self.versions[id(o)] = self.versions.get(id(o), 0) + 1
-            if v is None:
-                self.cut(o, scores=self.of_scores(name, args), positive=name in POSITIVE)
-                continue
-            self.put(o, v)
-            self.viewed.discard(id(o))
-            self.closed.pop(id(o), None)
-            if inherits and (name in VIEWS or any(t.bound for t in v.terms)):
-                self.attention.add(id(o))
-                if name in VIEWS:
-                    self.viewed.add(id(o))
-                if leaf is not None:
-                    self.closed[id(o)] = leaf
-            else:
-                self.attention.discard(id(o))
-        keys = tuple((id(o), self.versions.get(id(o), 0)) for o in outs)
-        record = Record(func, *keyed, keys, tuple(self.values[id(o)] for o in outs), len(self.records))
-        self.records.update(dict.fromkeys(keys, record))
-        if put_together is not None:
-            self.pieces[id(out)] = put_together
-            self._tie(self.values[id(out)], put_together.pieces[0].value, put_together.dim)
-        if mutates and window is not None and old is not None:
-            self._write(*window, *old, Key(*keys[0]))
-        return out
-
-    def of_scores(self, name: str, args: Any) -> str:
-        """The name of a function that is applied to products of two tensors, for reports; else empty."""
-        for a in pytree.tree_leaves(args):
-            if isinstance(a, torch.Tensor) and id(a) in self.values and not self.settled(a):
-                for t in self.values[id(a)].terms:
-                    if found := next((leaf.scores for leaf in t.leaves() if leaf.scores), ""):
-                        return found
-                    if are_scores(t):
-                        return name
-        return ""
-
-    def _key(self, t: torch.Tensor) -> Key | torch.Tensor:
-        if not isinstance(t, FakeTensor) and id(t) not in self.tensors:
-            return t                                             # a constant tensor in the arguments
-        self.tensors.setdefault(id(t), t)
-        return Key(id(t), self.versions.get(id(t), 0))
-
-    def _apply(self, name: str, func: Any, args: Any, kwargs: Any, out: Any, table: Table | None = None) -> Any:
-        """The value(s) of the output by the table of rules, or None: a leaf."""
-        named = {a.name: x for a, x in zip(func._schema.arguments, args)}
-        named.update(kwargs)
-        try:
-            if name not in RULES:
-                raise Unknown("no rule")
-            result = RULES[name](Call(name, named, out, table or self))
-        except Unknown as e:
-            if (known := self._numbers(func, args, kwargs, out)) is not None:
-                return known
-            for o in pytree.tree_leaves(out):
-                if isinstance(o, torch.Tensor):
-                    self.why_leaf[id(o)] = f"{name}: {e}"
-            return None
-        for o, v in zip(pytree.tree_leaves(out), result if isinstance(result, list) else [result]):
-            if len(v.axes) != o.dim() or not all(same(product(x.size for x in a), size_of(s))
-                                                 for a, s in zip(v.axes, o.shape)):
-                self.why_leaf[id(o)] = f"{name}: the rule's axes do not fit the output"
-                return None
-        return result
-
-    def _numbers(self, func: Any, args: Any, kwargs: Any, out: Any) -> Value | None:
-        """A function of numbers that are known is known: it is called on them."""
-        given = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, torch.Tensor)]
-        if not given or not isinstance(out, torch.Tensor) or func._schema.is_mutable or not out.is_floating_point() \
-                or torch.Tag.nondeterministic_seeded in func.tags or any(self.value(a).leaves() for a in given):
-            return None
-        tables = {id(a): fold(self.value(a)) for a in given}
-        if any(t is None for t in tables.values()) or not all(isinstance(s, int) for s in out.shape):
-            return None
-
-        def real(a: torch.Tensor) -> torch.Tensor:
-            x = torch.tensor(tables[id(a)]).reshape(tuple(a.shape))
-            return x if a.is_floating_point() else x.to(a.dtype)
-
-        with _disable_current_modes():
-            args, kwargs = pytree.tree_map_only(torch.Tensor, real, (args, kwargs))
-            kwargs = {k: v for k, v in kwargs.items() if k not in ("device", "dtype", "layout", "pin_memory")}
-            numbers = func(*args, **kwargs).double().numpy()
-        axes = tuple(() if s == 1 else (Index(s),) for s in out.shape)
-        return table(numbers, Value(axes, ())) if numbers.shape == tuple(out.shape) else None
-
-    def _mutated(self, outs: list[torch.Tensor]) -> None:
-        """A write makes every other view of the storage unknown, and dirties the leaves that were read from it."""
-        for o in outs:
-            storage = o.untyped_storage()._cdata
-            self.mutations.append((storage, self.current))
-            for v in [self.values[id(o)]] if id(o) in self.values else []:
-                for leaf in v.leaves():
-                    leaf.dirty = leaf.dirty or leaf.tensor is o
-            self.pieces.pop(id(o), None)
-            for other in list(self.storages.get(storage, ())):
-                if other is o:
-                    continue
-                self.pieces.pop(id(other), None)
-                if _spoilt(self.values[id(other)], other):
-                    continue
-                for leaf in self.values[id(other)].leaves():
-                    leaf.dirty = leaf.dirty or leaf.tensor.untyped_storage()._cdata == storage
-                v = self.cut(other, self.node_of.get(id(other)))
-                for leaf in v.leaves():
-                    leaf.dirty = True
-
-
-def _spoilt(v: Value, t: torch.Tensor) -> bool:
-    """Whether t is a leaf that is known to have been written to."""
-    f = v.terms[0].factors[0] if len(v.terms) == 1 and v.terms[0].factors else None
-    return isinstance(f, Read) and f.leaf.tensor is t and f.leaf.dirty
-
-
-class _Closed:
-    """The table, in which an attention is a leaf."""
-
-    def __init__(self, table: SideTable) -> None:
-        self.table = table
-
-    def value(self, x: Any) -> Value:
-        return self.table.leaf(x) if self.table.settled(x) else self.table.value(x)
-
-    def leaf(self, x: torch.Tensor, function: str = "") -> Value:
-        return self.table.leaf(x, function)
-
-    def settled(self, x: Any) -> bool:
-        return False
-
-
-def are_scores(t: Term) -> bool:
-    """A sum over a product of two tensors, neither of which is a parameter."""
-    reads = [f for f in t.factors if isinstance(f, Read)]
-    return len(reads) > 1 and not any(r.leaf.parameter for r in reads) and any(
-        sum(x in r.variables() for r in reads) > 1 for x in t.bound)
-
-
-def dominated(v: Value) -> bool:
-    """A sum in which one term already carries every index (elu(q) + 1, x + bias): a leaf keeps products from multiplying
-    out. Differences of positions and of cumulative sums are not of this kind."""
-    if len(v.terms) < 2 or v.masked is not None or not v.leaves():
-        return False
-    if any(t.bound or t.indicators or t.exponent or any(isinstance(f, Position) for f in t.factors) for t in v.terms):
-        return False
-    used = [t.variables() for t in v.terms]
-    return any(all(o <= x for o in used) for x in used)
-
-
-def grown(v: Value) -> bool:
-    """A sum of so many sums over positions that it is a state which a loop carries: a leaf with a definition keeps what
-    follows from growing with it."""
-    return len(v.terms) > CARRIED and v.masked is None and all(
-        t.bound and sum(isinstance(f, Read) for f in t.factors) > 1 for t in v.terms)
-
-
-def disconnected(v: Value) -> bool:
-    """A sum of an attention and something that shares no leaf with it (a residual, an epsilon) continues neither."""
-    if len(v.terms) < 2 or not any(t.bound for t in v.terms) or has_difference(v) or polynomial_of_scores(v) or started(v):
-        return False
-    groups: list[set[Leaf]] = []
-    for t in v.terms:
-        mine = t.leaves()
-        if t.indicators and not mine:                       # a number that stands for a mask
-            continue
-        touching = [g for g in groups if g & mine]
-        groups = [g for g in groups if not g & mine] + [mine.union(*touching)]
-    return len(groups) > 1
-
-
-def opaque_exponent(v: Value) -> bool:
-    """An exponent that is no decay: exp of a leaf or of a projection is a feature map. A decay's exponent holds positions,
-    cumulative sums, or differences of one leaf."""
-    for t in v.terms:
-        reads = [e for e in t.exponent if e.leaves()]
-        if reads and not any(_decay_like(e, t.exponent) for e in reads):
-            return True
-    return False
-
-
-def _decay_like(e: Term, every: tuple[Term, ...]) -> bool:
-    if any(isinstance(f, Position) for f in e.factors):
-        return True
-    if any(set(a.coef) & set(e.bound) for a in e.indicators):
-        return True
-    return any(o is not e and o.leaves() & e.leaves() for o in every)
-
-
-def _opaque(n: fx.Node) -> bool:
-    """A function whose result is a leaf whatever goes in. Dropout is one while it is active."""
-    return dropout_is_active(n) if n.target is torch.nn.functional.dropout else n.target in OPAQUE
-
-
-def example_of(n: fx.Node) -> Any:
-    """What the node yields, on fake tensors, as the tracer left it."""
-    return n.meta.get("example_value", n.meta.get("val"))
-
-
-def is_scalar(example: Any) -> bool:
-    """A size, a number, or a tuple of these."""
-    if isinstance(example, (tuple, list)):
-        return all(map(is_scalar, example))
-    return isinstance(example, (torch.SymInt, torch.SymFloat, torch.SymBool, bool, int, float))
-
-
-def dropout_is_active(n: fx.Node) -> bool:
-    p, training = (n.args[k] if len(n.args) > k else n.kwargs.get(name, default)
-                   for k, name, default in ((1, "p", 0.5), (2, "training", True)))
-    return p != 0 and training is not False
+def _agree(n: fx.Node, out: Any, example: Any) -> None:
+    """RuntimeError where a node's sizes are not those that the tracer found, for all values of their symbols and under guards:
+    then an answer that holds for the example alone has changed them."""
+    for mine, theirs in zip(pytree.tree_leaves(out), pytree.tree_leaves(example)):
+        if isinstance(mine, torch.Tensor) and isinstance(theirs, torch.Tensor) and (mine.dim() != theirs.dim() or not all(
+                same(size_of(a), size_of(b)) for a, b in zip(mine.shape, theirs.shape))):
+            raise RuntimeError(f"the sizes of {n.name} are {tuple(mine.shape)} for the example alone")
 
 
 class GraphInterpreter(fx.Interpreter):
@@ -388,21 +56,20 @@ class GraphInterpreter(fx.Interpreter):
         self.folder = Folder(gm)
 
     def interpret(self) -> GraphInterpreter:
-        """Runs the graph; RuntimeError if that installed a shape guard (it must not)."""
-        env = self.fake.shape_env
-        guards = len(env.guards) if env else 0
+        """Runs the graph. Installs no shape guards; RuntimeError if a size was found that holds for the example alone."""
+        learn(self.module.graph, self.fake.shape_env)
         inputs: Iterable[Any] = [None] * sum(n.op == "placeholder" for n in self.module.graph.nodes)
         was_enabled, cached = torch.is_grad_enabled(), self.fake.cache_enabled
+        dynamic = any(isinstance(example_of(n), torch.SymInt) for n in self.module.graph.nodes)
         # an entry with symbols costs more than it saves where each call is made once
-        self.fake.cache_enabled = cached and not any(isinstance(example_of(n), torch.SymInt) for n in self.module.graph.nodes)
+        self.fake.cache_enabled = cached and not dynamic
         try:
-            with enable_python_dispatcher(), self.fake, torch.no_grad():
+            # composite operations that know symbols are Python code, and slow
+            with enable_python_dispatcher() if dynamic else nullcontext(), self.fake, torch.no_grad(), without_guards(self.fake):
                 self.run(*inputs)
         finally:
             torch.set_grad_enabled(was_enabled)
             self.fake.cache_enabled = cached
-        if env and len(env.guards) != guards:
-            raise RuntimeError("interpretation installed shape guards")
         return self
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
@@ -456,7 +123,7 @@ class GraphInterpreter(fx.Interpreter):
         if n.target is torch._C._set_grad_enabled:
             self._switch_gradients(bool(n.args[0]))
             return None
-        if _opaque(n) and isinstance(example, torch.Tensor) or isinstance(n.target, torch._ops.HigherOrderOperator):
+        if opaque(n) and isinstance(example, torch.Tensor) or isinstance(n.target, torch._ops.HigherOrderOperator):
             out = pytree.tree_map_only(torch.Tensor, self._like, example)
             if isinstance(out, torch.Tensor):
                 args, _ = self.fetch_args_kwargs_from_env(n)
@@ -465,6 +132,7 @@ class GraphInterpreter(fx.Interpreter):
         else:
             with self.table:
                 out = super().run_node(n)
+            _agree(n, out, example)
         self._settle(n, out)
         return out
 
@@ -527,6 +195,3 @@ class GraphInterpreter(fx.Interpreter):
                 self.on_node(n, whole, table.value(whole), table.node_of.get(id(whole)))
         if written:
             table.forget_views()
-
-
-__all__ = ["GraphInterpreter", "Key", "Record", "SideTable"]

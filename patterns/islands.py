@@ -26,7 +26,7 @@ import torch.fx as fx
 import torch.utils._pytree as pytree
 
 from .constants import static
-from .interpret import OPAQUE, dropout_is_active, example_of, is_scalar
+from .functions import OPAQUE, dropout_is_active, example_of, is_scalar
 from .signatures import BUFFER, CONSTANT, LEAF, OPEN, READ, Island, Signer, TooStrange, counterparts, name_of, named
 
 # Without one of these an island has no order of positions.

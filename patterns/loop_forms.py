@@ -63,10 +63,6 @@ class Frame:
     sizes: tuple[Size, ...]
 
 
-def reads_of(t: Term) -> list[Read]:
-    return [f for f in t.factors if isinstance(f, Read)]
-
-
 def substituted(value: Value, index: Sequence[Affine]) -> list[Term]:
     """The terms of a value at an index."""
     mapping: dict[Index, Affine] = {}
@@ -112,7 +108,7 @@ def without(t: Term, reads: Iterable[Read]) -> tuple[Any, ...]:
 def resolved(t: Term) -> Term:
     """Without leaves that are but another tensor times numbers, or numbers alone."""
     for _ in range(16):
-        r = next((r for r in reads_of(t) if not r.function and _times_numbers(r.leaf)), None)
+        r = next((r for r in t.reads() if not r.function and _times_numbers(r.leaf)), None)
         if r is None:
             break
         (t,) = expand(t, r)
@@ -123,12 +119,12 @@ def _times_numbers(leaf: Leaf) -> bool:
     d = leaf.definition
     if d is None or len(d.terms) != 1 or d.masked is not None or d.terms[0].bound or d.terms[0].exponent and d.leaves():
         return False
-    return sum(not _times_numbers(r.leaf) for r in reads_of(d.terms[0])) <= 1
+    return sum(not _times_numbers(r.leaf) for r in d.terms[0].reads()) <= 1
 
 
 def as_exponent(t: Term) -> Term:
     """Gates that are exponentials go into the exponent."""
-    for r in reads_of(t):
+    for r in t.reads():
         d = r.leaf.definition
         if d is not None and len(d.terms) == 1 and d.terms[0].pure_exponent() and r.function in ("", "reciprocal"):
             (e,) = substituted(d, r.index)

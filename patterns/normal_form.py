@@ -137,8 +137,11 @@ class Term:
     def free(self) -> set[Index]:
         return self.variables().difference(self.bound)
 
+    def reads(self) -> list[Read]:
+        return [f for f in self.factors if isinstance(f, Read)]
+
     def leaves(self) -> set[Leaf]:
-        found = {f.leaf for f in self.factors if isinstance(f, Read)}
+        found = {r.leaf for r in self.reads()}
         for t in self.exponent:
             found |= t.leaves()
         return found

@@ -12,7 +12,7 @@ import torch.fx as fx
 import torch.utils._pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
-from .interpret import POSITIVE
+from .functions import POSITIVE
 
 if TYPE_CHECKING:
     from .islands import Partition

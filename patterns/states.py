@@ -14,8 +14,8 @@ import sympy
 
 from .algebra import pinned, straighten
 from .index import Affine, Index, product, same
+from .match import Match
 from .normal_form import Read, Term, Value
-from .recognise import Match
 
 
 def final_state(value: Value, main: Match) -> Match | None:

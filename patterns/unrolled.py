@@ -27,15 +27,14 @@ from .loop_forms import (
     Update,
     as_exponent,
     expand,
-    reads_of,
     resolved,
     substituted,
     without,
 )
 from .loop_match import weigh
+from .match import Match
 from .normal_form import Leaf, Read, Term, Value
 from .pieces import Piece, Pieces
-from .recognise import Match
 
 log = logging.getLogger("lightning_compile")
 
@@ -100,7 +99,7 @@ class _Loop:
             if t.bound:
                 done.append(t)
                 continue
-            r = next((r for r in reads_of(t) if not r.function and r.leaf.definition is not None
+            r = next((r for r in t.reads() if not r.function and r.leaf.definition is not None
                       and any(x.bound for x in r.leaf.definition.terms)), None)
             if r is None or len(done) + len(todo) > 64:
                 raise NotUnrolled
@@ -115,7 +114,7 @@ class _Loop:
         digits = tuple(x for n in self.rows for x in p.value.axes[n])
         asked: set[tuple[Leaf, str]] = set()                # queries of this piece, known from what it reads of states
         taken = []
-        terms = sorted(terms, key=lambda t: not _reads_a_state([t]))
+        terms = sorted(terms, key=lambda t: (not _reads_a_state([t]), -len(t.bound)))  # a window tells keys from queries
         for t in terms:
             taken.append(self._roles(t, set(digits), asked))
             asked |= {(r.leaf, r.function) for r in taken[-1][0]}
@@ -151,12 +150,14 @@ class _Loop:
                ) -> tuple[list[Read], tuple[Index, ...], Read | None]:
         """(queries, contracted features, state) of a term of a piece; without a state it has keys and values."""
         bound = set(t.bound)
-        reads = reads_of(t)
+        reads = t.reads()
         mine = [] if rows else self._known_queries(reads, bound)
         if rows or mine:
             d = {x for r in reads if rows & r.variables() or r in mine for x in r.variables() & bound}
-        else:
-            d = {x for x in bound if sum(x in r.variables() for r in reads) > 1}
+        else:                                               # values tell positions of keys from features
+            shared = {x for x in bound if sum(x in r.variables() for r in reads) > 1}
+            values = [r for r in reads if self._own_features(r, reads, bound, rows)]
+            d = shared - {x for r in values for x in r.variables()} or shared
         if not d:
             raise NotUnrolled
         holders = [r for r in reads if r.variables() & d]
@@ -168,7 +169,7 @@ class _Loop:
         state = wide[0] if wide else None
         q = [r for r in holders if r is not state]
         if state is None:
-            q = [r for r in q if rows & r.variables()] if rows else mine or self._not_keys(q, asked)
+            q = [r for r in q if rows & r.variables()] if rows else mine or self._not_keys(q, asked, bound - d)
         if rows and not self.queries:
             self.queries = [_mark(r, bound) for r in q]
         if not q:
@@ -194,8 +195,10 @@ class _Loop:
         others = {x for s in holders if s is not r for x in s.variables()}
         return r.variables() - bound - others - rows
 
-    def _not_keys(self, holders: list[Read], asked: set[tuple[Leaf, str]]) -> list[Read]:
-        """Queries of a single position, which no index tells from keys."""
+    def _not_keys(self, holders: list[Read], asked: set[tuple[Leaf, str]], summed: set[Index]) -> list[Read]:
+        """Queries of a single position, which only positions that are `summed` tell from keys."""
+        if summed:
+            return [r for r in holders if not r.variables() & summed]
         keys = {(r.leaf, r.function) for parts in self.states.values() for p in parts if isinstance(p, Update) for r in p.k}
         found = [r for r in holders if (r.leaf, r.function) in asked] or (
             [r for r in holders if (r.leaf, r.function) not in keys] if keys else [])
@@ -208,8 +211,8 @@ class _Loop:
         for t, (q, d, state) in zip(terms, taken):
             seen = {x for r in q for x in r.variables()}
             if state is None:
-                seen |= {x for r in reads_of(t) if r.variables() & set(d) for x in r.variables()}
-                e |= _innermost([r for r in reads_of(t) if not r.variables() & set(d)], free - seen)
+                seen |= {x for r in t.reads() if r.variables() & set(d) for x in r.variables()}
+                e |= _innermost([r for r in t.reads() if not r.variables() & set(d)], free - seen)
             else:
                 e |= self._features_of_values(state, set(d), (state.variables() & free) - seen)
         d = taken[0][1]
@@ -228,10 +231,10 @@ class _Loop:
                 return choice
             terms = substituted(read.leaf.definition, read.index)
             for t in terms:
-                values = [r for r in reads_of(t) if not r.variables() & d]
-                if any(r.variables() & d and not choice <= r.variables() for r in reads_of(t)) and values:
+                values = [r for r in t.reads() if not r.variables() & d]
+                if any(r.variables() & d and not choice <= r.variables() for r in t.reads()) and values:
                     return _innermost(values, choice)
-            read = next((r for t in terms for r in reads_of(t) if r.variables() & d and choice <= r.variables()), None)
+            read = next((r for t in terms for r in t.reads() if r.variables() & d and choice <= r.variables()), None)
         return choice
 
     def _part(self, t: Term, q: tuple[Read, ...]) -> _Seen:
@@ -239,7 +242,7 @@ class _Loop:
         assert self.frame is not None
         d, e = set(self.frame.d), set(self.frame.e)
         rest = replace(t, factors=without(t, q))
-        reads = reads_of(rest)
+        reads = rest.reads()
         state = next((r for r in reads if r.variables() & d and r.variables() & e), None)
         if state is None:
             update, extra = self._update(rest)
@@ -282,7 +285,7 @@ class _Loop:
     def _state_part(self, t: Term) -> Update | Carry:
         assert self.frame is not None
         d, e = set(self.frame.d), set(self.frame.e)
-        reads = reads_of(t)
+        reads = t.reads()
         both = [r for r in reads if r.variables() & d and r.variables() & e]
         if not both:
             update, extra = self._update(t)
@@ -304,7 +307,7 @@ class _Loop:
         """Keys and values of a term; reads that move with neither are returned apart."""
         assert self.frame is not None
         d, e = set(self.frame.d), set(self.frame.e)
-        reads = reads_of(t)
+        reads = t.reads()
         k = [r for r in reads if r.variables() & d]
         v = [r for r in reads if r.variables() & e]
         if not k or not v or set(k) & set(v):
@@ -330,7 +333,7 @@ def _mark(r: Read, bound: set[Index]) -> tuple[Any, ...]:
 def _reads_a_state(terms: Sequence[Term]) -> bool:
     """Whether a term contracts with a leaf that is a sum of several things."""
     return any(r.leaf.definition is not None and len(r.leaf.definition.terms) > 1 and set(t.bound) & r.variables()
-               for t in terms for r in reads_of(t))
+               for t in terms for r in t.reads())
 
 
 def _pairs(mine: tuple[Index, ...], theirs: tuple[Index, ...]) -> list[tuple[Index, Index]]:
@@ -354,7 +357,7 @@ def _same_place(r: Read, keys: Sequence[Read]) -> bool:
         d = x.leaf.definition
         if d is not None and len(d.terms) == 1 and d.terms[0].pure_exponent():
             (t,) = substituted(d, x.index)
-            return {place for e in t.exponent for y in reads_of(e) for place in at(y)}
+            return {place for e in t.exponent for y in e.reads() for place in at(y)}
         return {(str(n), a.const) for a, n in zip(x.index, x.leaf.shape) if not a.coef and not same(n, 1)}
     if not at(r):                                           # the same at all positions
         return not r.leaf.positive

@@ -23,7 +23,7 @@ from lightning_compile import Report, verify
 from lightning_compile.backend import TooFewRewrites, examine
 from lightning_compile.options import Options
 from lightning_compile.patterns import candidates as finder
-from lightning_compile.patterns.recognise import Match
+from lightning_compile.patterns.match import Match
 from lightning_compile.watch import Mismatch
 
 ALWAYS = {"when": "always"}

@@ -1,0 +1,51 @@
+"""What interpretation knows of functions by their names: through which an attention stays one, and which make leaves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.fx as fx
+
+# Operations through which an attention stays an attention. What a view makes of it is not a new candidate; a sum may be.
+VIEWS = frozenset({
+    "alias", "clone", "contiguous", "_to_copy", "to", "positive", "view", "_unsafe_view", "reshape", "_reshape_alias",
+    "squeeze", "permute", "transpose", "t", "mT", "numpy_T", "unsqueeze", "expand", "slice", "select", "split",
+    "split_with_sizes", "chunk", "unbind", "neg", "copy", "repeat"})
+DETACH = frozenset({"detach", "detach_", torch.detach})  # gradients stop: values do not look across
+SUMS = frozenset({"add", "sub", "rsub", "cat", "stack", "constant_pad_nd", "mul", "div", "baddbmm"})
+
+# Functions that are never negative: powers of their results have real logarithms.
+POSITIVE = frozenset({"exp", "exp2", "sigmoid", "softplus", "softmax", "_softmax", "abs", "square", "relu"})
+
+# Functions whose result is a leaf whatever goes in: they are not even run. Dynamo has left their fake result in the graph.
+OPAQUE: frozenset[Any] = frozenset({
+    torch.nn.functional.linear, torch._C._nn.linear, torch.nn.functional.layer_norm, torch.nn.functional.rms_norm,
+    torch.nn.functional.group_norm, torch.nn.functional.embedding, torch.nn.functional.softmax, torch.softmax,
+    torch.nn.functional.gelu, torch._C._nn.gelu, torch.nn.functional.silu, torch.nn.functional.elu,
+    torch.nn.functional.relu, torch.relu, torch.sigmoid, torch.tanh, torch.nn.functional.softplus,
+    torch._C._nn.softplus, torch.conv1d, torch.conv2d, torch.nn.functional.cross_entropy,
+    torch.nn.functional.scaled_dot_product_attention, torch._C._nn.scaled_dot_product_attention, torch.rsqrt})
+
+
+def opaque(n: fx.Node) -> bool:
+    """A function whose result is a leaf whatever goes in. Dropout is one while it is active."""
+    return dropout_is_active(n) if n.target is torch.nn.functional.dropout else n.target in OPAQUE
+
+
+def example_of(n: fx.Node) -> Any:
+    """What the node yields, on fake tensors, as the tracer left it."""
+    return n.meta.get("example_value", n.meta.get("val"))
+
+
+def is_scalar(example: Any) -> bool:
+    """A size, a number, or a tuple of these."""
+    if isinstance(example, (tuple, list)):
+        return all(map(is_scalar, example))
+    return isinstance(example, (torch.SymInt, torch.SymFloat, torch.SymBool, bool, int, float))
+
+
+def dropout_is_active(n: fx.Node) -> bool:
+    p, training = (n.args[k] if len(n.args) > k else n.kwargs.get(name, default)
+                   for k, name, default in ((1, "p", 0.5), (2, "training", True)))
+    return p != 0 and training is not False

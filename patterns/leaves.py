@@ -1,0 +1,65 @@
+"""Which values are made leaves, though the rules know what they are: because nothing that follows could use the sum."""
+
+from __future__ import annotations
+
+from .normal_form import Leaf, Position, Term, Value
+from .sums import has_difference, polynomial_of_scores, started
+
+CARRIED = 6  # terms of a sum that is left as it is
+
+
+def are_scores(t: Term) -> bool:
+    """A sum over a product of two tensors, neither of which is a parameter."""
+    reads = t.reads()
+    return len(reads) > 1 and not any(r.leaf.parameter for r in reads) and any(
+        sum(x in r.variables() for r in reads) > 1 for x in t.bound)
+
+
+def dominated(v: Value) -> bool:
+    """A sum in which one term already carries every index (elu(q) + 1, x + bias): a leaf keeps products from multiplying
+    out. Differences of positions and of cumulative sums are not of this kind."""
+    if len(v.terms) < 2 or v.masked is not None or not v.leaves():
+        return False
+    if any(t.bound or t.indicators or t.exponent or any(isinstance(f, Position) for f in t.factors) for t in v.terms):
+        return False
+    used = [t.variables() for t in v.terms]
+    return any(all(o <= x for o in used) for x in used)
+
+
+def grown(v: Value) -> bool:
+    """A sum of so many sums over positions that it is a state which a loop carries: a leaf with a definition keeps what
+    follows from growing with it."""
+    return len(v.terms) > CARRIED and v.masked is None and all(
+        t.bound and len(t.reads()) > 1 for t in v.terms)
+
+
+def disconnected(v: Value) -> bool:
+    """A sum of an attention and something that shares no leaf with it (a residual, an epsilon) continues neither."""
+    if len(v.terms) < 2 or not any(t.bound for t in v.terms) or has_difference(v) or polynomial_of_scores(v) or started(v):
+        return False
+    groups: list[set[Leaf]] = []
+    for t in v.terms:
+        mine = t.leaves()
+        if t.indicators and not mine:                       # a number that stands for a mask
+            continue
+        touching = [g for g in groups if g & mine]
+        groups = [g for g in groups if not g & mine] + [mine.union(*touching)]
+    return len(groups) > 1
+
+
+def opaque_exponent(v: Value) -> bool:
+    """An exponent that is no decay: exp of a leaf or of a projection is a feature map. A decay's exponent holds positions,
+    cumulative sums, or differences of one leaf."""
+    for t in v.terms:
+        reads = [e for e in t.exponent if e.leaves()]
+        if reads and not any(_decay_like(e, t.exponent) for e in reads):
+            return True
+    return False
+
+
+def _decay_like(e: Term, every: tuple[Term, ...]) -> bool:
+    if any(isinstance(f, Position) for f in e.factors):
+        return True
+    if any(set(a.coef) & set(e.bound) for a in e.indicators):
+        return True
+    return any(o is not e and o.leaves() & e.leaves() for o in every)

@@ -1,0 +1,126 @@
+"""The weights of all pieces of an unrolled loop in numbers, and the log-decay that explains them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .codes import near_miss
+from .index import hint
+from .loop_forms import Carry, Form, Frame, StateKey, Update
+from .normal_form import Term
+from .recurrence import Array, Atom, Chain, Tables, atoms_of, divided, fit, sample, some
+from .slots import Slot
+
+ROOM = 1e-6   # weights may be off by so much
+
+
+@dataclass(frozen=True)
+class Sequenced:
+    """Where the positions of a loop lie: `n` are those of the pieces, `count` those that the tensors have, `low` the first ones
+    of queries and keys in their tensors; `stride` positions are a step along the axis of the pieces."""
+
+    n: int
+    count: int
+    low: tuple[int, int]
+    stride: int
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """Weights of pairs of positions without their log-decay. For each draw of the tensors that weights read: the chain of
+    states, the cumulative sums of `atoms`, the weights [heads, rows] of a state from outside, and the weights [rows, columns]
+    divided by exp(G[i] - G[j]). `ratios` are numbers, by head, for each atom."""
+
+    count: int
+    rows: Array
+    columns: Array
+    atoms: Sequence[Atom]
+    ratios: Sequence[Array]
+    chains: Sequence[Chain]
+    levels: Sequence[Sequence[Array]]
+    entering: Sequence[Array]
+    norms: Sequence[Array]
+
+    @property
+    def decays(self) -> bool:
+        return any(np.any(r) for r in self.ratios)
+
+    def entering_weight(self, reverse: bool) -> tuple[list[Array], float]:
+        """The weights of a state from outside without their decay, by draw, and their median; zero where none enters."""
+        if not any(np.any(w) for w in self.entering):
+            return [], 0.0
+        ahead = [[x[self.count - 1] - x if reverse else x for x in level] for level in self.levels]
+        found = [without_decay(w, [x[self.rows] for x in level], self.ratios, -1 if reverse else 1)
+                 for w, level in zip(self.entering, ahead)]
+        return found, float(np.median(found[0]))
+
+
+def weighed(forms: Sequence[Form], states: Mapping[StateKey, Sequence[Update | Carry]], frame: Frame, weights: Sequence[Term],
+            keys: Slot, at: Sequenced) -> tuple[Weighed, Tables]:
+    """All weights of a loop, and the tables they come from; NearMiss where no log-decay explains them."""
+    probe = Tables(frame, weights, 0)
+    columns = sample(at.n, forms, at.stride)
+    rows, values = _rows(forms, frame)
+    atoms = atoms_of(probe, weights, at.low[0])
+    for r in (r for a in atoms for r in a.reads):
+        if r.leaf.dirty:
+            raise near_miss("LC301", leaf=r.leaf)
+    chains: list[Chain] = []
+    levels: list[list[Array]] = []
+    drawn: list[Array] = []
+    # a tensor that is the same at all positions is told from a number by drawing it again
+    for seed in range(1 + sum(bool(a.reads) and not a.moves(probe) for a in atoms)):
+        tables = Tables(frame, weights, seed)
+        chains.append(Chain(tables, states, keys, columns, at.low[1]))
+        drawn.append(_draw(chains[-1], tables.count(), forms, values, len(rows)))
+        levels.append([a.level(tables, at.n) for a in atoms])
+    keep, seen = rows < at.count, columns < at.count
+    if any(np.any(u[:, ~keep, :-1]) or np.any(u[:, :, :-1][:, :, ~seen]) for u in drawn):
+        raise near_miss("LC108", queries=at.n, keys=at.count)
+    rows, columns = rows[keep], columns[seen]
+    pairs = [u[:, keep, :-1][:, :, seen] for u in drawn]
+    ratios = fit(list(zip(pairs, levels)), rows, columns)
+    norms = [divided(u, level, rows, columns, ratios, ROOM + 16 * probe.eps) for u, level in zip(pairs, levels)]
+    if any(not np.allclose(x, norms[0], rtol=0, atol=ROOM * np.abs(norms[0]).max()) for x in norms):
+        raise near_miss("LC201", seen="the weight of a pair is another function of its positions")
+    entering = [u[:, keep, -1] for u in drawn]
+    return Weighed(at.count, rows, columns, atoms, ratios, chains, levels, entering, norms), probe
+
+
+def _draw(chain: Chain, heads: int, forms: Sequence[Form], values: Sequence[Sequence[Array]], rows: int) -> Array:
+    """[heads, rows, columns + 1]: the weights of all pieces."""
+    u = np.zeros((heads, rows, len(chain.columns) + 1))
+    at = 0
+    for f, some_values in zip(forms, values):
+        height = int(np.prod([len(x) for x in some_values], dtype=int))
+        u[:, at:at + height] = chain.form(f, some_values)
+        at += height
+    return u
+
+
+def without_decay(weights: Array, exponents: Sequence[Array], ratios: Sequence[Array], sign: int) -> Array:
+    """[heads, n]: weights divided by the exponentials of a log-decay."""
+    total: Array = np.zeros((1, weights.shape[-1]))
+    for r, x in zip(ratios, exponents):
+        total = total + sign * r[:, None] * x[None, :]
+    return np.broadcast_to(weights, (max(len(weights), len(total)), weights.shape[-1])) * np.exp(np.clip(-total, -600.0, 600.0))
+
+
+def _rows(forms: Sequence[Form], frame: Frame) -> tuple[Array, list[list[Array]]]:
+    """Positions of the rows that are looked at, and for each piece the values of its digits."""
+    stride = int(np.prod([hint(s) for s in frame.sizes], dtype=int))
+    rows: list[Array] = []
+    values: list[list[Array]] = []
+    for f in forms:
+        chosen = [some(int(hint(x.size))) for x in f.digits]
+        lengths = [f.length, *(int(hint(s)) for s in frame.sizes)]
+        below = [int(np.prod(lengths[n + 1:], dtype=int)) for n, s in enumerate(lengths) if s > 1]
+        at = np.zeros(1, dtype=int)
+        for x, step in zip(chosen, below):
+            at = (at[:, None] + x[None, :] * step).ravel()
+        rows.append(f.start * stride + at)
+        values.append(chosen)
+    return np.concatenate(rows), values

@@ -1,0 +1,113 @@
+"""What recognition finds: a causal linear attention, as roles of reads over index variables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from .index import Index
+from .normal_form import Leaf, Read, Value
+from .polynomial import Degrees
+from .weights import Density
+
+MAX_FEATURES = 256
+
+
+@dataclass(frozen=True)
+class Match:
+    """A causal linear attention: what is read in which role, over which index variables.
+
+        value = coef * product(out)[batch, i] * sum_{p, d} product(q)[batch, i, d] product(k)[batch, p, d] product(v)[batch, p, e]
+
+    `i` are the digits of the query's position in the reads of q, `j` those of the key's in k and v and in the summands of
+    the log-decay, outermost first; `rows` those of the position in the value, which may go beyond the tensors (padding).
+    Without v the value is the normaliser, without an e axis. Where there are `degrees`, the scores (q . k) are replaced by
+    the polynomial of them with these (coefficient, degree)s. `state` times `entering` is the state before the first position.
+    With `ends`, the value is the state after the last one instead: it names its variables for those of batch, d and e. `room` is
+    the relative rounding of tables in which the program keeps its decay: so far may the one log-decay for all of them be off.
+    `ending`, of a loop, tells of other values whether they are the state after it.
+    """
+
+    value: Value
+    q: tuple[Read, ...]
+    k: tuple[Read, ...]
+    v: tuple[Read, ...]
+    out: tuple[Read, ...]
+    batch: tuple[Index, ...]
+    i: tuple[Index, ...]
+    j: tuple[Index, ...]
+    rows: tuple[Index, ...]
+    d: tuple[Index, ...]
+    e: tuple[Index, ...]
+    coef: Any
+    decay: tuple[Density, ...]
+    reverse: bool
+    strict: bool
+    dtype: torch.dtype | None
+    via: frozenset[str]
+    room: float = 0.0
+    degrees: Degrees = ()
+    state: tuple[Read, ...] = ()
+    entering: float = 0.0
+    ends: tuple[tuple[Index, Index], ...] = ()
+    ending: Callable[[Value], Match | None] | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def kind(self) -> str:
+        return "state" if self.ends else "attention" if self.v else "normaliser"
+
+    @property
+    def unrolled(self) -> bool:
+        """Whether it was found in the pieces of a loop: then `value` says nothing but the axes."""
+        return "loop" in self.via
+
+    def reads(self) -> tuple[Read, ...]:
+        """All reads of leaves that the graph holds."""
+        every = self.q + self.k + self.v + self.out + self.state + tuple(r for g in self.decay for r in g.reads)
+        return tuple(replace(p, function=r.function or p.function) for r in every for p in parts_of(r))
+
+    def per_position(self) -> bool:
+        """Whether the log-decay differs from position to position."""
+        return any(g.at for g in self.decay)
+
+    def leaves(self) -> set[Leaf]:
+        return {r.leaf for r in self.reads()}
+
+    def algebra(self) -> str:
+        """In words."""
+        sums = {(False, False): "j <= i", (False, True): "j < i", (True, False): "j >= i", (True, True): "j > i"}
+        names = [" * ".join(map(repr, sorted({_name(r) for r in reads}))).replace("'", "")
+                 for reads in (self.q, self.k, self.v)]
+        q, k, v = (n or "1" for n in names)
+        value = f" * ({v})[j]" if self.v else ""
+        factors = "".join(f" * {_name(r)}" for r in self.out)
+        scale = "" if self.coef == 1 else f"{self.coef:.4g} * " if isinstance(self.coef, float) else f"{self.coef} * "
+        decay = " * exp(G[i] - G[j])" if self.decay else ""
+        below = "" if not self.decay else f", G the cumulative sum of {self._log_decay()}"
+        scores = f"(({q})[i] . ({k})[j])"
+        if self.degrees:
+            scores = "(" + " + ".join(f"{c:.4g} * {scores}^{n}" if n else f"{c:.4g}" for c, n in self.degrees) + ")"
+        if self.state:
+            start = "".join(f"{_name(r)} * " for r in self.state) + ("exp(G[i]) * " if self.decay else "")
+            factors += f" + {start}({q})[i]"
+        return f"o[i] = {scale}sum over {sums[self.reverse, self.strict]} of {scores}{decay}{value}{factors}{below}"
+
+    def _log_decay(self) -> str:
+        summands = []
+        for g in self.decay:
+            low, high = float(g.numbers.min()), float(g.numbers.max())
+            number = f"{low:.4g}" if low == high else f"{low:.4g} ... {high:.4g}"
+            summands.append(" * ".join([number] * (number != "1" or not g.reads) + [_name(r) for r in g.reads]))
+        return " + ".join(summands)
+
+
+def parts_of(r: Read) -> tuple[Read, ...]:
+    """The reads that a read of a put-together leaf is made of, or the read itself."""
+    return tuple(p for p, _, _ in r.leaf.parts) or (r,)
+
+
+def _name(r: Read) -> str:
+    return f"{r.function}({r.leaf!r})" if r.function else repr(r.leaf)

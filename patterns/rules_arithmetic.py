@@ -1,0 +1,238 @@
+"""Rules for arithmetic: sums, products, powers, exponentials, and sums over axes."""
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from . import algebra as al
+from . import axes as ax
+from .calls import Call, rule
+from .index import Unknown, same, size_of
+from .normal_form import Numbers, Read, Value, constant
+
+
+# -------------------------------------------------------------------------------------------------------- the same value
+@rule("alias", "clone", "contiguous", "lift_fresh", "lift_fresh_copy", "detach", "_conj", "positive", "view_as_real_copy")
+def identity(c: Call) -> Value:
+    return c.open("self")
+
+
+@rule("_to_copy", "to")
+def cast(c: Call) -> Value:
+    """A cast that rounds is part of the user's low-precision arithmetic; one that truncates is a function of its own."""
+    v, source, target = c.open("self"), c.args["self"].dtype, c.out.dtype
+    if target.is_complex or source.is_complex:
+        raise Unknown("complex numbers")
+    if not target.is_floating_point and source.is_floating_point and not al.is_indicator(v):
+        al.affine(v)
+    if target == torch.bool and source != torch.bool:
+        return al.compare("ne", v, constant(0))
+    return v
+
+
+@rule("copy")
+def copy(c: Call) -> Value:
+    return ax.expand(c.open("src"), c.sizes())
+
+
+# ---------------------------------------------------------------------------------------------------------- arithmetic
+@rule("add", "sub", "rsub", "logical_or", "bitwise_or")
+def sums(c: Call) -> Value:
+    if c.name.endswith("_or"):
+        if c.out.dtype != torch.bool:
+            raise Unknown("bitwise or of integers")
+        x, y = c["self"], c["other"]
+        return al.add(al.add(x, y), al.multiply(x, y), -1)
+    alpha = c.get("alpha", 1)
+    x, y = c.open("self"), c.open("other")
+    if c.name == "rsub":
+        return al.add(y, x, -alpha)
+    return al.add(x, y, -alpha if c.name == "sub" else alpha)
+
+
+def _operands(c: Call, x: str, y: str) -> tuple[Value, Value]:
+    """Operands of a product: an attention meets another tensor as a leaf, but may be scaled, masked and decayed; a table of
+    numbers is a tensor like any other."""
+    a, b = c.table.value(c.args[x]), c.table.value(c.args[y])
+    if a.leaves() and _is_table(b):
+        b = c.table.leaf(c.args[y])
+    elif b.leaves() and _is_table(a):
+        a = c.table.leaf(c.args[x])
+    settled_a, settled_b = c.table.settled(c.args[x]), c.table.settled(c.args[y])
+    return (c[x] if settled_a and b.leaves() and not _is_decay(b) else a), \
+        (c[y] if settled_b and a.leaves() and not _is_decay(a) else b)
+
+
+def _is_table(v: Value) -> bool:
+    return any(isinstance(f, Numbers) for t in v.terms for f in t.factors)
+
+
+def _is_decay(v: Value) -> bool:
+    """Exponentials and masks only."""
+    return v.masked is None and all(t.exponent and not t.factors and not t.bound for t in v.terms)
+
+
+@rule("mul", "logical_and", "bitwise_and")
+def products(c: Call) -> Value:
+    if c.name != "mul" and c.out.dtype != torch.bool:
+        raise Unknown("bitwise and of integers")
+    return al.multiply(*_operands(c, "self", "other"))
+
+
+@rule("div")
+def quotient(c: Call) -> Value:
+    if c.get("rounding_mode"):
+        raise Unknown("division that rounds")
+    below = c.table.value(c.args["other"])
+    number = below.number()
+    if number is not None and number != 0:
+        return al.multiply(c.open("self"), constant(1 / number))
+    if (inverse := al.inverse_of_exponential(below)) is not None:
+        return al.multiply(c.table.value(c.args["self"]), inverse)
+    if not below.leaves() and not c["self"].leaves() and not any(t.indicators for t in c["self"].terms):
+        raise Unknown("a quotient of numbers")                  # folded
+    return al.multiply(c["self"], c.table.leaf(c.args["other"], "reciprocal"))
+
+
+@rule("reciprocal")
+def reciprocal(c: Call) -> Value:
+    v = c.table.value(c.args["self"])
+    if (inverse := al.inverse_of_exponential(v)) is not None:
+        return inverse
+    if not v.leaves():
+        raise Unknown("a quotient of numbers")
+    return c.table.leaf(c.args["self"], "reciprocal")
+
+
+@rule("neg")
+def negative(c: Call) -> Value:
+    return al.multiply(c.open("self"), constant(-1))
+
+
+@rule("exp", "exp2")
+def exponential(c: Call) -> Value:
+    v = c["self"]
+    if c.name == "exp2":
+        v = al.multiply(v, constant(math.log(2)))
+    if (n := v.number()) is not None:
+        return Value(v.axes, constant(math.exp(n)).terms)
+    return al.exponential(v)
+
+
+@rule("log", "log2")
+def logarithm(c: Call) -> Value:
+    v = al.logarithm(c["self"])
+    if v is None:
+        raise Unknown("logarithm of a tensor")
+    return al.multiply(v, constant(1 / math.log(2))) if c.name == "log2" else v
+
+
+def _log_of(c: Call, x: Any) -> Value:
+    """The logarithm of a base that cannot be negative, whatever the inputs are."""
+    v = c.table.value(x)
+    if (found := al.logarithm(v)) is not None:
+        return found
+    if v.leaves() and all(leaf.positive for leaf in v.leaves()) and len(v.terms) == 1 and not isinstance(x, (int, float)):
+        return c.table.leaf(x, "log")
+    raise Unknown("powers of a base that may be negative")
+
+
+@rule("pow")
+def power(c: Call) -> Value:
+    base, exponent = c.args["self"], c.args["exponent"]
+    if isinstance(exponent, (int, float)):
+        if exponent == 1:
+            return c.open("self")
+        if exponent in (2, 3, 4) and are_products(c.table.value(base)):
+            result = c["self"]
+            for _ in range(int(exponent) - 1):
+                result = al.multiply(result, c["self"])
+            return result
+        raise Unknown("a power is a function of its own")
+    return al.exponential(al.multiply(_log_of(c, base), c["exponent"]))
+
+
+@rule("square")
+def square(c: Call) -> Value:
+    if not are_products(c.table.value(c.args["self"])):
+        raise Unknown("a power is a function of its own")
+    return al.multiply(c["self"], c["self"])
+
+
+def are_products(v: Value) -> bool:
+    """Sums over products of tensors (scores), whose powers are polynomials of the scores; a power of one tensor is a feature
+    map."""
+    return any(t.bound and len(t.leaves()) > 1 or al.are_pairs(t) for t in v.terms)
+
+
+@rule("clamp")
+def clamped(c: Call) -> Value:
+    return al.clamp(c["self"], c.get("min"), c.get("max"))
+
+
+@rule("clamp_min")
+def clamped_below(c: Call) -> Value:
+    return al.clamp(c["self"], c.get("min"), None)
+
+
+@rule("abs")
+def absolute(c: Call) -> Value:
+    return al.absolute(c["self"])
+
+
+# ------------------------------------------------------------------------------------------------------- sums over axes
+@rule("cumsum")
+def cumulative(c: Call) -> Value:
+    return al.cumsum(c["self"], c.dim(), c.dtype)
+
+
+@rule("cumprod")
+def cumulative_product(c: Call) -> Value:
+    """The exponential of a cumulative sum of logarithms."""
+    return al.exponential(al.cumsum(_log_of(c, c.args["self"]), c.dim(), None))
+
+
+@rule("sum")
+def summed(c: Call) -> Value:
+    rank = c.args["self"].dim()
+    dims = [d % rank for d in c.get("dim", ()) or range(rank)] if rank else []
+    return al.sum_over(c["self"], dims, bool(c.get("keepdim", False)), c.dtype)
+
+
+@rule("bmm", "mm")
+def product_of_matrices(c: Call) -> Value:
+    x, y = c["self"], c["mat2"]
+    for weight, other in ((x, y), (y, x)):
+        if _is_weight(weight) and not _is_running(other) and not same(size_of(c.args["self"].shape[-1]), 1):
+            raise Unknown("a projection by a parameter")
+    for weight, other, rows in ((y, x, -2), (x, y, -1)):
+        alone = not any(axis for v in (x, y) for axis in v.axes[:-2])
+        if alone and len(other.axes[rows]) > 1 and other.leaves() and _is_given(weight) and not _is_running(other):
+            raise Unknown("a projection: one matrix for all batches, which no product of queries and keys has")
+    return al.matmul(x, y, c.dtype)
+
+
+def _is_weight(v: Value) -> bool:
+    return bool(v.leaves()) and all(leaf.parameter for leaf in v.leaves())
+
+
+def _is_given(v: Value) -> bool:
+    """An argument, read as it is."""
+    return len(v.terms) == 1 and not (v.terms[0].indicators or v.terms[0].exponent or v.terms[0].bound) and all(
+        isinstance(f, Read) and f.leaf.node is not None and f.leaf.node.op == "placeholder" for f in v.terms[0].factors) \
+        and len(v.terms[0].factors) == 1
+
+
+def _is_running(v: Value) -> bool:
+    """Sums up to a position, which a parameter by positions may read out."""
+    return any(set(e.coef) & set(t.bound) for t in v.terms for e in t.indicators)
+
+
+@rule("baddbmm")
+def sum_and_product(c: Call) -> Value:
+    x, y = c["batch1"], c["batch2"]
+    p = al.multiply(al.matmul(x, y, c.dtype), constant(c.get("alpha", 1)))
+    beta = c.get("beta", 1)
+    return p if beta == 0 else al.add(p, al.multiply(c.open("self"), constant(beta)))

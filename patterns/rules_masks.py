@@ -1,0 +1,108 @@
+"""Rules for constants, positions, and masks made of them."""
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from . import algebra as al
+from . import axes as ax
+from .calls import Call, rule
+from .index import Index, Unknown, same, size_of, var
+from .normal_form import Position, Read, Term, Value, constant
+
+
+@rule("ones", "zeros", "full", "ones_like", "zeros_like", "full_like", "new_ones", "new_zeros", "new_full", "empty",
+      "scalar_tensor", "fill", "zero")
+def filled(c: Call) -> Value:
+    if c.name == "empty":
+        raise Unknown("uninitialised memory")
+    if c.name in ("fill", "scalar_tensor"):
+        v = c.table.value(c.args["value" if c.name == "fill" else "s"])
+    elif "fill_value" in c.args:
+        v = c.table.value(c.args["fill_value"])
+    else:
+        v = constant(1 if "ones" in c.name else 0)
+    if c.out.dtype == torch.bool and v.number() not in (None, 0):
+        v = constant(1)
+    if c.name.endswith("_like"):
+        return Value(c.open("self").axes, v.terms, v.masked, v.sign)
+    return ax.expand(v, c.sizes())
+
+
+@rule("arange")
+def positions(c: Call) -> Value:
+    i = Index(size_of(c.out.shape[0]))
+    start, step = size_of(c.get("start", 0)), size_of(c.get("step", 1))
+    terms = (Term(step, (Position(var(i)),)),) if not same(i.size, 1) else ()
+    return Value(((i,) if not same(i.size, 1) else (),), terms + ((Term(start),) if start != 0 else ()))
+
+
+@rule("linspace")
+def spaced(c: Call) -> Value:
+    i, start = Index(size_of(c.out.shape[0])), c.args["start"]
+    if not isinstance(i.size, int) or i.size < 2:
+        raise Unknown("few or a dynamic number of steps")
+    step = (c.args["end"] - start) / (i.size - 1)
+    return Value(((i,),), (Term(step, (Position(var(i)),)), *((Term(start),) if start != 0 else ())))
+
+
+@rule("le", "lt", "ge", "gt", "eq", "ne")
+def comparison(c: Call) -> Value:
+    if c.args["other"] is c.args["self"] and c.name in ("eq", "ne") and _is_number_everywhere(c["self"]):
+        return replace(constant(int(c.name == "eq"), len(c["self"].axes)), axes=c["self"].axes)   # x != x asks for NaN
+    return al.compare(c.name, c["self"], c["other"])
+
+
+def _is_number_everywhere(v: Value) -> bool:
+    """Finite, where it is not infinite by a mask: the overflows that user code repairs do not occur in a normal form. A
+    tensor that is read may hold NaN."""
+    return not any(isinstance(f, Read) for t in v.terms for f in t.factors) and not any(
+        isinstance(f, Read) and not e.bound and f.leaf.real is None for t in v.terms for e in t.exponent for f in e.factors)
+
+
+@rule("isnan")
+def is_nan(c: Call) -> Value:
+    if not _is_number_everywhere(c["self"]):
+        raise Unknown("a tensor that may hold NaN")
+    return Value(c["self"].axes, ())
+
+
+@rule("nan_to_num")
+def repaired(c: Call) -> Value:
+    if not _is_number_everywhere(c["self"]) or c["self"].masked is not None:
+        raise Unknown("a tensor that may hold NaN")
+    return c["self"]
+
+
+@rule("index_put")
+def filled_where(c: Call) -> Value:
+    """x[mask] = number."""
+    indices, number = c.args["indices"], c.table.value(c.args["values"])
+    if len(indices) != 1 or indices[0].dtype != torch.bool or c.get("accumulate") or c.args["values"].dim() != 0:
+        raise Unknown("an assignment to elements")
+    return al.where(c.table.value(indices[0]), number, c["self"])
+
+
+@rule("logical_not", "bitwise_not")
+def negated(c: Call) -> Value:
+    if c.out.dtype != torch.bool:
+        raise Unknown("bitwise not of integers")
+    return al.complement(c["self"])
+
+
+@rule("tril", "triu")
+def triangle(c: Call) -> Value:
+    return al.triangle(c["self"], c.get("diagonal", 0), c.name == "tril")
+
+
+@rule("where")
+def choice(c: Call) -> Value:
+    if "condition" not in c.args or "other" not in c.args:
+        raise Unknown("where with one argument")
+    return al.where(c["condition"], c["self"], c["other"])
+
+
+@rule("masked_fill")
+def masked(c: Call) -> Value:
+    return al.where(c["mask"], c.table.value(c.args["value"]), c["self"])

@@ -1,0 +1,118 @@
+"""Rules for what moves elements and leaves them as they are: views, windows, concatenation."""
+from __future__ import annotations
+
+from . import algebra as al
+from . import axes as ax
+from .calls import Call, rule
+from .index import Size, Unknown, size_of
+from .normal_form import Value
+
+
+@rule("view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy", "squeeze", "unflatten", "flatten")
+def reshaped(c: Call) -> Value:
+    return ax.reshape(c.open("self"), c.sizes())
+
+
+@rule("permute")
+def permuted(c: Call) -> Value:
+    rank = c.args["self"].dim()
+    return ax.permute(c.open("self"), [d % rank for d in c.args["dims"]])
+
+
+@rule("transpose", "t", "numpy_T", "mT")
+def transposed(c: Call) -> Value:
+    rank = c.args["self"].dim()
+    order = list(range(rank))
+    if rank > 1:
+        i, j = (c.args["dim0"] % rank, c.args["dim1"] % rank) if "dim0" in c.args else (rank - 2, rank - 1)
+        order[i], order[j] = j, i
+    return ax.permute(c.open("self"), order)
+
+
+@rule("unsqueeze")
+def unsqueezed(c: Call) -> Value:
+    return ax.insert(c.open("self"), c.dim(extra=1))
+
+
+@rule("expand")
+def expanded(c: Call) -> Value:
+    return ax.expand(c.open("self"), c.sizes())
+
+
+@rule("repeat")
+def repeated(c: Call) -> Value:
+    return ax.repeat(c.open("self"), [size_of(n) for n in c.args["repeats"]])
+
+
+@rule("slice")
+def sliced(c: Call) -> Value:
+    v, d = c.open("self"), c.dim()
+    full, start = size_of(c.args["self"].shape[d]), size_of(c.get("start", 0))
+    length = size_of(c.out.shape[d])
+    if isinstance(start, int) and start < 0:
+        start = full + start
+        if isinstance(start, int):
+            start = max(start, 0)
+    return ax.window(v, d, start, c.get("step", 1), length)
+
+
+@rule("select")
+def selected(c: Call) -> Value:
+    v, d, at = c.open("self"), c.dim(), size_of(c.args["index"])
+    if isinstance(at, int) and at < 0:
+        at = size_of(c.args["self"].shape[d]) + at
+    return ax.remove(ax.window(v, d, at, 1, 1), d)
+
+
+@rule("split", "split_with_sizes", "chunk", "unbind")
+def pieces(c: Call) -> list[Value]:
+    v, d = c.open("self"), c.dim()
+    result, start = [], 0
+    for o in c.out:
+        length = 1 if c.name == "unbind" else size_of(o.shape[d])
+        w = ax.window(v, d, start, 1, length)
+        result.append(ax.remove(w, d) if c.name == "unbind" else w)
+        start = start + length
+    return result
+
+
+@rule("unfold")
+def unfolded(c: Call) -> Value:
+    d = c.dim("dimension")
+    return ax.unfold(c.open("self"), d, c.args["size"], c.args["step"], size_of(c.out.shape[d]))
+
+
+@rule("flip")
+def flipped(c: Call) -> Value:
+    rank = c.args["self"].dim()
+    return ax.flip(c["self"], [d % rank for d in c.args["dims"]])
+
+
+@rule("constant_pad_nd")
+def padded(c: Call) -> Value:
+    if c.get("value", 0) != 0:
+        raise Unknown("padding with another number than zero")
+    return ax.pad(c.open("self"), [size_of(s) for s in c.args["pad"]])
+
+
+@rule("cat")
+def concatenated(c: Call) -> Value:
+    """A sum of windows. Where no piece is a sum over positions, nothing is gained by looking into it."""
+    tensors = [t for t in c.args["tensors"] if t.dim() > 1 or t.shape[0] != 0]
+    pieces = [c.table.value(t) for t in tensors]
+    zeros = sum(not v.terms and v.masked is None for v in pieces)
+    if len(pieces) - zeros > 1 and not any(t.bound or al.outer(t) for v in pieces for t in v.terms):
+        raise Unknown("pieces of several tensors")
+    d = int(c.args.get("dim", 0)) % tensors[0].dim()
+    whole = size_of(c.out.shape[d])
+    start: Size = 0
+    total: Value | None = None
+    for t, v in zip(tensors, pieces):
+        length = size_of(t.shape[d])
+        after = whole - start - length
+        spec = [0] * (2 * (t.dim() - 1 - d)) + [start, after]
+        placed = ax.pad(v, spec) if v.terms else Value(ax.expand(Value(((),) * t.dim(), ()), c.sizes()).axes, ())
+        total = placed if total is None else al.add(total, placed)
+        start = start + length
+    assert total is not None
+    return total

@@ -1,0 +1,263 @@
+"""The side table: the dispatch mode that gives every tensor a normal form and keeps a record of every operation.
+
+It sees the ATen operations that a graph's calls are made of, and looks each up in the table of rules.
+"""
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.fx as fx
+import torch.utils._pytree as pytree
+from torch._subclasses import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from .algebra import table
+from .assembled import Assembled
+from .calls import Call, Table, number_value
+from .evaluate import MAX_TABLE, fold
+from .functions import POSITIVE, SUMS, VIEWS
+from .index import Index, Unknown, product, same, size_of
+from .leaves import are_scores
+from .normal_form import Leaf, Read, Value, leaf_value
+from .records import Key, Record
+from .rules import RULES
+
+
+class SideTable(Assembled):
+    """The dispatch mode: normal forms by tensor, records by output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: dict[int, Value] = {}
+        self.tensors: dict[int, torch.Tensor] = {}              # keeps ids from being used again
+        self.versions: dict[int, int] = {}
+        self.storages: dict[int, list[torch.Tensor]] = {}
+        self.records: dict[tuple[int, int], Record] = {}
+        self.node_of: dict[int, fx.Node] = {}
+        self.attention: set[int] = set()                        # tensors that are an attention, or hold one
+        self.closed: dict[int, Value] = {}                      # tensors, foremost attentions, read as a leaf
+        self.viewed: set[int] = set()                           # of these, mere views and casts of one
+        self.why_leaf: dict[int, str] = {}
+        self.folded: dict[int, list[fx.Node]] = {}              # constants known by their values, and the inputs of these
+        self.mutations: list[tuple[int, fx.Node | None]] = []   # (storage, node)
+        self.current: fx.Node | None = None
+
+    # ------------------------------------------------------------------------------------------------ the side table
+    def put(self, t: torch.Tensor, v: Value) -> None:
+        if id(t) not in self.tensors:
+            self.storages.setdefault(t.untyped_storage()._cdata, []).append(t)
+        self.tensors[id(t)] = t
+        self.values[id(t)] = v
+
+    def cut(self, t: torch.Tensor, node: fx.Node | None = None, parameter: bool = False, scores: str = "",
+            positive: bool = False, definition: Value | None = None) -> Value:
+        """Makes t a leaf."""
+        leaf = Leaf(tuple(size_of(s) for s in t.shape), t, node, parameter, scores=scores, positive=positive,
+                    definition=definition)
+        v = leaf_value(leaf)
+        self.put(t, v)
+        self.attention.discard(id(t))
+        self.closed.pop(id(t), None)
+        return v
+
+    def leaf(self, x: torch.Tensor, function: str = "") -> Value:
+        """x read as a whole, without a look into it; its own value stays as it is."""
+        v = self.value(x)
+        first = v.terms[0].factors[:1] if len(v.terms) == 1 else ()
+        if first and isinstance(first[0], Read) and first[0].leaf.tensor is x and not function:
+            return v
+        if (read := self.closed.get(id(x))) is None:
+            own = first[0].leaf if first and isinstance(first[0], Read) and first[0].leaf.tensor is x else None
+            read = leaf_value(own or Leaf(tuple(size_of(s) for s in x.shape), x, self.node_of.get(id(x)), definition=v))
+            for old, new in zip(v.axes, read.axes):
+                if new:
+                    new[0].split(old)
+            self.closed[id(x)] = read
+        if not function:
+            return read
+        t, = read.terms
+        return replace(read, terms=(replace(t, factors=tuple(
+            replace(f, function=function) if isinstance(f, Read) else f for f in t.factors)),))
+
+    def settled(self, x: Any) -> bool:
+        return id(x) in self.attention
+
+    def value(self, x: Any) -> Value:
+        if not isinstance(x, torch.Tensor):
+            return number_value(x)
+        if id(x) in self.values:
+            return self.values[id(x)]
+        held = x.constant if isinstance(x, FakeTensor) else x   # torch.tensor(0.5) in the graph
+        if held is not None and not isinstance(held, FakeTensor) and 0 < held.numel() <= MAX_TABLE and not held.is_complex():
+            with _disable_current_modes():
+                numbers = held.detach().double().cpu().numpy()
+            if numbers.size == 1:
+                v = number_value(numbers.item())
+                return Value(((),) * x.dim(), v.terms, v.masked, v.sign)
+            try:
+                return table(numbers, Value(tuple(() if s == 1 else (Index(s),) for s in numbers.shape), ()))
+            except Unknown:
+                pass
+        return self.cut(x)
+
+    # --------------------------------------------------------------------------------------------------- dispatching
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "prim":
+            return func(*args, **kwargs)
+        if torch.is_inference_mode_enabled() and func._can_decompose() and \
+                torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+            with self:                                           # inference mode hands composite operations over whole
+                return func.decompose(*args, **kwargs)
+        inputs, keywords = pytree.tree_map_only(torch.Tensor, self._key, (args, kwargs))
+        out = func(*args, **kwargs)
+        name = func._schema.name.split("::")[1]
+        mutates = func._schema.is_mutable
+        outs = [o for o in pytree.tree_leaves(out) if isinstance(o, torch.Tensor)]
+        if mutates and name.endswith("_"):
+            name = name[:-1]
+        result = self._apply(name, func, args, kwargs, out)
+        inherits = name in VIEWS | SUMS and any(id(a) in self.attention for a in pytree.tree_leaves(args))
+        put_together = self._pieces_of(name, func, args, kwargs, out)
+        if mutates:
+            window = self._window_of(outs[0]) if name == "copy" and len(outs) == 1 else None
+            old = None if window is None else (
+                self._key(window[0]), self.pieces.get(id(window[0])), self.value(window[0]))
+            self._mutated(outs)
+        values = result if isinstance(result, list) else [result] * len(outs)
+        if inherits and name in VIEWS and not mutates and name != "neg":
+            closed = self._apply(name, func, args, kwargs, out, _Closed(self))
+            closed = closed if isinstance(closed, list) else [closed] * len(outs)
+        else:
+            closed = [None] * len(outs)
+        for o, v, leaf in zip(outs, values, closed):
+            if mutates:
+                self.versions[id(o)] = self.versions.get(id(o), 0) + 1
+            if v is None:
+                self.cut(o, scores=self.of_scores(name, args), positive=name in POSITIVE)
+                continue
+            self.put(o, v)
+            self.viewed.discard(id(o))
+            self.closed.pop(id(o), None)
+            if inherits and (name in VIEWS or any(t.bound for t in v.terms)):
+                self.attention.add(id(o))
+                if name in VIEWS:
+                    self.viewed.add(id(o))
+                if leaf is not None:
+                    self.closed[id(o)] = leaf
+            else:
+                self.attention.discard(id(o))
+        keys = tuple((id(o), self.versions.get(id(o), 0)) for o in outs)
+        record = Record(func, inputs, keywords, keys, tuple(self.values[id(o)] for o in outs), len(self.records))
+        self.records.update(dict.fromkeys(keys, record))
+        if put_together is not None:
+            self.pieces[id(out)] = put_together
+            self._tie(self.values[id(out)], put_together.pieces[0].value, put_together.dim)
+        if mutates and window is not None and old is not None:
+            self._write(*window, *old, Key(*keys[0]))
+        return out
+
+    def of_scores(self, name: str, args: Any) -> str:
+        """The name of a function that is applied to products of two tensors, for reports; else empty."""
+        for a in pytree.tree_leaves(args):
+            if isinstance(a, torch.Tensor) and id(a) in self.values and not self.settled(a):
+                for t in self.values[id(a)].terms:
+                    if found := next((leaf.scores for leaf in t.leaves() if leaf.scores), ""):
+                        return found
+                    if are_scores(t):
+                        return name
+        return ""
+
+    def _key(self, t: torch.Tensor) -> Key | torch.Tensor:
+        if not isinstance(t, FakeTensor) and id(t) not in self.tensors:
+            return t                                             # a constant tensor in the arguments
+        self.tensors.setdefault(id(t), t)
+        return Key(id(t), self.versions.get(id(t), 0))
+
+    def _apply(self, name: str, func: Any, args: Any, kwargs: Any, out: Any, table: Table | None = None) -> Any:
+        """The value(s) of the output by the table of rules, or None: a leaf."""
+        named = {a.name: x for a, x in zip(func._schema.arguments, args)}
+        named.update(kwargs)
+        try:
+            if name not in RULES:
+                raise Unknown("no rule")
+            result = RULES[name](Call(name, named, out, table or self))
+        except Unknown as e:
+            if (known := self._numbers(func, args, kwargs, out)) is not None:
+                return known
+            for o in pytree.tree_leaves(out):
+                if isinstance(o, torch.Tensor):
+                    self.why_leaf[id(o)] = f"{name}: {e}"
+            return None
+        for o, v in zip(pytree.tree_leaves(out), result if isinstance(result, list) else [result]):
+            if len(v.axes) != o.dim() or not all(same(product(x.size for x in a), size_of(s))
+                                                 for a, s in zip(v.axes, o.shape)):
+                self.why_leaf[id(o)] = f"{name}: the rule's axes do not fit the output"
+                return None
+        return result
+
+    def _numbers(self, func: Any, args: Any, kwargs: Any, out: Any) -> Value | None:
+        """A function of numbers that are known is known: it is called on them."""
+        given = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, torch.Tensor)]
+        if not given or not isinstance(out, torch.Tensor) or func._schema.is_mutable or not out.is_floating_point() \
+                or torch.Tag.nondeterministic_seeded in func.tags or any(self.value(a).leaves() for a in given):
+            return None
+        tables = {id(a): fold(self.value(a)) for a in given}
+        if any(t is None for t in tables.values()) or not all(isinstance(s, int) for s in out.shape):
+            return None
+
+        def real(a: torch.Tensor) -> torch.Tensor:
+            x = torch.tensor(tables[id(a)]).reshape(tuple(a.shape))
+            return x if a.is_floating_point() else x.to(a.dtype)
+
+        with _disable_current_modes():
+            args, kwargs = pytree.tree_map_only(torch.Tensor, real, (args, kwargs))
+            kwargs = {k: v for k, v in kwargs.items() if k not in ("device", "dtype", "layout", "pin_memory")}
+            numbers = func(*args, **kwargs).double().numpy()
+        axes = tuple(() if s == 1 else (Index(s),) for s in out.shape)
+        return table(numbers, Value(axes, ())) if numbers.shape == tuple(out.shape) else None
+
+    def _mutated(self, outs: list[torch.Tensor]) -> None:
+        """A write makes every other view of the storage unknown, and dirties the leaves that were read from it."""
+        for o in outs:
+            storage = o.untyped_storage()._cdata
+            self.mutations.append((storage, self.current))
+            for v in [self.values[id(o)]] if id(o) in self.values else []:
+                for leaf in v.leaves():
+                    leaf.dirty = leaf.dirty or leaf.tensor is o
+            self.pieces.pop(id(o), None)
+            for other in list(self.storages.get(storage, ())):
+                if other is o:
+                    continue
+                self.pieces.pop(id(other), None)
+                if _spoilt(self.values[id(other)], other):
+                    continue
+                for leaf in self.values[id(other)].leaves():
+                    leaf.dirty = leaf.dirty or leaf.tensor.untyped_storage()._cdata == storage
+                v = self.cut(other, self.node_of.get(id(other)))
+                for leaf in v.leaves():
+                    leaf.dirty = True
+
+
+def _spoilt(v: Value, t: torch.Tensor) -> bool:
+    """Whether t is a leaf that is known to have been written to."""
+    f = v.terms[0].factors[0] if len(v.terms) == 1 and v.terms[0].factors else None
+    return isinstance(f, Read) and f.leaf.tensor is t and f.leaf.dirty
+
+
+class _Closed:
+    """The table, in which an attention is a leaf."""
+
+    def __init__(self, table: SideTable) -> None:
+        self.table = table
+
+    def value(self, x: Any) -> Value:
+        return self.table.leaf(x) if self.table.settled(x) else self.table.value(x)
+
+    def leaf(self, x: torch.Tensor, function: str = "") -> Value:
+        return self.table.leaf(x, function)
+
+    def settled(self, x: Any) -> bool:
+        return False
