@@ -27,7 +27,7 @@ def results(one: Spelling, f: Callable[..., Any], inputs: Sequence[Any]) -> list
     out = f(*inputs)
     outs = list(out) if isinstance(out, tuple) else [out]
     operands = [x for x in inputs if x.requires_grad]
-    operands += list(one.program.parameters()) if isinstance(one.program, torch.nn.Module) else []
+    operands += [p for p in one.program.parameters() if p.requires_grad] if isinstance(one.program, torch.nn.Module) else []
     generator = torch.Generator().manual_seed(3)
     loss = sum((o * torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.dtype)).sum() for o in outs)
     gradients = torch.autograd.grad(loss, operands, allow_unused=True)
