@@ -32,7 +32,8 @@ from .signatures import BUFFER, CONSTANT, LEAF, OPEN, READ, Island, Signer, TooS
 # Without one of these an island has no order of positions.
 CAUSAL = frozenset({
     "cumsum", "cumsum_", "tril", "tril_", "triu", "triu_", "where", "masked_fill", "masked_fill_", "arange", "ge", "gt",
-    "le", "lt", "cumprod", "segsum", "stack", "cat", "tril_indices", "setitem", "copy_", "slice_scatter", "select_scatter"})
+    "le", "lt", "cumprod", "segsum", "stack", "cat", "tril_indices", "setitem", "copy_", "slice_scatter", "select_scatter",
+    "tensor", "diagonal", "diag_embed"})
 
 # Operations that sum over no axis that an attention could sum over: those that have no rule, or only move elements.
 HARMLESS = frozenset({

@@ -17,10 +17,13 @@ def are_scores(t: Term) -> bool:
 
 def dominated(v: Value) -> bool:
     """A sum in which one term already carries every index (elu(q) + 1, x + bias): a leaf keeps products from multiplying
-    out. Differences of positions and of cumulative sums are not of this kind."""
+    out. So is a state that decays by numbers, but not a difference of positions or of cumulative sums."""
     if len(v.terms) < 2 or v.masked is not None or not v.leaves():
         return False
-    if any(t.bound or t.indicators or t.exponent or any(isinstance(f, Position) for f in t.factors) for t in v.terms):
+    if any(t.bound or t.indicators or any(isinstance(f, Position) for f in t.factors) for t in v.terms):
+        return False
+    if any(t.exponent and not {x for e in t.exponent for x in e.free()} <= {x for r in t.reads() for x in r.variables()}
+           for t in v.terms):
         return False
     used = [t.variables() for t in v.terms]
     return any(all(o <= x for o in used) for x in used)

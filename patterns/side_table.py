@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
@@ -217,7 +218,8 @@ class SideTable(Assembled):
             kwargs = {k: v for k, v in kwargs.items() if k not in ("device", "dtype", "layout", "pin_memory")}
             numbers = func(*args, **kwargs).double().numpy()
         axes = tuple(() if s == 1 else (Index(s),) for s in out.shape)
-        return table(numbers, Value(axes, ())) if numbers.shape == tuple(out.shape) else None
+        finite = bool(np.isfinite(numbers).all())           # others may be known by their values as a whole
+        return table(numbers, Value(axes, ())) if finite and numbers.shape == tuple(out.shape) else None
 
     def _mutated(self, outs: list[torch.Tensor]) -> None:
         """A write makes every other view of the storage unknown, and dirties the leaves that were read from it."""
