@@ -92,8 +92,17 @@ def read(b: Builder, r: Read, order: Sequence[Index]) -> Any:
     if r.function:
         if not r.leaf.tensor.is_floating_point():               # of whole numbers it would be a float32
             x = b.call(torch.Tensor.to, x, torch.float64)
-        x = b.call(getattr(torch, r.function), x)
+        x = _through(b, r.function, x)
     return x
+
+
+def _through(b: Builder, function: str, x: Any) -> Any:
+    """An elementwise function by which a leaf is read."""
+    if function == "complement":
+        return b.call(torch.rsub, x, 1)
+    if function == "log_complement":
+        return b.call(torch.log1p, b.call(torch.neg, x))
+    return b.call(getattr(torch, function), x)
 
 
 def _split(b: Builder, x: Any, r: Read, axis: int, digits: Sequence[Index]) -> Any:

@@ -24,6 +24,13 @@ class Unsolvable(Exception):
     """No consistent small sizes were found, or an operation cannot run at them."""
 
 
+def through(function: str, x: Tensor) -> Tensor:
+    """The elementwise function by which a leaf is read."""
+    if function in ("complement", "log_complement"):
+        return 1 - x if function == "complement" else torch.log1p(-x)
+    return getattr(torch, function)(x) if function else x  # type: ignore[no-any-return]
+
+
 class Sizes:
     """Sizes for index variables: some given, the others from how reshapes and broadcasts tied them together, and where
     nothing ties them their own."""
@@ -252,7 +259,7 @@ def _evaluate(t: Term, free: Sequence[Index], sizes: Sizes, leaves: Mapping[Leaf
         else:                                               # out of range only where an indicator says no
             leaf = leaves[f.leaf]
             part = leaf[tuple(at(a).clamp(0, n - 1) for a, n in zip(f.index, leaf.shape))]
-            x = x * (getattr(torch, f.function)(part) if f.function else part)
+            x = x * through(f.function, part)
     if t.exponent:
         exponent: Tensor = sum((_evaluate(e, order, sizes, leaves) for e in t.exponent), torch.zeros(()))
         x = torch.where(holds, x, 0) * torch.where(holds, exponent, 0).exp()

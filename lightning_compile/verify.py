@@ -231,12 +231,15 @@ def random_leaves(site: Site, table: SideTable, sizes: Sizes) -> dict[Leaf, Tens
     """A leaf read through a function (reciprocal) keeps away from zero."""
     generator = torch.Generator().manual_seed(0)
     leaves: dict[Leaf, Tensor] = {}
+    functions = {r.leaf for m in site.matches() for r in m.reads() if r.function}
     for m in site.matches():
         for r in m.reads():
             if r.leaf not in leaves:
                 shape = sizes.shape(table.values[id(r.leaf.tensor)].axes)
                 x = torch.rand(shape, generator=generator, dtype=torch.float64) + 0.5
-                if not r.function:
+                if r.leaf.unit:
+                    x = x / 2                               # between a quarter and three quarters
+                elif not (r.leaf.positive or r.leaf in functions):
                     x = x * (torch.randint(0, 2, shape, generator=generator) * 2 - 1)
                 if r.leaf.relied and r.leaf.real is not None:
                     x = x.abs() * (1 if float(r.leaf.real.flatten()[0]) > 0 else -1)

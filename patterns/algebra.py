@@ -89,7 +89,10 @@ def _not_negative(f: Any) -> bool:
 
 
 def _join(s: Term, t: Term) -> Term | None:
-    """s + t as one term, where they differ in the coefficient only, or cover a condition and its complement."""
+    """s + t as one term, where they differ in the coefficient only, or cover a condition and its complement, or where a gate
+    takes from one what it gives to the other."""
+    if len(s.factors) != len(t.factors):
+        return _what_a_gate_leaves(s, t) or _what_a_gate_leaves(t, s)
     if (s.factors, s.exponent, s.bound) != (t.factors, t.exponent, t.bound):
         return None
     if s.indicators == t.indicators:
@@ -104,6 +107,21 @@ def _join(s: Term, t: Term) -> Term | None:
         if len(only_s) == len(only_t) == 1 and negation(*only_s) == next(iter(only_t)):  # x [e] + x [not e] = x
             return replace(s, indicators=s.indicators & t.indicators)
     return None
+
+
+def _what_a_gate_leaves(x: Term, y: Term) -> Term | None:
+    """x - g x = (1 - g) x, with g between 0 and 1."""
+    if len(y.factors) != len(x.factors) + 1 or replace(y, coef=-y.coef, factors=x.factors, via=x.via, dtype=x.dtype) != x:
+        return None
+    left = list(y.factors)
+    for f in x.factors:
+        if f not in left:
+            return None
+        left.remove(f)
+    g, = left
+    if not isinstance(g, Read) or g.function or not g.leaf.unit or not x.factors:
+        return None
+    return replace(x, factors=(*x.factors, replace(g, function="complement")), via=x.via | y.via)
 
 
 def add(a: Value, b: Value, alpha: Any = 1) -> Value:

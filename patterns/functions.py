@@ -15,9 +15,6 @@ VIEWS = frozenset({
 DETACH = frozenset({"detach", "detach_", torch.detach})  # gradients stop: values do not look across
 SUMS = frozenset({"add", "sub", "rsub", "cat", "stack", "constant_pad_nd", "mul", "div", "baddbmm"})
 
-# Functions that are never negative: powers of their results have real logarithms.
-POSITIVE = frozenset({"exp", "exp2", "sigmoid", "softplus", "softmax", "_softmax", "abs", "square", "relu"})
-
 # Functions whose result is a leaf whatever goes in: they are not even run. Dynamo has left their fake result in the graph.
 OPAQUE: frozenset[Any] = frozenset({
     torch.nn.functional.linear, torch._C._nn.linear, torch.nn.functional.layer_norm, torch.nn.functional.rms_norm,

@@ -13,10 +13,11 @@ from torch._subclasses import FakeTensorMode
 
 from .constants import known_value, static
 from .folding import Folder
-from .functions import DETACH, POSITIVE, example_of, is_scalar, opaque
+from .functions import DETACH, example_of, is_scalar, opaque
 from .index import same, size_of
 from .leaves import are_scores, disconnected, dominated, grown, opaque_exponent
 from .normal_form import Value
+from .ranges import Ranges
 from .side_table import SideTable
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class GraphInterpreter(fx.Interpreter):
         self.grad_enabled = torch.is_grad_enabled()
         self.symbols: dict[str, fx.Node] = {}
         self.folder = Folder(gm)
+        self.ranges = Ranges()
 
     def interpret(self) -> GraphInterpreter:
         """Runs the graph. Installs no shape guards; RuntimeError if a size was found that holds for the example alone."""
@@ -113,7 +115,7 @@ class GraphInterpreter(fx.Interpreter):
             self._fold(m, n)
         if self.islands is not None and n in self.islands.leaves and isinstance(example, torch.Tensor):
             out = self._like(example)
-            self.table.cut(out, positive=str(getattr(n.target, "__name__", n.target)) in POSITIVE)
+            self.table.cut(out, bounds=self.ranges.of(n))
             self._settle(n, out)
             return out
         if n.target is torch._C._set_grad_enabled:
@@ -124,7 +126,7 @@ class GraphInterpreter(fx.Interpreter):
             if isinstance(out, torch.Tensor):
                 args, _ = self.fetch_args_kwargs_from_env(n)
                 name = n.target.__name__
-                self.table.cut(out, scores=self.table.of_scores(name, args), positive=name in POSITIVE)
+                self.table.cut(out, scores=self.table.of_scores(name, args), bounds=self.ranges.of(n))
         else:
             with self.table:
                 out = super().run_node(n)
@@ -167,8 +169,9 @@ class GraphInterpreter(fx.Interpreter):
             long = grown(v)
             if dominated(v) or disconnected(v) or opaque_exponent(v) or long or n.target in DETACH:
                 of_scores = any(are_scores(e) for t in v.terms for e in t.exponent)
-                positive = all(t.pure_exponent() for t in v.terms)
-                before, v = v, table.cut(o, scores="exp" if of_scores else "", positive=positive,
+                low, high = self.ranges.of(n)
+                low = max(low, 0.0) if all(t.pure_exponent() for t in v.terms) else low
+                before, v = v, table.cut(o, scores="exp" if of_scores else "", bounds=(low, high),
                                          definition=None if n.target in DETACH else v)
                 looked = before if long else v
                 for own, old in zip(v.axes, before.axes):
@@ -180,7 +183,7 @@ class GraphInterpreter(fx.Interpreter):
                 table.node_of.setdefault(id(o), n)
                 for leaf in v.leaves():
                     if leaf.node is None and leaf.tensor is o:
-                        leaf.node = n
+                        leaf.node, leaf.bounds = n, self.ranges.of(n)
         if isinstance(out, torch.Tensor):
             if table.mutations and table.mutations[-1][1] is n:
                 table.node_of[id(out)] = n                       # an in-place method returns its own tensor

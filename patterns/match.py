@@ -110,4 +110,5 @@ def parts_of(r: Read) -> tuple[Read, ...]:
 
 
 def _name(r: Read) -> str:
-    return f"{r.function}({r.leaf!r})" if r.function else repr(r.leaf)
+    shown = {"": "{}", "complement": "1 - {}", "log_complement": "log(1 - {})"}.get(r.function, r.function + "({})")
+    return shown.format(repr(r.leaf))

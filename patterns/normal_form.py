@@ -16,6 +16,7 @@ import torch
 import torch.fx as fx
 
 from .index import Affine, Index, Size, Unknown, var
+from .ranges import ALL, Range, unit
 
 MAX_TERMS = 16  # a sum with more terms than any attention has is a leaf
 
@@ -26,8 +27,8 @@ class Leaf:
 
     `node` is the graph node that holds it (None while it exists only inside a composite operation); `dirty` says that
     it was written to after it was read, so that the node's value is no longer the value meant. `scores` names the function
-    that made it, if that was applied to products of two tensors (softmax of scores). `positive` says that its values cannot
-    be negative, whatever the inputs are. `real` holds the values of a static buffer, and `relied` says that something was
+    that made it, if that was applied to products of two tensors (softmax of scores). `bounds` are what its values cannot leave,
+    whatever the inputs are. `real` holds the values of a static buffer, and `relied` says that something was
     concluded from them. `definition` is the value that it had before it was made a leaf, where it had one.
     `parts` are reads of other leaves, laid one behind the other along the last axis: each with the variables of the other
     axes and that of its own position (None: it is a single one).
@@ -39,11 +40,21 @@ class Leaf:
     parameter: bool = False
     dirty: bool = False
     scores: str = ""
-    positive: bool = False
+    bounds: Range = ALL
     real: torch.Tensor | None = None
     relied: bool = False
     definition: Value | None = None
     parts: tuple[tuple[Read, tuple[Index, ...], Index | None], ...] = ()
+
+    @property
+    def positive(self) -> bool:
+        """Whether no value is negative."""
+        return self.bounds[0] >= 0
+
+    @property
+    def unit(self) -> bool:
+        """Whether all values lie between 0 and 1."""
+        return unit(self.bounds)
 
     def __repr__(self) -> str:
         if self.parts:
@@ -57,7 +68,7 @@ class Read:
 
     leaf: Leaf
     index: tuple[Affine, ...]
-    function: str = ""  # "", "reciprocal", "log", "exp"
+    function: str = ""  # "", "reciprocal", "log", "exp", "complement" (1 - x), "log_complement"
 
     def substitute(self, mapping: Mapping[Index, Affine]) -> Read:
         return Read(self.leaf, tuple(a.substitute(mapping) for a in self.index), self.function)

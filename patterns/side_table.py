@@ -18,10 +18,11 @@ from .algebra import table
 from .assembled import Assembled
 from .calls import Call, Table, number_value
 from .evaluate import MAX_TABLE, fold
-from .functions import POSITIVE, SUMS, VIEWS
+from .functions import SUMS, VIEWS
 from .index import Index, Unknown, product, same, size_of
 from .leaves import are_scores
 from .normal_form import Leaf, Read, Value, leaf_value
+from .ranges import ALL, Range, by_name
 from .records import Key, Record
 from .rules import RULES
 
@@ -53,9 +54,9 @@ class SideTable(Assembled):
         self.values[id(t)] = v
 
     def cut(self, t: torch.Tensor, node: fx.Node | None = None, parameter: bool = False, scores: str = "",
-            positive: bool = False, definition: Value | None = None) -> Value:
+            bounds: Range = ALL, definition: Value | None = None) -> Value:
         """Makes t a leaf."""
-        leaf = Leaf(tuple(size_of(s) for s in t.shape), t, node, parameter, scores=scores, positive=positive,
+        leaf = Leaf(tuple(size_of(s) for s in t.shape), t, node, parameter, scores=scores, bounds=bounds,
                     definition=definition)
         v = leaf_value(leaf)
         self.put(t, v)
@@ -137,7 +138,7 @@ class SideTable(Assembled):
             if mutates:
                 self.versions[id(o)] = self.versions.get(id(o), 0) + 1
             if v is None:
-                self.cut(o, scores=self.of_scores(name, args), positive=name in POSITIVE)
+                self.cut(o, scores=self.of_scores(name, args), bounds=by_name(name))
                 continue
             self.put(o, v)
             self.viewed.discard(id(o))

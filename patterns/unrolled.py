@@ -27,6 +27,7 @@ from .loop_forms import (
     Update,
     as_exponent,
     expand,
+    merged,
     resolved,
     substituted,
     without,
@@ -270,13 +271,28 @@ class _Loop:
             if leaf.definition is None or leaf.definition.masked is not None:
                 self.states[key] = []
                 continue
-            self.states[key] = parts = []
-            for t in map(resolved, substituted(leaf.definition, index)):
-                part = self._state_part(t)
-                parts.append(part)
+            terms = [resolved(t) for t in substituted(leaf.definition, index)]
+            self.states[key] = parts = merged([self._state_part(t) for t in self._looked_into(terms)])
+            for t in terms:
                 self.dtype = wider(self.dtype, t.dtype)
-                if isinstance(part, Carry):
-                    todo.append(part.state)
+            todo += [p.state for p in parts if isinstance(p, Carry)]
+
+    def _looked_into(self, terms: list[Term]) -> list[Term]:
+        """Of several states in a sum, those that are made of another one of them are replaced by what they are made of: in
+        s + g (x - s), the difference."""
+        for _ in range(4):
+            states = {r.leaf: (t, r) for t in terms for r in t.reads() if self._is_state(r)}
+            made = next((leaf for leaf in states if leaf.definition is not None and any(
+                r.leaf in states and r.leaf is not leaf for d in leaf.definition.terms for r in d.reads())), None)
+            if made is None:
+                break
+            t, r = states[made]
+            terms = [x for x in terms if x is not t] + [resolved(x) for x in expand(t, r)]
+        return terms
+
+    def _is_state(self, r: Read) -> bool:
+        assert self.frame is not None
+        return bool(r.variables() & set(self.frame.d) and r.variables() & set(self.frame.e))
 
     def _state_part(self, t: Term) -> Update | Carry:
         assert self.frame is not None
