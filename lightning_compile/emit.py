@@ -93,7 +93,7 @@ def read(b: Builder, r: Read, order: Sequence[Index]) -> Any:
         if not r.leaf.tensor.is_floating_point():               # of whole numbers it would be a float32
             x = b.call(torch.Tensor.to, x, torch.float64)
         x = _through(b, r.function, x)
-    return x
+    return b.call(torch.detach, x) if r.detached else x
 
 
 def _through(b: Builder, function: str, x: Any) -> Any:
@@ -365,6 +365,7 @@ def finish(b: Builder, m: Match, x: Any, at: Layout, applied: float, shape: Sequ
             x = b.call(torch.mul, x, read(b, r, wanted))
     if any(len(axis) != 1 for axis in m.value.axes):
         x = b.call(torch.reshape, x, tuple(shape))
+    x = b.call(torch.detach, x) if m.detached else x
     return b.call(torch.Tensor.to, x, dtype) if dtype is not None else x
 
 

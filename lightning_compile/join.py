@@ -56,7 +56,7 @@ def _split_like(main: Match, z: Match) -> Match:
     groups: dict[Index, tuple[Index, ...]] = {}
     for r in main.q + main.k:
         for s in z.q + z.k:
-            if r.leaf is s.leaf and r.function == s.function:
+            if r.leaf is s.leaf and (r.function, r.detached) == (s.function, s.detached):
                 for a, b in zip(r.index, s.index):
                     x = b.only()
                     digits = tuple(sorted(a.coef, key=lambda y: -hint(a.coef[y])))
@@ -98,7 +98,7 @@ def _same_decay(main: Match, z: Match, mapping: dict[Index, Index]) -> bool:
 
 def _same(r: Read, s: Read, mapping: dict[Index, Index]) -> dict[Index, Index] | None:
     """Names for the variables of s under which it is r, in agreement with `mapping`."""
-    if r.leaf is not s.leaf or r.function != s.function:
+    if r.leaf is not s.leaf or (r.function, r.detached) != (s.function, s.detached):
         return None
     found: dict[Index, Index] = {}
     for a, b in zip(r.index, s.index):

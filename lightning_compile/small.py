@@ -259,7 +259,7 @@ def _evaluate(t: Term, free: Sequence[Index], sizes: Sizes, leaves: Mapping[Leaf
         else:                                               # out of range only where an indicator says no
             leaf = leaves[f.leaf]
             part = leaf[tuple(at(a).clamp(0, n - 1) for a, n in zip(f.index, leaf.shape))]
-            x = x * through(f.function, part)
+            x = x * through(f.function, part.detach() if f.detached else part)
     if t.exponent:
         exponent: Tensor = sum((_evaluate(e, order, sizes, leaves) for e in t.exponent), torch.zeros(()))
         x = torch.where(holds, x, 0) * torch.where(holds, exponent, 0).exp()

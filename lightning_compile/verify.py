@@ -128,8 +128,7 @@ def _compare(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequ
                 return near_miss("LC501", seen=f"the {name} is off by {error:.1e}")
     operands = [x for x in leaves.values() if x.requires_grad]
     cotangents = [torch.randn_like(w) for w in wanted]
-    expected = torch.autograd.grad(wanted, operands, cotangents, allow_unused=True)
-    found = torch.autograd.grad(by_operator, operands, cotangents, allow_unused=True)
+    expected, found = (gradients(outs, operands, cotangents) for outs in (wanted, by_operator))
     for x, e, f in zip(operands, expected, found):
         if (error := difference(or_zero(e, x), or_zero(f, x))) > TOLERANCE:
             return near_miss("LC501", seen=f"a gradient is off by {error:.1e}")
@@ -144,6 +143,16 @@ def _compare(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequ
 
 def _replayed(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.bool else torch.float64
+
+
+def gradients(outs: Sequence[Tensor], operands: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """None where an operand has none; detached outputs give none."""
+    used = [(x, g) for x, g in zip(outs, cotangents) if x.requires_grad]
+    if not used:
+        return [None] * len(operands)
+    return torch.autograd.grad([x for x, _ in used], operands, [g for _, g in used], allow_unused=True)
+
+
 def or_zero(g: Tensor | None, x: Tensor) -> Tensor:
     return torch.zeros_like(x) if g is None else g
 
@@ -280,7 +289,7 @@ def _match_signature(m: Match, table: SideTable, numbers: dict[Any, int]) -> Any
         return (str(a.const), tuple(sorted((name(x), str(c)) for x, c in a.coef.items())))
 
     def reads(rs: Any) -> Any:
-        return tuple((name(leaf_key(table, r.leaf)), r.function, tuple(map(index, r.index))) for r in rs)
+        return tuple((name(leaf_key(table, r.leaf)), r.function, r.detached, tuple(map(index, r.index))) for r in rs)
 
     groups = tuple(tuple(map(name, g)) for g in (m.batch, m.i, m.j, m.rows, m.d, m.e))
     decay = tuple((g.numbers.tobytes(), tuple(map(name, g.over)), reads(g.reads)) for g in m.decay)

@@ -16,7 +16,7 @@ from .folding import Folder
 from .functions import DETACH, example_of, is_scalar, opaque
 from .index import same, size_of
 from .leaves import are_scores, disconnected, dominated, grown, opaque_exponent
-from .normal_form import Value
+from .normal_form import Value, detached
 from .ranges import Ranges
 from .side_table import SideTable
 
@@ -166,13 +166,18 @@ class GraphInterpreter(fx.Interpreter):
         ids = {id(o) for o in outs}
         for o in outs:
             v = looked = table.value(o)
+            stops = n.target in DETACH
+            if stops and any(t.bound for t in v.terms):
+                v = looked = detached(v)
+                table.put(o, v)
+                stops = False
             long = grown(v)
-            if dominated(v) or disconnected(v) or opaque_exponent(v) or long or n.target in DETACH:
+            if dominated(v) or disconnected(v) or opaque_exponent(v) or long or stops:
                 of_scores = any(are_scores(e) for t in v.terms for e in t.exponent)
                 low, high = self.ranges.of(n)
                 low = max(low, 0.0) if all(t.pure_exponent() for t in v.terms) else low
                 before, v = v, table.cut(o, scores="exp" if of_scores else "", bounds=(low, high),
-                                         definition=None if n.target in DETACH else v)
+                                         definition=None if stops else v)
                 looked = before if long else v
                 for own, old in zip(v.axes, before.axes):
                     if own:

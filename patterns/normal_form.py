@@ -64,14 +64,15 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Read:
-    """leaf[index], through an elementwise function ('' is the identity)."""
+    """leaf[index], through an elementwise function ('' is the identity). Of a `detached` one no gradient goes back."""
 
     leaf: Leaf
     index: tuple[Affine, ...]
     function: str = ""  # "", "reciprocal", "log", "exp", "complement" (1 - x), "log_complement"
+    detached: bool = False
 
     def substitute(self, mapping: Mapping[Index, Affine]) -> Read:
-        return Read(self.leaf, tuple(a.substitute(mapping) for a in self.index), self.function)
+        return Read(self.leaf, tuple(a.substitute(mapping) for a in self.index), self.function, self.detached)
 
     def variables(self) -> set[Index]:
         return {x for a in self.index for x in a.coef}
@@ -218,6 +219,15 @@ class Value:
 
     def variables(self) -> set[Index]:
         return {x for axis in self.axes for x in axis}
+
+
+def detached(v: Value) -> Value:
+    """A value through which no gradient goes back."""
+    def of_term(t: Term) -> Term:
+        return replace(t, factors=tuple(replace(f, detached=True) if isinstance(f, Read) else f for f in t.factors),
+                       exponent=tuple(map(of_term, t.exponent)))
+
+    return replace(v, terms=tuple(map(of_term, v.terms)))
 
 
 def constant(value: Any, rank: int = 0) -> Value:

@@ -50,7 +50,7 @@ def _signature(s: Scores, t: Term) -> Any:
     def name(x: Index) -> Any:
         return ("d", str(x.size)) if x in s.features else "j" if x in t.bound else x.id
 
-    return Counter((id(r.leaf), r.function, tuple((str(a.const), frozenset((name(x), str(c)) for x, c in a.coef.items()))
+    return Counter((id(r.leaf), r.function, r.detached, tuple((str(a.const), frozenset((name(x), str(c)) for x, c in a.coef.items()))
                                                   for a in r.index)) for r in s.reads)
 
 

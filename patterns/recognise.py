@@ -69,7 +69,7 @@ def _polynomial(value: Value, by_degree: dict[int, list[Term]]) -> Match | NearM
 
 def _sum_of(m: Match) -> Any:
     """What is summed, but for the names of variables; the checks compare the rest."""
-    reads = tuple(sorted((role, id(r.leaf), r.function) for role, group in enumerate((m.q, m.k, m.v, m.out)) for r in group))
+    reads = tuple(sorted((role, id(r.leaf), r.function, r.detached) for role, group in enumerate((m.q, m.k, m.v, m.out)) for r in group))
     decay = tuple((tuple(g.numbers.ravel().round(9)), tuple(r.leaf for r in g.reads)) for g in m.decay)
     return reads, decay, m.reverse, m.strict, m.batch, m.e, m.state, m.entering
 
@@ -115,10 +115,24 @@ def _match(value: Value, terms: list[Term], lead: Term) -> Match | NearMiss | No
     ratio = round(weights.coef) if abs(weights.coef - round(weights.coef)) < 1e-9 else weights.coef
     dtype = _dtype(terms, roles, names)
     decay = tuple(replace(g, reads=place.decay(g)) for g in weights.densities)
-    return Match(value, place.reads(q, query, 0), place.reads(k, key, 1), place.reads(v, key, 1, len(k)), tuple(out),
+    found = Match(value, place.reads(q, query, 0), place.reads(k, key, 1), place.reads(v, key, 1, len(k)), tuple(out),
                  names.batch, place.i, place.j, rows, ordered(roles.d, k), names.e, lead.coef * ratio, decay,
                  weights.reverse, weights.strict, dtype, frozenset().union(*(t.via for t in terms)),
                  state=names.state, entering=weights.entering)
+    return found if found.v else _with_gradients(found)
+
+
+def _with_gradients(m: Match) -> Match:
+    """A normaliser of which every tensor is detached is a detached one of the tensors themselves."""
+    decay = tuple(r for g in m.decay for r in g.reads)
+    if not all(r.detached for r in m.q + m.k + m.out + decay):
+        return m
+
+    def whole(reads: tuple[Read, ...]) -> tuple[Read, ...]:
+        return tuple(replace(r, detached=False) for r in reads)
+
+    return replace(m, q=whole(m.q), k=whole(m.k), out=whole(m.out), detached=True,
+                   decay=tuple(replace(g, reads=whole(g.reads)) for g in m.decay))
 
 
 def _variables(value: Value, terms: Sequence[Term], lead: Term, roles: Roles, entering: Sequence[Term]) -> _Variables:

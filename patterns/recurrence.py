@@ -93,7 +93,7 @@ class Tables(Grid):
 
 
 # The logarithm of a read through a function: its sign and its own function.
-_LOGARITHMS = {"": (1, "log"), "reciprocal": (-1, "log"), "complement": (1, "log_complement")}
+LOGARITHMS = {"": (1, "log"), "reciprocal": (-1, "log"), "complement": (1, "log_complement")}
 
 
 def _factors(t: Term) -> list[Factor]:
@@ -105,11 +105,11 @@ def gates_as_exponents(t: Term) -> Term:
     """Factors that cannot be negative are exponentials of their logarithms."""
     gates = [f for f in t.factors if isinstance(f, Read)]
     for r in gates:
-        if not r.leaf.positive or r.function not in _LOGARITHMS or r.function == "complement" and not r.leaf.unit:
+        if not r.leaf.positive or r.function not in LOGARITHMS or r.function == "complement" and not r.leaf.unit:
             raise near_miss("LC204", leaf=r.leaf)
     if not gates:
         return t
-    logs = tuple(Term(sign, (replace(r, function=function),)) for r in gates for sign, function in (_LOGARITHMS[r.function],))
+    logs = tuple(Term(sign, (replace(r, function=function),)) for r in gates for sign, function in (LOGARITHMS[r.function],))
     return replace(t, factors=tuple(f for f in t.factors if f not in gates), exponent=t.exponent + logs)
 
 
@@ -259,7 +259,7 @@ def atoms_of(tables: Tables, weights: Iterable[Term], low: int) -> list[Atom]:
             reads = tuple(sorted((f for f in e.factors if isinstance(f, Read)), key=lambda r: (id(r.leaf), r.function)))
             if e.exponent:
                 raise near_miss("LC201", seen="an exponent within an exponent")
-            key = tuple((id(r.leaf), r.function, tuple(a for n, a in enumerate(r.index) if n not in tables.positions[r.leaf]))
+            key = tuple((id(r.leaf), r.function, r.detached, tuple(a for n, a in enumerate(r.index) if n not in tables.positions[r.leaf]))
                         for r in reads)
             found.setdefault(key, Atom(reads, low))
     return list(found.values())

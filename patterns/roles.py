@@ -126,7 +126,7 @@ def enter(t: Term, lead: Term, roles: Roles, i: set[Index]) -> tuple[Read, ...]:
 def _alike(r: Read, model: Read, roles: Roles, i: set[Index], bound: set[Index], features: dict[Index, Index],
            moves: bool, commit: bool = False) -> bool:
     """Whether a read is the model's: equal but for the names of bound variables and, where it `moves`, its position."""
-    if r.leaf is not model.leaf or r.function != model.function:
+    if r.leaf is not model.leaf or (r.function, r.detached) != (model.function, model.detached):
         return False
     new: dict[Index, Index] = {}
     for a, b in zip(r.index, model.index):

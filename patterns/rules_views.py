@@ -95,23 +95,25 @@ def padded(c: Call) -> Value:
     return ax.pad(c.open("self"), [size_of(s) for s in c.args["pad"]])
 
 
-@rule("cat")
+@rule("cat", "stack")
 def concatenated(c: Call) -> Value:
     """A sum of windows. Where no piece is a sum over positions, nothing is gained by looking into it."""
     tensors = [t for t in c.args["tensors"] if t.dim() > 1 or t.shape[0] != 0]
     pieces = [c.table.value(t) for t in tensors]
+    d = int(c.args.get("dim", 0)) % c.out.dim()
+    lengths = [size_of(t.shape[d]) for t in tensors] if c.name == "cat" else [1] * len(tensors)
+    if c.name == "stack":
+        pieces = [ax.insert(v, d) for v in pieces]
     zeros = sum(not v.terms and v.masked is None for v in pieces)
     if len(pieces) - zeros > 1 and not any(t.bound or al.outer(t) for v in pieces for t in v.terms):
         raise Unknown("pieces of several tensors")
-    d = int(c.args.get("dim", 0)) % tensors[0].dim()
     whole = size_of(c.out.shape[d])
     start: Size = 0
     total: Value | None = None
-    for t, v in zip(tensors, pieces):
-        length = size_of(t.shape[d])
+    for v, length in zip(pieces, lengths):
         after = whole - start - length
-        spec = [0] * (2 * (t.dim() - 1 - d)) + [start, after]
-        placed = ax.pad(v, spec) if v.terms else Value(ax.expand(Value(((),) * t.dim(), ()), c.sizes()).axes, ())
+        spec = [0] * (2 * (c.out.dim() - 1 - d)) + [start, after]
+        placed = ax.pad(v, spec) if v.terms else Value(ax.expand(Value(((),) * c.out.dim(), ()), c.sizes()).axes, ())
         total = placed if total is None else al.add(total, placed)
         start = start + length
     assert total is not None

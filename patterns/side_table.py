@@ -25,6 +25,7 @@ from .normal_form import Leaf, Read, Value, leaf_value
 from .ranges import ALL, Range, by_name
 from .records import Key, Record
 from .rules import RULES
+from .scans import running_sum
 
 
 class SideTable(Assembled):
@@ -151,12 +152,14 @@ class SideTable(Assembled):
                     self.closed[id(o)] = leaf
             else:
                 self.attention.discard(id(o))
+        if put_together is not None:
+            self.pieces[id(out)] = put_together
+            if (states := running_sum(put_together)) is not None:
+                self.put(out, states)
+            self._tie(self.values[id(out)], put_together.pieces[0].value, put_together.dim)
         keys = tuple((id(o), self.versions.get(id(o), 0)) for o in outs)
         record = Record(func, inputs, keywords, keys, tuple(self.values[id(o)] for o in outs), len(self.records))
         self.records.update(dict.fromkeys(keys, record))
-        if put_together is not None:
-            self.pieces[id(out)] = put_together
-            self._tie(self.values[id(out)], put_together.pieces[0].value, put_together.dim)
         if mutates and window is not None and old is not None:
             self._write(*window, *old, Key(*keys[0]))
         return out

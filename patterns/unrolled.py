@@ -338,7 +338,7 @@ class _Loop:
 
 def _mark(r: Read, bound: set[Index]) -> tuple[Any, ...]:
     """What tells a read of one role from those of others that may share its tensor: how it is read along summed axes."""
-    return (r.leaf, r.function, *((n, a.const, tuple(sorted(map(str, a.coef.values()))))
+    return (r.leaf, r.function, r.detached, *((n, a.const, tuple(sorted(map(str, a.coef.values()))))
                                   for n, a in enumerate(r.index) if set(a.coef) & bound))
 
 
