@@ -42,6 +42,9 @@ def joined(main: Match, z: Match) -> Site | None:
         return None
     if not _same_decay(main, z, mapping):
         return None
+    if len(z.rows) != len(main.rows) or not all(same(a.size, b.size) for a, b in zip(z.rows, main.rows)):
+        return None
+    mapping.update({a: b for a, b in zip(z.rows, main.rows) if a not in mapping})  # digits of one position that both read
     free = {x: y for x, y in mapping.items() if x in {v for axis in z.value.axes for v in axis}}
     substitution = {x: var(y) for x, y in free.items()}
     axes = tuple(tuple(free.get(x, x) for x in axis) for axis in z.value.axes)

@@ -194,8 +194,9 @@ def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], featur
     for x in {x for g in main.decay for x in g.over} | _tabulated(site):
         if isinstance(x.size, int):
             choose(x, x.size)                               # tables of numbers belong to their size
+    numbered = _numbered(regions) if len(main.rows) > 1 else set()
     for depth, x in enumerate(reversed(main.rows)):
-        if whole or len(main.rows) > 1 and isinstance(x.size, int) and x.size <= KEPT:
+        if whole or x in numbered or len(main.rows) > 1 and isinstance(x.size, int) and x.size <= KEPT:
             choose(x, x.size)
         else:
             choose(x, length if len(main.rows) == 1 else (4, 3, 2)[depth % 3])
@@ -216,6 +217,22 @@ def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], featur
         for s in getattr(x.size, "free_symbols", ()):
             symbols.setdefault(s, 2 + len(symbols))
     return given, universe, symbols
+
+
+def _numbered(regions: Sequence[list[Record]]) -> set[Index]:
+    """Variables that run over tensors which were put side by side one by one: there are as many at any sizes."""
+    at = {"aten::stack": 1, "aten::select_scatter": 2}      # the place of their argument `dim`
+    every = [r for records in regions for r in records if r.func._schema.name in at]
+    dims = [r.args[n] if len(r.args) > (n := at[r.func._schema.name]) else r.kwargs.get("dim", 0) for r in every]
+    todo = [x for r, d in zip(every, dims) for x in r.values[0].axes[d % len(r.values[0].axes)]]
+    seen = set[Index]()
+    while todo:
+        x = todo.pop()
+        if x not in seen and isinstance(x.size, int):
+            seen.add(x)
+            todo += [y for group in x.splits if len(group) == 1 for y in group]
+            todo += [y for y in x.parents if (x,) in y.splits]
+    return seen
 
 
 def _tabulated(site: Site) -> set[Index]:

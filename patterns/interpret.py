@@ -196,6 +196,7 @@ class GraphInterpreter(fx.Interpreter):
         written, table.written = table.written, []
         for whole in written:
             if id(whole) in table.pieces and table.pieces[id(whole)].complete():
+                table.sum_up(whole)
                 self.on_node(n, whole, table.value(whole), table.node_of.get(id(whole)))
         if written:
             table.forget_views()

@@ -32,8 +32,16 @@ def dominated(v: Value) -> bool:
 def grown(v: Value) -> bool:
     """A sum of so many sums over positions that it is a state which a loop carries: a leaf with a definition keeps what
     follows from growing with it."""
-    return len(v.terms) > CARRIED and v.masked is None and all(
-        t.bound and len(t.reads()) > 1 for t in v.terms)
+    if len(v.terms) <= CARRIED or v.masked is not None:
+        return False
+    sums = [t for t in v.terms if t.bound and len(t.reads()) > 1]
+    carried = [t for t in v.terms if t not in sums]         # an earlier one of its kind, or what the loop started from
+    return not carried or len(carried) == 1 and (
+        any(_is_grown(r.leaf) for r in carried[0].reads()) or not (carried[0].bound or carried[0].indicators))
+
+
+def _is_grown(leaf: Leaf) -> bool:
+    return leaf.definition is not None and len(leaf.definition.terms) > CARRIED
 
 
 def disconnected(v: Value) -> bool:

@@ -154,8 +154,7 @@ class SideTable(Assembled):
                 self.attention.discard(id(o))
         if put_together is not None:
             self.pieces[id(out)] = put_together
-            if (states := running_sum(put_together)) is not None:
-                self.put(out, states)
+            self.sum_up(out)
             self._tie(self.values[id(out)], put_together.pieces[0].value, put_together.dim)
         keys = tuple((id(o), self.versions.get(id(o), 0)) for o in outs)
         record = Record(func, inputs, keywords, keys, tuple(self.values[id(o)] for o in outs), len(self.records))
@@ -163,6 +162,13 @@ class SideTable(Assembled):
         if mutates and window is not None and old is not None:
             self._write(*window, *old, Key(*keys[0]))
         return out
+
+    def sum_up(self, t: torch.Tensor) -> None:
+        """The value of a tensor of which all pieces are there, if they are states that a loop carried."""
+        if (states := running_sum(self.pieces[id(t)])) is not None:
+            before = self.values[id(t)]
+            self.put(t, states)
+            self._tie(before, states, -1)
 
     def of_scores(self, name: str, args: Any) -> str:
         """The name of a function that is applied to products of two tensors, for reports; else empty."""
