@@ -157,6 +157,9 @@ class _Loop:
             d = {x for r in reads if rows & r.variables() or r in mine for x in r.variables() & bound}
         else:
             d = {x for x in bound if sum(x in r.variables() for r in reads) > 1}
+            own = [r for r in reads if self._own_features(r, reads, bound, rows)]
+            if len(own) == 1 and d - own[0].variables():    # values of several positions, over which the piece sums
+                d -= own[0].variables()
         if not d:
             raise NotUnrolled
         holders = [r for r in reads if r.variables() & d]
@@ -168,8 +171,8 @@ class _Loop:
         state = wide[0] if wide else None
         q = [r for r in holders if r is not state]
         if state is None:
-            q = [r for r in q if rows & r.variables()] if rows else mine or self._not_keys(q, asked)
-        if rows and not self.queries:
+            q = [r for r in q if rows & r.variables()] if rows else mine or self._not_keys(q, asked, bound - d)
+        if not self.queries and (rows or state is None and any(r.variables() & bound - d for r in holders)):
             self.queries = [_mark(r, bound) for r in q]
         if not q:
             raise NotUnrolled
@@ -194,8 +197,10 @@ class _Loop:
         others = {x for s in holders if s is not r for x in s.variables()}
         return r.variables() - bound - others - rows
 
-    def _not_keys(self, holders: list[Read], asked: set[tuple[Leaf, str]]) -> list[Read]:
-        """Queries of a single position, which no index tells from keys."""
+    def _not_keys(self, holders: list[Read], asked: set[tuple[Leaf, str]], summed: set[Index]) -> list[Read]:
+        """Queries of a single position, which no index tells from keys if these are of a single one too."""
+        if any(r.variables() & summed for r in holders):
+            return [r for r in holders if not r.variables() & summed]
         keys = {(r.leaf, r.function) for parts in self.states.values() for p in parts if isinstance(p, Update) for r in p.k}
         found = [r for r in holders if (r.leaf, r.function) in asked] or (
             [r for r in holders if (r.leaf, r.function) not in keys] if keys else [])
