@@ -388,8 +388,13 @@ def replay(records: Sequence[Record], target: Key, inputs: Mapping[Key, Tensor],
     def get(key: Key) -> Tensor:
         if key not in env:                                  # an input known by its value (a mask buffer), or a constant
             v = table.values.get(key.tensor)
-            if v is None or v.leaves():
-                raise Unsolvable("an input of the region is not among the leaves")
+            if v is None:
+                raise Unsolvable("an input of the region is not known")
+            if v.leaves():                                  # the specification does not read it, so any numbers must do
+                generator = torch.Generator().manual_seed(len(env))
+                x = torch.rand(sizes.shape(v.axes), generator=generator, dtype=torch.float64) + 0.5
+                env[key] = x.to(_dtype(table.tensors[key.tensor].dtype))
+                return env[key]
             x = evaluate(v, v.terms, sizes, {})
             if v.masked is not None:
                 finite = evaluate(v, (Term(1, indicators=v.masked),), sizes, {})

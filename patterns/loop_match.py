@@ -20,6 +20,7 @@ from .normal_form import Leaf, Read, Term, Value
 from .pieces import Pieces
 from .recurrence import Tables, gates_as_exponents
 from .slots import Slot, slots
+from .step_gates import gathered
 from .weights import Density, causality
 
 States = Mapping[StateKey, Sequence[Update | Carry]]
@@ -54,6 +55,10 @@ def weigh(pieces: Pieces, frame: Frame, forms: Sequence[Form], states: States, d
     if dtype is not None and not dtype.is_floating_point:
         raise near_miss("LC402", dtype=dtype)
     operands = _operands(forms, frame, states, updates, starts, stride)
+    if stride == 1:
+        key = operands.moving_key()
+        forms, states = gathered(forms, states, updates, lambda u: key.position(u.k[key.number]), int(hint(pieces.length)))
+        weights = [p.weight for parts in (*states.values(), *(f.parts for f in forms)) for p in parts]
     at = _sequenced(pieces, forms, operands, updates, stride, Tables(frame, weights, 0))
     found, tables = weighed(forms, states, frame, weights, operands.moving_key(), at)
     coef, reverse, strict = causality(found.norms[0], found.rows, found.columns, found.decays)

@@ -9,6 +9,7 @@ pieces there are, how long they are, or in which order they were computed.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,6 +37,7 @@ from .loop_match import weigh
 from .match import Match
 from .normal_form import Leaf, Read, Term, Value
 from .pieces import Piece, Pieces
+from .step_gates import kind, positionless
 
 log = logging.getLogger("lightning_compile")
 
@@ -71,6 +73,7 @@ class _Loop:
         self.frame: Frame | None = None
         self.states: dict[StateKey, list[Update | Carry]] = {}
         self.dtype: torch.dtype | None = None
+        self.numbers_of_keys: Counter[Any] | None = None    # by what they are made of, where each step has its own
         rough = [self._split(p) for p in reversed(pieces.pieces)]
         self.rows = self._row_axes(rough)
         self.queries: list[tuple[Any, ...]] = []            # marks of queries, known from pieces with several rows
@@ -141,7 +144,7 @@ class _Loop:
             gates = [r for r in s.extra if r not in shared]
             part = s.part
             if isinstance(part, Update):
-                own = [r for r in gates if _same_place(r, part.k)]
+                own = self._numbers_of(gates, part.k)
                 part, gates = replace(part, v=_in_order((*part.v, *own))), [r for r in gates if r not in own]
             weight = as_exponent(replace(s.front, factors=s.front.factors + tuple(gates)))
             parts.append(replace(part, weight=times(weight, part.weight)))
@@ -277,7 +280,9 @@ class _Loop:
                 self.states[key] = []
                 continue
             terms = [resolved(t) for t in substituted(leaf.definition, index)]
-            self.states[key] = parts = merged([self._state_part(t) for t in self._looked_into(terms)])
+            terms = self._looked_into(terms)
+            self._note_numbers_of_keys(terms)
+            self.states[key] = parts = merged([self._state_part(t) for t in terms])
             for t in terms:
                 self.dtype = wider(self.dtype, t.dtype)
             todo += [p.state for p in parts if isinstance(p, Carry)]
@@ -295,6 +300,27 @@ class _Loop:
             terms = [x for x in terms if x is not t] + [resolved(x) for x in expand(t, r)]
         return terms
 
+    def _note_numbers_of_keys(self, terms: list[Term]) -> None:
+        """What a step multiplies the product by that it adds to an earlier state are numbers of its key."""
+        added = [t for t in terms if not any(map(self._is_state, t.reads()))]
+        if self.numbers_of_keys is None and len(added) == 1 and len(terms) == 2:
+            _, extra = self._update(added[0])
+            self.numbers_of_keys = Counter(kind(r.leaf.node) for r in extra if positionless(r))
+
+    def _numbers_of(self, reads: Sequence[Read], keys: Sequence[Read]) -> list[Read]:
+        """Those of the reads that are numbers of a key, and no gates. Where a step makes tensors of its own for both, they are
+        told apart by what they are made of, and the earlier one of two that are made of the same belongs to the key."""
+        if self.numbers_of_keys is None or not any(positionless(r) for r in reads):
+            return [r for r in reads if _same_place(r, keys)]
+        left = self.numbers_of_keys.copy()
+        own = [r for r in reads if not positionless(r) and _same_place(r, keys)]
+        for r in sorted((r for r in reads if positionless(r)), key=_order):
+            made_of = kind(r.leaf.node)
+            if left[made_of] > 0:
+                left[made_of] -= 1
+                own.append(r)
+        return own
+
     def _is_state(self, r: Read) -> bool:
         assert self.frame is not None
         return bool(r.variables() & set(self.frame.d) and r.variables() & set(self.frame.e))
@@ -306,7 +332,7 @@ class _Loop:
         both = [r for r in reads if r.variables() & d and r.variables() & e]
         if not both:
             update, extra = self._update(t)
-            own = [r for r in extra if _same_place(r, update.k)]
+            own = self._numbers_of(extra, update.k)
             gates = tuple(r for r in extra if r not in own)
             weight = as_exponent(replace(update.weight, factors=update.weight.factors + gates))
             return replace(update, weight=weight, v=_in_order((*update.v, *own)))
@@ -351,6 +377,11 @@ def _reads_a_state(terms: Sequence[Term]) -> bool:
     """Whether a term contracts with a leaf that is a sum of several things."""
     return any(r.leaf.definition is not None and len(r.leaf.definition.terms) > 1 and set(t.bound) & r.variables()
                for t in terms for r in t.reads())
+
+
+def _order(r: Read) -> Any:
+    """Nodes come in the order of the graph."""
+    return (r.leaf.node is None, r.leaf.node)
 
 
 def _pairs(mine: tuple[Index, ...], theirs: tuple[Index, ...]) -> list[tuple[Index, Index]]:
