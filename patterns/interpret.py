@@ -13,7 +13,7 @@ from torch._subclasses import FakeTensorMode
 
 from .constants import known_value, static
 from .folding import Folder
-from .functions import DETACH, example_of, is_scalar, opaque
+from .functions import DETACH, example_of, is_scalar, opaque, transformed
 from .index import same, size_of
 from .leaves import are_scores, disconnected, dominated, grown, opaque_exponent
 from .normal_form import Value, detached
@@ -113,6 +113,8 @@ class GraphInterpreter(fx.Interpreter):
             return example
         for m in self.folder.meets(n):
             self._fold(m, n)
+        if transformed(n):
+            return pytree.tree_map_only(torch.Tensor, self._like, example)
         if self.islands is not None and n in self.islands.leaves and isinstance(example, torch.Tensor):
             out = self._like(example)
             self.table.cut(out, bounds=self.ranges.of(n))
@@ -121,7 +123,7 @@ class GraphInterpreter(fx.Interpreter):
         if n.target is torch._C._set_grad_enabled:
             self._switch_gradients(bool(n.args[0]))
             return None
-        if opaque(n) and isinstance(example, torch.Tensor) or isinstance(n.target, torch._ops.HigherOrderOperator):
+        if opaque(n) and isinstance(example, torch.Tensor) and not self.folder.known.get(n) or isinstance(n.target, torch._ops.HigherOrderOperator):
             out = pytree.tree_map_only(torch.Tensor, self._like, example)
             if isinstance(out, torch.Tensor):
                 args, _ = self.fetch_args_kwargs_from_env(n)

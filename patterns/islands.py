@@ -26,7 +26,7 @@ import torch.fx as fx
 import torch.utils._pytree as pytree
 
 from .constants import static
-from .functions import OPAQUE, dropout_is_active, example_of, is_scalar
+from .functions import OPAQUE, dropout_is_active, example_of, is_scalar, transformed
 from .ranges import Ranges, unit
 from .signatures import BUFFER, CONSTANT, LEAF, OPEN, READ, Island, Signer, TooStrange, counterparts, name_of, named
 
@@ -181,6 +181,8 @@ class Partition:
         example = self.examples[n]
         if n in self.touched or n in self.writers:
             return OPEN
+        if transformed(n):
+            return LEAF if isinstance(example, torch.Tensor) else ""
         if n.op == "output" or example is None or is_scalar(example):
             return ""                                       # no tensor
         if n.op in ("placeholder", "get_attr"):

@@ -11,6 +11,7 @@ import sympy
 import torch
 
 from .codes import NearMiss, near_miss
+from .functions import DETACH
 from .index import Affine, Index, hint, product, same
 from .loop_ending import ending
 from .loop_forms import Carry, Form, Frame, NotUnrolled, StateKey, Update
@@ -47,6 +48,9 @@ def weigh(pieces: Pieces, frame: Frame, forms: Sequence[Form], states: States, d
     """The match of a loop; NearMiss where its weights are none of the operator's. `state_part` takes a term of a state apart."""
     forms = [replace(f, parts=_with_exponents(f.parts)) for f in forms]
     states = {key: _with_exponents(parts) for key, parts in states.items()}
+    cut = [leaf for (leaf, _), parts in states.items() if not parts and leaf.node is not None and leaf.node.target in DETACH]
+    if cut and sum(not parts for parts in states.values()) > 1:
+        raise near_miss("LC304", leaf=cut[0])
     stride = int(np.prod([hint(s) for s in frame.sizes], dtype=int))
     updates, starts = _in_order_of_use(forms, states, stride)
     weights = [p.weight for parts in (*states.values(), *(f.parts for f in forms)) for p in parts]

@@ -178,7 +178,7 @@ class SideTable(Assembled):
                     if found := next((leaf.scores for leaf in t.leaves() if leaf.scores), ""):
                         return found
                     if are_scores(t):
-                        return name
+                        return name.strip("_")
         return ""
 
     def _key(self, t: torch.Tensor) -> Key | torch.Tensor:

@@ -64,7 +64,7 @@ def time_first_and_two_functions(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return numerator / denominator[..., None]
 
 
-@spelling(lambda: [random(N, B, H, 4), random(N, B, H, 4), random(N, B, H, 5)], sites=2)
+@spelling(lambda: [random(N, B, H, 4), random(N, B, H, 4), random(N, B, H, 5)])
 def time_first_by_masked_scores(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Scores of all pairs, once for the sum and once for the normaliser, which is written apart."""
     q, k = q.exp(), k.exp()
@@ -133,7 +133,6 @@ for _name, _divide in {
     "by_a_power": lambda o, z: o * z.pow(-1),
     "by_true_divide": lambda o, z: torch.true_divide(o, z + 1e-5),
     "repaired": lambda o, z: torch.nan_to_num(o / z),
-    "mixed_with_one": lambda o, z: o / (0.5 * z + 0.5),
     "used_twice": lambda o, z: o / (z + 1e-6) + torch.tanh(z),
 }.items():
     normalised(_name, _divide)
@@ -236,9 +235,9 @@ class FeaturesOfASmallNetwork(nn.Module):
         return s.div(s.sum(-1, keepdim=True) + 1e-6).matmul(v)
 
 
-@spelling(qkv)
+@spelling(qkv, sites=2)
 def orders_of_a_series_summed_apart(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The constant term by a sum of values, the first by scores."""
+    """The constant term by a sum of values, the first by scores; the count of positions is no part of the normaliser's site."""
     s = (q @ k.mT).tril()
     o, z = v.cumsum(2) + s @ v, torch.arange(1, N + 1, dtype=q.dtype)[:, None] + s.sum(-1, keepdim=True)
     return o / (z.abs() + 1)
@@ -294,8 +293,9 @@ def buckets_before_the_own_one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("bhund,bhude->bhune", q, F.pad(state, (0, 0, 0, 0, 1, 0))[:, :, :-1]).flatten(2, 3)
 
 
-@spelling(qkv, sites=0)
+@spelling(qkv, sites=None, keeps=True)
 def states_normalised_as_matrices(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The norms need the states anyway; what they divide may be an attention."""
     state = torch.einsum("bhnd,bhne->bhnde", k, v).cumsum(2)
     return torch.einsum("bhnd,bhnde->bhne", q, state / state.norm(dim=(-2, -1), keepdim=True))
 

@@ -18,8 +18,9 @@ def scores_without_their_upper_part(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (s - s.triu(1)) @ v
 
 
-@spelling(qkv)
+@spelling(qkv, sites=None, keeps=True)
 def scores_below_and_on_the_diagonal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A diagonal of scores is a tensor of which nothing is known."""
     s = q @ k.mT
     return (s.tril(-1) + torch.diag_embed(s.diagonal(dim1=-2, dim2=-1))) @ v
 
@@ -55,8 +56,9 @@ def mask_repeated_for_merged_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.bmm(torch.bmm(q, k.transpose(1, 2)) * mask, v).reshape(B, H, N, E)
 
 
-@spelling(qkv)
+@spelling(qkv, sites=None, keeps=True)
 def scores_filled_in_place_through_a_view(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Writes through views of another shape are not followed."""
     s = torch.bmm(q.flatten(0, 1), k.flatten(0, 1).mT)
     s.view(B, H, N, N).masked_fill_(torch.ones(N, N, dtype=torch.bool).triu(1), 0)
     return (s @ v.flatten(0, 1)).view(B, H, N, E)
@@ -135,23 +137,16 @@ def one_key_head_and_a_running_sum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("bhnd,bnde->bhne", q, state)
 
 
-@spelling(qkv)
-def products_by_tensordot(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    out = []
-    for b in range(B):
-        s = torch.matmul(q[b], k[b].transpose(-1, -2))
-        out.append(torch.matmul(torch.tril(s), v[b]))
-    return torch.cat([o.unsqueeze(0) for o in out], 0)
-
-
 @spelling(lambda: [random(N, D), random(N, D), random(N, E)])
 def one_sequence_by_tensordot(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     s = torch.tensordot(q, k, dims=([1], [1])).tril()
     return torch.tensordot(s, v, dims=1)
 
 
-@spelling(qkv)
+@spelling(qkv, sites=None, keeps=True)
 def one_function_of_a_sequence_mapped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """What stands under a transformation is not looked into."""
+
     def one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return torch.tril(q @ k.T) @ v
 
@@ -165,8 +160,9 @@ def products_by_addition(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return o.unflatten(0, (B, H))
 
 
-@spelling(qkv)
+@spelling(qkv, sites=None, keeps=True)
 def residual_by_baddbmm(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """One call for the attention and a sum that does not belong to it."""
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
     return torch.baddbmm(v, torch.bmm(q, k.mT).tril(), v).unflatten(0, (B, H))
 
@@ -232,7 +228,7 @@ class Numerator(torch.autograd.Function):
                 torch.einsum("nbhde,nbhd->nbhe", later, k))
 
 
-@spelling(lambda: [random(N, B, H, D), random(N, B, H, D), random(N, B, H, E)])
+@spelling(lambda: [random(N, B, H, D), random(N, B, H, D), random(N, B, H, E)], sites=3)
 def backward_written_by_hand(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return Numerator.apply(q.exp(), k.exp(), v)  # type: ignore[no-any-return]
 
@@ -244,14 +240,6 @@ def as_complex_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     turn = torch.polar(torch.ones_like(at), at)
     q, k = (torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * turn).flatten(-2) for x in (q, k))
     return (q @ k.mT).tril() @ v
-
-
-@spelling(lambda: [x.detach().float().requires_grad_() for x in qkv()], sites=1)
-def sums_outside_of_mixed_precision(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    with torch.autocast("cpu", enabled=False):
-        q, k, v = q.float(), k.float(), v.float()
-        o = torch.einsum("bhnd,bhnde->bhne", q, torch.einsum("bhnd,bhne->bhnde", k, v).cumsum(2))
-    return o.double()
 
 
 @spelling(gated)
@@ -307,22 +295,14 @@ def keys_of_every_second_position(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return ((q @ k.mT) * mask) @ v
 
 
-@spelling(lambda: [*qkv(n=12), random(B, H, 12)], sites=0)
+@spelling(lambda: [*qkv(n=12), random(B, H, 12)])
 def gates_of_relu_are_zero_at_times(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
+    """A gate of zero forgets everything before it."""
     s, out, g = q.new_zeros(B, H, D, E), [], F.relu(g)
     for t in range(12):
         s = g[:, :, t, None, None] * s + k[:, :, t, :, None] * v[:, :, t, None]
         out.append(torch.einsum("bhd,bhde->bhe", q[:, :, t], s))
     return torch.stack(out, 2)
-
-
-@spelling(lambda: [*qkv(n=12), random(B, H, 12)], sites=0)
-def products_of_relu_are_zero_from_there_on(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
-    a = (F.relu(g) + 1e-3).cumprod(-1)
-    del a
-    a = F.relu(g).cumprod(-1)
-    ratio = torch.nan_to_num(a[..., :, None] / a[..., None, :])
-    return ((q @ k.mT) * ratio.tril()) @ v
 
 
 @spelling(lambda: [random(B, H), *qkv(n=12)], sites=0)

@@ -109,9 +109,9 @@ class ScoresDividedByBoundedSums(RelativePositions):
         return s @ v
 
 
-@spelling(qkv, sites=0)
+@spelling(qkv, keeps=True)
 class ScoresDividedBySumsOfMagnitudes(RelativePositions):
-    """The sum of |scores| is no sum that a state could carry."""
+    """The sum of |scores| is no sum that a state could carry: it divides the queries, and its scores stay."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         s = (q @ k.transpose(-1, -2)) * self.mask(N)
@@ -146,9 +146,9 @@ class ChunksOfTheMask(RelativePositions):
         return (inner + cross).transpose(1, 2).flatten(2, 3)
 
 
-@spelling(qkv)
+@spelling(qkv, sites=0)
 class ChunksWithScaledRows(RelativePositions):
-    """Each factor of the rows' sums stands at another place and all of them cancel, but for one of the row."""
+    """A number for each row, by one tensor inside of chunks and by another one between them."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         c = 6

@@ -294,7 +294,7 @@ def gates_that_may_be_negative(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Te
     return torch.stack(out, 2)
 
 
-@spelling(step_gated, sites=0)
+@spelling(step_gated)
 def gates_that_may_be_zero(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
     s, out, g = zeros(q), [], F.hardsigmoid(4 * g)
     for t in range(T):

@@ -7,8 +7,13 @@ from typing import Any
 
 import pytest
 import spellings_decays  # noqa: F401
+import spellings_kernels  # noqa: F401
 import spellings_masks  # noqa: F401
+import spellings_odd  # noqa: F401
+import spellings_retention  # noqa: F401
+import spellings_spaces  # noqa: F401
 import spellings_states  # noqa: F401
+import spellings_steps  # noqa: F401
 import torch
 import torch.fx as fx
 from spelling import SPELLINGS, B, H, N, Spelling
