@@ -31,7 +31,7 @@ class Leaf:
     whatever the inputs are. `real` holds the values of a static buffer, and `relied` says that something was
     concluded from them. `definition` is the value that it had before it was made a leaf, where it had one.
     `parts` are reads of other leaves, laid one behind the other along the last axis: each with the variables of the other
-    axes and that of its own position (None: it is a single one).
+    axes and those of its own position, outermost first (none: it is a single one).
     """
 
     shape: tuple[Size, ...]
@@ -44,7 +44,7 @@ class Leaf:
     real: torch.Tensor | None = None
     relied: bool = False
     definition: Value | None = None
-    parts: tuple[tuple[Read, tuple[Index, ...], Index | None], ...] = ()
+    parts: tuple[tuple[Read, tuple[Index, ...], tuple[Index, ...]], ...] = ()
 
     @property
     def positive(self) -> bool:
@@ -58,7 +58,7 @@ class Leaf:
 
     def __repr__(self) -> str:
         if self.parts:
-            return f"{self.parts[0][0].leaf} ..."
+            return f"{self.parts[0][0].leaf}" + " ..." * (len(self.parts) > 1)
         return self.node.name if self.node is not None else f"tmp{id(self) & 0xFFF:x}"
 
 

@@ -70,7 +70,7 @@ class Slot:
         parts = []
         for r in order:
             own = [y for n in self.axes for y in r.index[n].coef]
-            parts.append((replace(r, function="", detached=False), tuple(free), own[0] if own else None))
+            parts.append((replace(r, function="", detached=False), tuple(free), tuple(own)))
         shape = (*(y.size for y in free), at)
         leaf = Leaf(shape, order[0].leaf.tensor, parts=tuple(parts))
         return Read(leaf, (*(var(y) for y in free), var(x)), self.read.function, self.read.detached)

@@ -113,7 +113,7 @@ class _Gates:
                 raise near_miss("LC201", seen=f"{reads[first].leaf} is a gate of some of the steps only")
             every = [reads[max(first, min(n, max(reads)))] for n in range(self.length)]
             free: list[Index] = [x for a in every[0].index for x in a.coef]
-            parts = tuple((replace(r, function="", detached=False), tuple(free), None) for r in every)
+            parts = tuple((replace(r, function="", detached=False), tuple(free), ()) for r in every)
             self.made[family] = Leaf((*(x.size for x in free), self.length), every[0].leaf.tensor, parts=parts,
                                      bounds=every[0].leaf.bounds)
         return self.made[family]
