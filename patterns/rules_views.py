@@ -1,6 +1,8 @@
 """Rules for what moves elements and leaves them as they are: views, windows, concatenation."""
 from __future__ import annotations
 
+import torch
+
 from . import algebra as al
 from . import axes as ax
 from .calls import Call, rule
@@ -62,6 +64,26 @@ def selected(c: Call) -> Value:
     if isinstance(at, int) and at < 0:
         at = size_of(c.args["self"].shape[d]) + at
     return ax.remove(ax.window(v, d, at, 1, 1), d)
+
+
+@rule("index", "index_select")
+def looked_up(c: Call) -> Value:
+    """Along one axis, at an expression of positions."""
+    v = c.open("self")
+    indices = [None] * c.dim() + [c.args["index"]] if c.name == "index_select" else list(c.args["indices"])
+    given = [d for d, x in enumerate(indices) if x is not None]
+    if len(given) != 1 or indices[given[0]].dim() != 1 or indices[given[0]].dtype == torch.bool or len(v.axes[given[0]]) != 1:
+        raise Unknown("elements picked along several axes")
+    d, where = given[0], c.table.value(indices[given[0]])
+    at, (x,) = al.affine(where), v.axes[given[0]]
+    if not isinstance(at.const, int) or not isinstance(x.size, int) or len(where.axes[0]) > 1:
+        raise Unknown("positions that are not known")
+    ends = [at.const + sum(s * (y.size - 1) for y, s in at.coef.items() if (s > 0) == up) for up in (False, True)]
+    if ends[0] < 0 or ends[1] >= x.size:
+        raise Unknown("positions counted from the end")
+    if len(at.coef) == 1 and set(at.coef.values()) == {1}:
+        where.axes[0][0].slice_of(x, at.const, 1)
+    return v.substitute({x: at}, v.axes[:d] + (where.axes[0],) + v.axes[d + 1:])
 
 
 @rule("split", "split_with_sizes", "chunk", "unbind")

@@ -34,9 +34,38 @@ def running_sum(pieces: Pieces) -> Value | None:
     if any(p.value.masked is not None or p.value.axes[pieces.dim] for p in pieces.pieces):
         return None
     try:
-        return _Scan(pieces).value()
+        return _side_by_side(pieces) if all(len(p.value.terms) == 1 for p in pieces.pieces) else _Scan(pieces).value()
     except _NoScan:
         return None
+
+
+def _side_by_side(pieces: Pieces) -> Value:
+    """Products that each step makes for itself, as one product along all steps."""
+    axes = pieces.pieces[0].value.axes
+    terms = [_renamed(p.value, axes)[0] for p in pieces.pieces]
+    lead = terms[0]
+    if not lead.bound or any((t.coef, len(t.bound), t.dtype) != (lead.coef, len(lead.bound), lead.dtype) for t in terms):
+        raise _NoScan
+    m = Index(len(terms))
+    made = _family([(n, _parts(t)) for n, t in enumerate(terms)]).at(var(m))
+    return Value(tuple((m,) if d == pieces.dim else axis for d, axis in enumerate(axes)), (_of_parts(lead, made),))
+
+
+def _renamed(v: Value, axes: Sequence[tuple[Index, ...]]) -> list[Term]:
+    """The terms of a value in the names of the given axes."""
+    mapping: dict[Index, Affine] = {}
+    for mine, theirs in zip(v.axes, axes):
+        if v.terms and (len(mine) != len(theirs) or not all(same(x.size, y.size) for x, y in zip(mine, theirs))):
+            raise _NoScan
+        mapping.update({x: var(y) for x, y in zip(mine, theirs)})
+    return [t.substitute(mapping) for t in v.terms]
+
+
+def _of_parts(lead: Term, made: Sequence[Any]) -> Term:
+    """A term like `lead` of the given parts."""
+    return Term(lead.coef, tuple(f for f in made if isinstance(f, (Read, Position, Numbers))),
+                frozenset(f for f in made if isinstance(f, Affine)), tuple(f for f in made if isinstance(f, Term)),
+                lead.bound, lead.dtype, lead.via)
 
 
 # ------------------------------------------------------------------------------------------------- parts of terms, by name
@@ -193,12 +222,7 @@ class _Scan:
 
     def _terms(self, v: Value) -> tuple[list[Term], list[Term]]:
         """What a piece is made of, and how the next one sees it: as that, or as one leaf."""
-        mapping: dict[Index, Affine] = {}
-        for mine, theirs in zip(v.axes, self.axes):
-            if v.terms and (len(mine) != len(theirs) or not all(same(x.size, y.size) for x, y in zip(mine, theirs))):
-                raise _NoScan
-            mapping.update({x: var(y) for x, y in zip(mine, theirs)})
-        seen = [t.substitute(mapping) for t in v.terms]
+        seen = _renamed(v, self.axes)
         read = seen[0].factors[0] if len(seen) == 1 and len(seen[0].factors) == 1 else None
         if isinstance(read, Read) and read.leaf.definition is not None and seen[0] == Term(1, (read,)):
             made = substituted(read.leaf.definition, read.index)
@@ -236,9 +260,7 @@ class _Scan:
         steps = self._steps()
         bound = {b: var(Index(b.size)) for b in lead.bound}
         made = added.at(var(x).shift(first))
-        term = Term(lead.coef, tuple(f for f in made if isinstance(f, (Read, Position, Numbers))),
-                    frozenset(f for f in made if isinstance(f, Affine)), tuple(f for f in made if isinstance(f, Term)),
-                    lead.bound, lead.dtype, lead.via).substitute(bound)
+        term = _of_parts(lead, made).substitute(bound)
         term = replace(term, indicators=term.indicators | {Affine(first, {x: 1, m: -1})}, bound=(*term.bound, x),
                        exponent=term.exponent + steps(m, var(x).shift(first)), via=term.via | {"cumsum"})
         terms = [term]

@@ -165,7 +165,7 @@ class SideTable(Assembled):
 
     def sum_up(self, t: torch.Tensor) -> None:
         """The value of a tensor of which all pieces are there, if they are states that a loop carried."""
-        if (states := running_sum(self.pieces[id(t)])) is not None:
+        if (states := running_sum(self.pieces[id(t)])) is not None and not self.settled(t):
             before = self.values[id(t)]
             self.put(t, states)
             self._tie(before, states, -1)
