@@ -23,7 +23,7 @@ from .normal_form import Read, Term, Value
 from .places import Places, SequencePosition, digits_of, innermost, ordered, position_of, sharing
 from .polynomial import reduced, width
 from .refusals import refuse_function_of_scores, refuse_reads, refuse_states_of_one_tensor, without_causality
-from .roles import Roles, enter, fit, free_linked, roles_of, summed
+from .roles import Roles, enter, fit, free_linked, key_digits, roles_of, summed
 from .sums import gates_apart
 from .weights import Part, Problem, solve
 
@@ -39,7 +39,7 @@ def recognise(value: Value) -> Match | NearMiss | None:
         return without_causality(terms)
     lead = max(leads, key=lambda t: len(t.bound))
     try:
-        by_degree = reduced(terms, lead, summed)
+        by_degree = reduced(terms, lead, key_digits)
         return _match(value, terms, lead) if by_degree is None else _polynomial(value, by_degree)
     except NearMiss as e:
         return e

@@ -21,6 +21,12 @@ def summed(t: Term) -> set[Index]:
     return {x for e in t.indicators if set(e.coef) - bound for x in set(e.coef) & bound}
 
 
+def key_digits(t: Term) -> set[Index]:
+    """Bound variables of the key's position: summed ones, and further digits that stand on an axis with one of these."""
+    j, bound = summed(t), set(t.bound)
+    return j | {x for r in t.reads() for a in r.index if set(a.coef) & j for x in a.coef if x in bound}
+
+
 def free_linked(t: Term) -> set[Index]:
     bound = set(t.bound)
     return {x for e in t.indicators if set(e.coef) & bound for x in set(e.coef) - bound}

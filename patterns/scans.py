@@ -33,14 +33,18 @@ def running_sum(pieces: Pieces) -> Value | None:
         return None
     if any(p.value.masked is not None or p.value.axes[pieces.dim] for p in pieces.pieces):
         return None
-    try:
-        return _side_by_side(pieces) if all(len(p.value.terms) == 1 for p in pieces.pieces) else _Scan(pieces).value()
-    except _NoScan:
-        return None
+    for found in (_side_by_side, lambda p: _Scan(p).value()):
+        try:
+            return found(pieces)
+        except _NoScan:
+            continue
+    return None
 
 
 def _side_by_side(pieces: Pieces) -> Value:
     """Products that each step makes for itself, as one product along all steps."""
+    if any(len(p.value.terms) != 1 for p in pieces.pieces):
+        raise _NoScan
     axes = pieces.pieces[0].value.axes
     terms = [_renamed(p.value, axes)[0] for p in pieces.pieces]
     lead = terms[0]
