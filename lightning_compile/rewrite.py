@@ -218,17 +218,16 @@ class _Pass:
             self._repeat(members, twins)
 
     def _pieces(self) -> set[fx.Node]:
-        """Near misses that are put together to a larger one, of which it is told instead."""
+        """Near misses that are put together to a larger candidate, of which it is told instead."""
         near = {c.node for c in self.candidates if isinstance(c.found, NearMiss)}
         found: set[fx.Node] = set()
-        for n in near:
+        for n in {c.node for c in self.candidates}:
             if name_of(n) in ("cat", "concat", "concatenate", "stack"):
                 todo, mine = [(m, 0) for m in n.all_input_nodes], set[fx.Node]()
                 while todo:
                     m, views = todo.pop()
-                    if m in near:
-                        mine.add(m)
-                    elif views < 3 and len(m.all_input_nodes) == 1:
+                    mine.update((m,) if m in near else ())
+                    if views < 3 and len(m.all_input_nodes) == 1:
                         todo.append((m.all_input_nodes[0], views + 1))
                 found |= mine if len(mine) > 1 else set()
         return found

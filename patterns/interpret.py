@@ -169,7 +169,7 @@ class GraphInterpreter(fx.Interpreter):
         for o in outs:
             v = looked = table.value(o)
             stops = n.target in DETACH
-            if stops and any(t.bound for t in v.terms):
+            if stops and any(t.bound or t.exponent for t in v.terms):
                 v = looked = detached(v)
                 table.put(o, v)
                 stops = False

@@ -101,6 +101,7 @@ def _match(value: Value, terms: list[Term], lead: Term) -> Match | NearMiss | No
     parts = [_entering_part(t, lead, names.i, query) for t in entering]
     parts += [_part(t, lead, roles, names.i, query, key) for t in terms if t not in entering]
     rows = digits_of(query.at, names.i)
+    _refuse_half_detached(terms)
     try:
         weights = solve(Problem(tuple(parts), rows, names.batch, (query.length, key.length)))
     except NearMiss as e:
@@ -133,6 +134,14 @@ def _with_gradients(m: Match) -> Match:
 
     return replace(m, q=whole(m.q), k=whole(m.k), out=whole(m.out), detached=True,
                    decay=tuple(replace(g, reads=whole(g.reads)) for g in m.decay))
+
+
+def _refuse_half_detached(terms: Sequence[Term]) -> None:
+    """A decay whose gradient stops at one of its two positions is a decay by its values only."""
+    reads = {(r.leaf, r.detached) for t in terms for e in t.exponent for r in e.reads()}
+    for leaf, detached in reads:
+        if detached and (leaf, False) in reads:
+            raise near_miss("LC201", seen=f"{leaf} is detached at one of the two positions")
 
 
 def _variables(value: Value, terms: Sequence[Term], lead: Term, roles: Roles, entering: Sequence[Term]) -> _Variables:

@@ -74,12 +74,19 @@ class _Loop:
         self.states: dict[StateKey, list[Update | Carry]] = {}
         self.dtype: torch.dtype | None = None
         self.numbers_of_keys: Counter[Any] | None = None    # by what they are made of, where each step has its own
+        empty = [p.start for p in pieces.pieces if not p.value.terms and p.value.masked is None]
+        self.empty = frozenset(s for s in empty if isinstance(s, int))
+        self.pieces = replace(pieces, pieces=tuple(p for p in pieces.pieces if p.start not in self.empty))
+        if len(empty) > 1 or len(self.pieces.pieces) < 2:   # at most the first position, which sees none before it
+            raise NotUnrolled
+        pieces = self.pieces
         rough = [self._split(p) for p in reversed(pieces.pieces)]
         self.rows = self._row_axes(rough)
         self.queries: list[tuple[Any, ...]] = []            # marks of queries, known from pieces with several rows
         # what tells most comes first: several rows tell queries from keys, states tell keys from values
         order = sorted(zip(reversed(pieces.pieces), rough), key=lambda pair: (
-            not any(pair[0].value.axes[n] for n in self.rows), not _reads_a_state(pair[1])))
+            not any(pair[0].value.axes[n] for n in self.rows), not _reads_a_state(pair[1]),
+            -max(len(t.bound) for t in pair[1])))
         self.forms = sorted((self._form(p, parts) for p, parts in order), key=lambda f: f.start)
 
     def _row_axes(self, rough: Sequence[Sequence[Term]]) -> tuple[int, ...]:
@@ -362,9 +369,37 @@ class _Loop:
         return Update(replace(t, factors=without(t, reads)), _in_order(k), _in_order(v)), extra
 
     # ---------------------------------------------------------------------------------------------------------- match
+    def _weighed(self, forms: list[Form]) -> Match:
+        assert self.frame is not None
+        return weigh(self.pieces, self.frame, forms, self.states, self.dtype, self._state_part)
+
+    def _with_gates(self) -> list[Form] | None:
+        """The forms with positive factors of the output as gates of what is read of the state."""
+        if not any(r.leaf.positive for f in self.forms for r in f.out):
+            return None
+        moved = []
+        for f in self.forms:
+            gates = tuple(r for r in f.out if r.leaf.positive)
+            parts = tuple(replace(p, weight=as_exponent(replace(p.weight, factors=p.weight.factors + gates))) for p in f.parts)
+            moved.append(replace(f, out=tuple(r for r in f.out if r not in gates), parts=parts))
+        return moved
+
     def match(self) -> Match | NearMiss | None:
         assert self.frame is not None
-        return weigh(self.pieces, self.frame, self.forms, self.states, self.dtype, self._state_part)
+        try:
+            found = self._weighed(self.forms)
+        except NearMiss as e:
+            if e.code not in ("LC106", "LC201") or (gated := self._with_gates()) is None:
+                raise
+            try:
+                found = self._weighed(gated)
+            except NearMiss:
+                raise e from None
+        for start in self.empty:
+            own = same(start + 1, self.pieces.length) if found.reverse else start == 0
+            if not (found.strict and own and len(self.frame.rows) == 1):
+                raise near_miss("LC106", seen=f"position {start} sees none")
+        return found
 
 
 def _mark(r: Read, bound: set[Index]) -> tuple[Any, ...]:
