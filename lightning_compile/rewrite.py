@@ -210,8 +210,9 @@ class _Pass:
         told: list[cand.Candidate] = []
         pieces = self._pieces()
         for c in self.candidates:
-            if isinstance(c.found, NearMiss) and c.node in live and c.node not in pieces and not self.loop_sums.intersection(c.node.users) and not any(
-                    self._contains(c, t) for t in told):
+            if not isinstance(c.found, NearMiss) or c.node not in live or c.node in pieces:
+                continue
+            if not self.loop_sums.intersection(c.node.users) and not any(self._contains(c, t) for t in told):
                 told.append(c)
                 self._reject(c, c.found)
         for members, twins in self.parts.twins if self.parts is not None else ():

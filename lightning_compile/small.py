@@ -28,7 +28,7 @@ def through(function: str, x: Tensor) -> Tensor:
     """The elementwise function by which a leaf is read."""
     if function in ("complement", "log_complement"):
         return 1 - x if function == "complement" else torch.log1p(-x)
-    return getattr(torch, function)(x) if function else x  # type: ignore[no-any-return]
+    return getattr(torch, function)(x) if function else x
 
 
 class Sizes:

@@ -123,7 +123,8 @@ class GraphInterpreter(fx.Interpreter):
         if n.target is torch._C._set_grad_enabled:
             self._switch_gradients(bool(n.args[0]))
             return None
-        if opaque(n) and isinstance(example, torch.Tensor) and not self.folder.known.get(n) or isinstance(n.target, torch._ops.HigherOrderOperator):
+        unseen = opaque(n) and isinstance(example, torch.Tensor) and not self._of_numbers(n)
+        if unseen or isinstance(n.target, torch._ops.HigherOrderOperator):
             out = pytree.tree_map_only(torch.Tensor, self._like, example)
             if isinstance(out, torch.Tensor):
                 args, _ = self.fetch_args_kwargs_from_env(n)
@@ -135,6 +136,11 @@ class GraphInterpreter(fx.Interpreter):
             _agree(n, out, example)
         self._settle(n, out)
         return out
+
+    def _of_numbers(self, n: fx.Node) -> bool:
+        """Whether a node is computed from numbers and positions alone."""
+        tensors = [t for m in n.all_input_nodes if isinstance(t := self.env.get(m), torch.Tensor)]
+        return bool(tensors) and not any(self.table.value(t).leaves() for t in tensors)
 
     def _fold(self, mask: fx.Node, reader: fx.Node) -> None:
         """Where the rules could not say what a constant is, its values may."""

@@ -134,9 +134,9 @@ def _complement(r: Read) -> Read | None:
 
 def resolved(t: Term) -> Term:
     """Without leaves that are but another tensor times numbers, or numbers alone, or what a gate leaves."""
-    for r in t.reads():
-        if not r.function and (gate := _complement(r)) is not None:
-            t = replace(t, factors=(*without(t, [r]), gate))
+    for whole in t.reads():
+        if not whole.function and (gate := _complement(whole)) is not None:
+            t = replace(t, factors=(*without(t, [whole]), gate))
     for _ in range(16):
         r = next((r for r in t.reads() if not r.function and _times_numbers(r.leaf)), None)
         if r is None:

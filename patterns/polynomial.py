@@ -85,7 +85,8 @@ def _with_scores(t: Term, lead: Term, model: Sequence[Scores], positions: Callab
     """A term of degree 0 gets the leading term's scores, at the position of its own values; only their coefficient counts
     afterwards."""
     theirs, scored = positions(lead), {id(r) for s in model for r in s.reads}
-    pairs = [(v, w) for v in lead.reads() for w in t.reads() if v.leaf is w.leaf and id(v) not in scored and v.variables() & theirs]
+    values = [r for r in lead.reads() if id(r) not in scored and r.variables() & theirs]
+    pairs = [(v, w) for v in values for w in t.reads() if v.leaf is w.leaf]
     if not pairs and len(theirs) == len(positions(t)) == 1:  # a count of positions, of a normaliser
         own = {x: var(y) for x, y in zip(theirs, positions(t))}
         moved = {a: a.substitute(own) for s in model for r in s.reads for a in r.index if set(a.coef) & theirs}

@@ -38,7 +38,7 @@ _DEPTH = 24  # nodes that are looked through
 
 def unit(x: Range) -> bool:
     """Whether it lies between 0 and 1."""
-    return 0 <= x[0] and x[1] <= 1
+    return x[0] >= 0 and x[1] <= 1
 
 
 def by_name(name: str) -> Range:

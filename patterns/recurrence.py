@@ -259,8 +259,8 @@ def atoms_of(tables: Tables, weights: Iterable[Term], low: int) -> list[Atom]:
             reads = tuple(sorted((f for f in e.factors if isinstance(f, Read)), key=lambda r: (id(r.leaf), r.function)))
             if e.exponent:
                 raise near_miss("LC201", seen="an exponent within an exponent")
-            key = tuple((id(r.leaf), r.function, r.detached, tuple(a for n, a in enumerate(r.index) if n not in tables.positions[r.leaf]))
-                        for r in reads)
+            key = tuple((id(r.leaf), r.function, r.detached,
+                         tuple(a for n, a in enumerate(r.index) if n not in tables.positions[r.leaf])) for r in reads)
             found.setdefault(key, Atom(reads, low))
     return list(found.values())
 

@@ -1,6 +1,8 @@
 """States that a loop carries and leaves side by side, as a sum over what was added to them.
 
-    state[m] = w[m] * state[m - 1] + u[m]        hence        state[m] = sum over x <= m of  u[x] * exp(log w[x + 1] + ... + log w[m])
+    state[m] = w[m] * state[m - 1] + u[m]
+
+    state[m] = sum over x <= m of  u[x] * exp(log w[x + 1] + ... + log w[m])
 
 if what is added, and what the state is multiplied by, are the same products at each step but for the positions that they are
 read at, which move by a constant step. The rest of a program then reads a sum with a decay, as it would read a cumulative sum.

@@ -12,7 +12,6 @@ import torch.fx as fx
 import torch.utils._pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
-
 if TYPE_CHECKING:
     from .islands import Partition
 

@@ -57,7 +57,8 @@ def gathered(forms: Sequence[Form], states: States, updates: Sequence[Update], p
     if not many or any(position(u).coef for u in updates):
         return forms, states
     by_step = _Gates(many, length)
-    at = {key: max((int(position(p).const) for p in parts if isinstance(p, Update)), default=None) for key, parts in states.items()}
+    at = {key: max((int(position(p).const) for p in parts if isinstance(p, Update)), default=None)
+          for key, parts in states.items()}
     for key, parts in states.items():
         by_step.note(parts, at[key])
     for f in forms:

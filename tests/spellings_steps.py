@@ -250,7 +250,7 @@ def blocks_of_running_sums(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Running sums inside of each block, from where the last one ended; normalised in the same product."""
     q, k = q.softmax(-1), k.exp()
     sums, states, out = 0, 0, []
-    for qi, ki, vi in zip(*map(lambda t: t.chunk(4, dim=-2), (q, k, v))):
+    for qi, ki, vi in zip(*(t.chunk(4, dim=-2) for t in (q, k, v))):
         here = sums + ki.cumsum(dim=-2)
         inverse = 1.0 / torch.einsum("...nd,...nd->...n", qi, here.type_as(q) + 1e-6)
         state = states + torch.einsum("...nd,...ne->...nde", ki, vi).cumsum(dim=-3)

@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+import spellings_adverse  # noqa: F401
 import spellings_decays  # noqa: F401
 import spellings_kernels  # noqa: F401
 import spellings_masks  # noqa: F401
+import spellings_more  # noqa: F401
 import spellings_odd  # noqa: F401
 import spellings_retention  # noqa: F401
 import spellings_spaces  # noqa: F401
