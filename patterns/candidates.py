@@ -42,7 +42,19 @@ class Findings:
 
 def find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node, Any], Value | None],
          islands: Islands | None = None) -> Findings:
-    """Interprets the graph (or its islands) and asks each node that is no mere view whether its value is an attention."""
+    """Interprets the graph (or its islands) and asks each node that is no mere view whether its value is an attention. Where
+    a decay would depend on features, exponentials of positions and features are a part of the feature map."""
+    first = _find(gm, fake, constants, islands, frozenset())
+    coupled = first.interpreter.coupled
+    if not coupled or not any(isinstance(c.found, NearMiss) and c.found.code == "LC202" for c in first.candidates):
+        return first
+    second = _find(gm, fake, constants, islands, frozenset(coupled))
+    matches = [sum(isinstance(c.found, Match) for c in f.candidates) for f in (first, second)]
+    return second if matches[1] > matches[0] else first
+
+
+def _find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node, Any], Value | None],
+          islands: Islands | None, features: frozenset[fx.Node]) -> Findings:
     found: list[Candidate] = []
 
     def look(node: fx.Node, t: torch.Tensor, value: Value, holder: fx.Node | None) -> None:
@@ -63,7 +75,7 @@ def find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node,
         if isinstance(result, Match):
             table.attention.add(id(t))
 
-    interpreter = GraphInterpreter(gm, fake, look, constants, islands)
+    interpreter = GraphInterpreter(gm, fake, look, constants, islands, features)
     interpreter.interpret()
     return Findings(tuple(found), interpreter)
 

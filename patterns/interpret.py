@@ -15,7 +15,7 @@ from .constants import known_value, static
 from .folding import Folder
 from .functions import DETACH, example_of, is_scalar, opaque, transformed
 from .index import same, size_of
-from .leaves import are_scores, disconnected, dominated, grown, opaque_exponent
+from .leaves import are_scores, coupled, disconnected, dominated, grown, opaque_exponent
 from .normal_form import Value, detached
 from .ranges import Ranges
 from .side_table import SideTable
@@ -46,7 +46,8 @@ class GraphInterpreter(fx.Interpreter):
 
     def __init__(self, gm: fx.GraphModule, fake: FakeTensorMode,
                  on_node: Callable[[fx.Node, torch.Tensor, Value, fx.Node | None], None],
-                 constants: Callable[[fx.Node, Any], Value | None], islands: Islands | None = None) -> None:
+                 constants: Callable[[fx.Node, Any], Value | None], islands: Islands | None = None,
+                 features: frozenset[fx.Node] = frozenset()) -> None:
         super().__init__(gm, garbage_collect_values=False)
         self.islands = islands
         self.fake, self.on_node, self.constants = fake, on_node, constants
@@ -55,6 +56,7 @@ class GraphInterpreter(fx.Interpreter):
         self.symbols: dict[str, fx.Node] = {}
         self.folder = Folder(gm)
         self.ranges = Ranges()
+        self.features, self.coupled = features, set[fx.Node]()  # nodes that are leaves; that might be, see `coupled`
 
     def interpret(self) -> GraphInterpreter:
         """Runs the graph. Installs no shape guards; RuntimeError if a size was found that holds for the example alone."""
@@ -180,6 +182,9 @@ class GraphInterpreter(fx.Interpreter):
                 table.put(o, v)
                 stops = False
             long = grown(v)
+            if coupled(v):
+                self.coupled.add(n)
+                stops = stops or n in self.features
             if dominated(v) or disconnected(v) or opaque_exponent(v) or long or stops:
                 of_scores = any(are_scores(e) for t in v.terms for e in t.exponent)
                 low, high = self.ranges.of(n)

@@ -58,6 +58,13 @@ def disconnected(v: Value) -> bool:
     return len(groups) > 1
 
 
+def coupled(v: Value) -> bool:
+    """Whether an exponential of two variables multiplies a tensor that has both: a decay of heads, folded into queries or keys,
+    or a part of their feature map."""
+    return v.masked is None and all(t.reads() and not t.bound and not t.indicators for t in v.terms) and any(
+        len(e.free()) > 1 and any(e.free() <= r.variables() for r in t.reads()) for t in v.terms for e in t.exponent)
+
+
 def opaque_exponent(v: Value) -> bool:
     """An exponent that is no decay: exp of a leaf or of a projection is a feature map. A decay's exponent holds positions,
     cumulative sums, or differences of one leaf."""

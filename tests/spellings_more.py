@@ -227,3 +227,49 @@ def states_of_which_one_forgets_otherwise(q: Tensor, k: Tensor, v: Tensor) -> Te
         before.append(state)
         state = (0.5 if m == 9 else 1.0) * state + states[:, :, m]
     return ((q @ k.mT).tril() @ v + q @ torch.stack(before, 2)).flatten(2, 3)
+
+
+# ------------------------------------------------------------------------------------------- features that know positions
+@spelling(qkv)
+def features_that_grow_and_shrink_with_positions(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A rate for each feature: queries grow by it and keys shrink, which is no decay of a head."""
+    rate = (torch.arange(D, dtype=q.dtype) + 0.4 * D) / (1.4 * D)
+    scale = rate ** (torch.arange(N, dtype=q.dtype)[:, None] / 512)
+    return ((q * scale) @ (k / scale).mT).tril() @ v
+
+
+@spelling(lambda: [random(B, H, D, N), random(B, H, D, N), random(B, H, E, N)])
+class FeaturesThatGrowByATable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        rate = (torch.arange(D, dtype=torch.float64) + 0.4 * D) / (1.4 * D)
+        self.register_buffer("scale", rate[:, None] ** (torch.arange(N) / 512))
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        s = torch.einsum("bhdn,bhdm->bhnm", q * self.scale, k / self.scale) * torch.ones(N, N, dtype=q.dtype).tril()
+        return torch.einsum("bhnm,bhem->bhen", s, v)
+
+
+@spelling(lambda: [random(2, B, H, N, 2), random(2, B, H, N, 2), random(B, H, N, 2), random(B, H, N, 2), random(B, H, N, E)],
+          keeps=True)
+def features_on_three_axes(a: Tensor, c: Tensor, p: Tensor, o: Tensor, v: Tensor) -> Tensor:
+    """Outer products of two feature maps, one of them with several draws, which are summed too."""
+    q, k = torch.einsum("bhtp,rbhtm->rbhtpm", p, a.exp()), torch.einsum("bhtp,rbhtm->rbhtpm", o, c.exp())
+    state = torch.einsum("rbhtpm,bhtd->rbhtpmd", k, v).cumsum(3)
+    return torch.einsum("rbhtpm,rbhtpmd->bhtd", q, state)
+
+
+@spelling(qkv)
+def states_with_values_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = q.unsqueeze(-2), k.unsqueeze(-2), v.unsqueeze(-1)
+    return (q * (k * v).cumsum(dim=2)).sum(dim=-1)
+
+
+@spelling(lambda: qkv(n=24), sites=0)
+def softmax_inside_of_blocks_and_states_between(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    state, out = torch.zeros(B, H, D, E, dtype=q.dtype), []
+    later = torch.ones(6, 6, dtype=torch.bool).triu(1)
+    for qi, ki, vi in zip(q.split(6, 2), k.split(6, 2), v.split(6, 2)):
+        out.append((qi @ ki.mT).masked_fill(later, float("-inf")).softmax(-1) @ vi + qi @ state)
+        state = state + ki.mT @ vi
+    return torch.cat(out, 2)
