@@ -12,9 +12,9 @@ import sympy
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from .axes import align
+from .axes import align, expand, pad
 from .evaluate import fold
-from .index import Affine, Index, Unknown, mixed_radix, product, same, var
+from .index import Affine, Index, Size, Unknown, mixed_radix, product, same, var
 from .normal_form import MAX_TERMS, Numbers, Position, Read, Term, Value, constant, rename
 
 VANISHES = -1e4  # exp of this is zero in every dtype, whatever a log-decay adds to it
@@ -342,6 +342,20 @@ def triangle(v: Value, diagonal: int, lower: bool) -> Value:
             raise Unknown("triangle of a value that is partly infinite")
         return Value(v.axes, (), frozenset({negation(e)}), v.sign)  # zero outside, infinite inside
     return replace(v, terms=tuple(replace(t, indicators=t.indicators | {e}) for t in v.terms))
+
+
+def windows(pieces: Sequence[tuple[Value, Size]], dim: int, sizes: Sequence[Size]) -> Value:
+    """Values with their lengths, one behind the other along `dim`, as a sum of windows."""
+    rank, start = len(sizes), 0
+    nowhere = expand(Value(((),) * rank, ()), sizes)
+    total: Value | None = None
+    for v, length in pieces:
+        spec = [0] * (2 * (rank - 1 - dim)) + [start, sizes[dim] - start - length]
+        placed = pad(v, spec) if v.terms else nowhere
+        total = placed if total is None else add(total, placed)
+        start = start + length
+    assert total is not None
+    return total
 
 
 def outer(t: Term) -> bool:

@@ -66,7 +66,7 @@ def _find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node
         if isinstance(result, NearMiss) and table.settled(t):
             result = None                                   # a sum with an attention that is no larger one
         if not isinstance(result, Match) and id(t) in table.pieces and not _goes_on(node):
-            result = recognise_pieces(table.pieces[id(t)]) or result
+            result = recognise_pieces(table.pieces[id(t)].filled()) or result
             if isinstance(result, NearMiss) and all(table.settled(interpreter.env.get(m)) for m in node.all_input_nodes):
                 result = None                                   # attentions beside each other, each a site of its own
         if result is None:

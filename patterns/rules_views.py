@@ -6,7 +6,7 @@ import torch
 from . import algebra as al
 from . import axes as ax
 from .calls import Call, rule
-from .index import Size, Unknown, size_of
+from .index import Unknown, size_of
 from .normal_form import Value
 
 
@@ -129,14 +129,4 @@ def concatenated(c: Call) -> Value:
     zeros = sum(not v.terms and v.masked is None for v in pieces)
     if len(pieces) - zeros > 1 and not any(t.bound or al.outer(t) for v in pieces for t in v.terms):
         raise Unknown("pieces of several tensors")
-    whole = size_of(c.out.shape[d])
-    start: Size = 0
-    total: Value | None = None
-    for v, length in zip(pieces, lengths):
-        after = whole - start - length
-        spec = [0] * (2 * (c.out.dim() - 1 - d)) + [start, after]
-        placed = ax.pad(v, spec) if v.terms else Value(ax.expand(Value(((),) * c.out.dim(), ()), c.sizes()).axes, ())
-        total = placed if total is None else al.add(total, placed)
-        start = start + length
-    assert total is not None
-    return total
+    return al.windows(list(zip(pieces, lengths)), d, c.sizes())

@@ -14,7 +14,7 @@ import torch.utils._pytree as pytree
 from torch._subclasses import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from .algebra import table
+from .algebra import table, windows
 from .assembled import Assembled
 from .calls import Call, Table, number_value
 from .evaluate import MAX_TABLE, fold
@@ -25,7 +25,7 @@ from .normal_form import Leaf, Read, Value, leaf_value
 from .ranges import ALL, Range, by_name
 from .records import Key, Record
 from .rules import RULES
-from .scans import running_sum
+from .scans import SHORTEST, running_sum
 
 
 class SideTable(Assembled):
@@ -135,6 +135,8 @@ class SideTable(Assembled):
             closed = closed if isinstance(closed, list) else [closed] * len(outs)
         else:
             closed = [None] * len(outs)
+        if name in ("slice", "select") and not mutates and values[0] is not None:
+            values = [self._read_back(outs[0], values[0]) or values[0]]
         for o, v, leaf in zip(outs, values, closed):
             if mutates:
                 self.versions[id(o)] = self.versions.get(id(o), 0) + 1
@@ -165,8 +167,14 @@ class SideTable(Assembled):
 
     def sum_up(self, t: torch.Tensor) -> None:
         """The value of a tensor of which all pieces are there, if they are states that a loop carried."""
-        if (states := running_sum(self.pieces[id(t)])) is not None and not self.settled(t):
-            before = self.values[id(t)]
+        pieces, before = self.pieces[id(t)].filled(), self.values[id(t)]
+        states = running_sum(pieces)
+        if states is None and len(pieces.pieces) < SHORTEST and any(x.bound for p in pieces.pieces for x in p.value.terms):
+            try:
+                states = windows([(p.value, p.length) for p in pieces.pieces], pieces.dim, [size_of(s) for s in t.shape])
+            except Unknown:
+                return
+        if states is not None and not self.settled(t):
             self.put(t, states)
             self._tie(before, states, -1)
 

@@ -273,3 +273,34 @@ def softmax_inside_of_blocks_and_states_between(q: Tensor, k: Tensor, v: Tensor)
         out.append((qi @ ki.mT).masked_fill(later, float("-inf")).softmax(-1) @ vi + qi @ state)
         state = state + ki.mT @ vi
     return torch.cat(out, 2)
+
+
+# --------------------------------------------------------------------------- states in a tensor that is read while written
+def _read_back(name: str, n: int, back: int, sites: int | None) -> None:
+    def program(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+        q, k, v = (x.unflatten(2, (-1, 4)) for x in (q, k, v))
+        g = F.logsigmoid(f).unflatten(2, (-1, 4)).cumsum(-1)
+        kv = k.mT @ (v * (g[..., -1:] - g).exp()[..., None])
+        states = torch.zeros_like(kv)
+        for i in range(1, g.shape[2]):
+            states[:, :, i] = states[:, :, max(i - back, 0)].clone() * g[:, :, i - 1, -1, None, None].exp() + kv[:, :, i - 1]
+        inside = (q @ k.mT) * (g[..., None] - g[..., None, :]).exp()
+        inside = inside.masked_fill(torch.triu(torch.ones(4, 4, dtype=torch.bool), diagonal=1), 0)
+        return ((q * g[..., None].exp()) @ states + inside @ v).flatten(2, 3)
+
+    program.__name__ = f"states_read_back_{name}"
+    spelling(lambda: gated(n=n), sites=sites, keeps=True)(program)
+
+
+_read_back("in_three_blocks", 12, 1, 1)
+_read_back("in_many_blocks", 40, 1, 1)
+_read_back("of_two_blocks_before", 40, 2, 0)
+
+
+@spelling(lambda: [*gated(), random(B, H, N, scale=0.5)])
+def gates_of_inputs_beside_sums_of_a_strict_triangle(q: Tensor, k: Tensor, v: Tensor, f: Tensor, i: Tensor) -> Tensor:
+    """Sigmoid input gates need no stabiliser."""
+    sums = F.logsigmoid(f)[..., None].repeat(1, 1, 1, N).tril(-1).cumsum(-2)
+    log_decay = torch.where(torch.tril(torch.ones(N, N, dtype=torch.bool)), sums, -float("inf"))
+    s = (q @ k.mT) * D**-0.5 * torch.exp(log_decay + F.logsigmoid(i)[:, :, None, :])
+    return s / (torch.maximum(s.sum(-1, keepdim=True).abs(), torch.tensor([1.0], dtype=q.dtype)) + 1e-6) @ v
