@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,11 +14,12 @@ from .emit import Site, emit
 from .kernels import reference
 from .kernels.operator import linear_attention
 from .patterns.codes import NearMiss, near_miss
-from .patterns.index import Affine, Index, product, same
+from .patterns.index import Affine, Index, hint, product, same
 from .patterns.match import MAX_FEATURES, Match
 from .patterns.normal_form import Leaf, Numbers
 from .patterns.records import Key, Record
 from .patterns.side_table import SideTable
+from .patterns.sizes import another_value, hint_of
 from .small import KEPT, PAD, Sizes, Unsolvable, evaluate, leaf_key, region, replay
 
 TOLERANCE = 1e-7  # of fp64 results, relative to the largest element
@@ -82,7 +83,7 @@ def check(table: SideTable, site: Site, targets: Sequence[Key]) -> NearMiss | No
     except NearMiss as e:
         return e
     except (Unsolvable, RuntimeError, IndexError, TypeError, ValueError) as e:
-        return near_miss("LC503", seen=f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"[:200])
+        return _not_checkable(e)
     if failed is None:
         _passed.add(signature)
     return failed
@@ -91,26 +92,46 @@ def check(table: SideTable, site: Site, targets: Sequence[Key]) -> NearMiss | No
 def _check(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequence[list[Record]]) -> NearMiss | None:
     """At small sizes; where these do not fit (features that are split somewhere else), at others; and where a check fails
     that had to guess how constants shrink, with the user's own length, if it is short enough."""
-    from . import unrolled_check
-
+    if site.main.unrolled:
+        return _check_unrolled(table, site, targets, regions)
     failed: NearMiss | None = None
     n = product(x.size for x in site.main.rows)
-    unrolled = site.main.unrolled
-    lengths = (True,) if unrolled else (False, True) if isinstance(n, int) and n <= WHOLE else (False,)
-    for whole in lengths:
-        for features in UNROLLED_FEATURES if unrolled else FEATURES:
+    for whole in (False, True) if isinstance(n, int) and n <= WHOLE else (False,):
+        for features in FEATURES:
             try:
-                positions = () if unrolled else site.main.rows
-                sizes = Sizes(*_small(site, table, regions, features, whole), positions, n if whole else PAD,
-                              tiles=unrolled and features[0] != MAX_FEATURES)
-                compare = unrolled_check.compare if unrolled else _compare
-                failed = compare(table, site, targets, regions, sizes)
+                sizes = Sizes(*_small(site, table, regions, features, whole), site.main.rows, n if whole else PAD)
+                failed = _compare(table, site, targets, regions, sizes)
             except (Unsolvable, RuntimeError, IndexError) as e:
-                failed = near_miss("LC503", seen=f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"[:200])
+                failed = _not_checkable(e)
                 continue
             if failed is None:
                 return None
     return failed
+
+
+def _check_unrolled(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequence[list[Record]]) -> NearMiss | None:
+    """A loop keeps its length. Where that is dynamic, as far as the loop has as many pieces, it is checked with two of them."""
+    from .unrolled_check import compare
+
+    failed: NearMiss | None = None
+    symbols = {s for x in site.main.rows for s in getattr(x.size, "free_symbols", ())}
+    lengths = [{s: hint_of(s) for s in symbols}] + [{s: another_value(s) for s in symbols}] * bool(symbols)
+    for features in UNROLLED_FEATURES:
+        for length in lengths:
+            try:
+                small = _small(site, table, regions, features, True, length)
+                failed = compare(table, site, targets, regions, Sizes(*small, pad=None, tiles=features[0] != MAX_FEATURES))
+            except (Unsolvable, RuntimeError, IndexError) as e:
+                failed = _not_checkable(e)
+            if failed is not None:
+                break
+        if failed is None:
+            return None
+    return failed
+
+
+def _not_checkable(e: Exception) -> NearMiss:
+    return near_miss("LC503", seen=f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"[:200])
 
 
 def _compare(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequence[list[Record]],
@@ -166,16 +187,17 @@ def difference(a: Tensor, b: Tensor) -> float:
     return error if error == error else float("inf")
 
 
-def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], features: tuple[int, int],
-           whole: bool) -> tuple[dict[Index, int], set[Index], dict[Any, int]]:
-    """Distinct small sizes for the variables of the site; all variables of its regions; values for the symbols."""
+def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], features: tuple[int, int], whole: bool,
+           length_symbols: Mapping[Any, int] | None = None) -> tuple[dict[Index, int], set[Index], dict[Any, int]]:
+    """Distinct small sizes for the variables of the site; all variables of its regions; values for the symbols, those of a
+    loop's length as given."""
     offsets = [abs(c) for m in site.matches() for t in m.value.terms for e in t.indicators
                if isinstance(c := e.const, int)]
     offsets += [abs(a.const) for m in site.matches() for r in (*m.q, *m.k, *m.v) for a in r.index
                 if isinstance(a.const, int) and set(a.coef) & {*m.i, *m.j}]
     length = POSITIONS + max([c for c in offsets if c < 64], default=0)
     given: dict[Index, int] = {}
-    symbols: dict[Any, int] = {}
+    symbols: dict[Any, int] = dict(length_symbols or {})
 
     def choose(x: Index, n: int) -> None:
         if x in given:
@@ -197,7 +219,7 @@ def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], featur
     numbered = _numbered(regions) if len(main.rows) > 1 else set()
     for depth, x in enumerate(reversed(main.rows)):
         if whole or x in numbered or len(main.rows) > 1 and isinstance(x.size, int) and x.size <= KEPT:
-            choose(x, x.size)
+            choose(x, hint(x.size, symbols))
         else:
             choose(x, length if len(main.rows) == 1 else (4, 3, 2)[depth % 3])
     for x in main.d:

@@ -62,13 +62,15 @@ def _find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node
         if node.op not in ("call_function", "call_method", "call_module") or id(t) in table.viewed or \
                 islands is not None and node in islands.leaves:
             return
-        result = recognise(value)
-        if isinstance(result, NearMiss) and table.settled(t):
-            result = None                                   # a sum with an attention that is no larger one
-        if not isinstance(result, Match) and id(t) in table.pieces and not _goes_on(node):
-            result = recognise_pieces(table.pieces[id(t)].filled()) or result
-            if isinstance(result, NearMiss) and all(table.settled(interpreter.env.get(m)) for m in node.all_input_nodes):
-                result = None                                   # attentions beside each other, each a site of its own
+        pieces = table.pieces.get(id(t)) if not _goes_on(node) else None
+        result = recognise_pieces(pieces.filled()) if pieces is not None else None
+        if isinstance(result, NearMiss) and all(table.settled(interpreter.env.get(m)) for m in node.all_input_nodes):
+            result = None                                       # attentions beside each other, each a site of its own
+        if not isinstance(result, Match):
+            whole = recognise(value)
+            if isinstance(whole, NearMiss) and table.settled(t):
+                whole = None                                    # a sum with an attention that is no larger one
+            result = whole if isinstance(whole, Match) else result or whole
         if result is None:
             return
         found.append(Candidate(node, Key(id(t), table.versions.get(id(t), 0)), t.dtype, result, holder))

@@ -19,6 +19,7 @@ from .leaves import are_scores, coupled, disconnected, dominated, grown, opaque_
 from .normal_form import Value, detached
 from .ranges import Ranges
 from .side_table import SideTable
+from .sizes import learn
 
 if TYPE_CHECKING:
     from .islands import Islands
@@ -60,12 +61,15 @@ class GraphInterpreter(fx.Interpreter):
 
     def interpret(self) -> GraphInterpreter:
         """Runs the graph. Installs no shape guards; RuntimeError if a size was found that holds for the example alone."""
+        learn(self.module.graph, self.fake.shape_env)
         inputs: Iterable[Any] = [None] * sum(n.op == "placeholder" for n in self.module.graph.nodes)
         was_enabled, cached = torch.is_grad_enabled(), self.fake.cache_enabled
+        dynamic = any(isinstance(example_of(n), torch.SymInt) for n in self.module.graph.nodes)
         # an entry with symbols costs more than it saves where each call is made once
-        self.fake.cache_enabled = cached and not any(isinstance(example_of(n), torch.SymInt) for n in self.module.graph.nodes)
+        self.fake.cache_enabled = cached and not dynamic
         try:
-            with enable_python_dispatcher(), self.fake, torch.no_grad(), without_guards(self.fake):
+            # composite operations that know symbols are Python code, and slow
+            with enable_python_dispatcher() if dynamic else nullcontext(), self.fake, torch.no_grad(), without_guards(self.fake):
                 self.run(*inputs)
         finally:
             torch.set_grad_enabled(was_enabled)

@@ -15,12 +15,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import sympy
 
 from .codes import near_miss
 from .evaluate import Array, Grid
 from .index import Affine, Index, hint
 from .loop_forms import Carry, Form, Frame, StateKey, Update
 from .normal_form import Factor, Leaf, Numbers, Read, Term
+from .sizes import hint_of
 from .slots import Slot
 from .weights import Density
 
@@ -54,6 +56,13 @@ class Tables(Grid):
         for x in frame.batch:
             if x not in heads:
                 self.values[x] = np.array([0])
+
+    def number(self, s: Any) -> Any:
+        """A dynamic size has its value in the example; the check looks at another one too."""
+        if isinstance(s, sympy.Basic):
+            s = s.subs({x: hint_of(x) for x in s.free_symbols})
+            return int(s) if s.is_Integer else float(s)
+        return s
 
     def _read(self, r: Read, grid: Grid) -> Array:
         variables = list(dict.fromkeys(x for a in r.index for x in a.coef))

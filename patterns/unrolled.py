@@ -125,7 +125,7 @@ class _Loop:
         digits = tuple(x for n in self.rows for x in p.value.axes[n])
         asked: set[tuple[Leaf, str]] = set()                # queries of this piece, known from what it reads of states
         taken = []
-        terms = sorted(terms, key=lambda t: not _reads_a_state([t]))
+        terms = sorted(terms, key=lambda t: (not _reads_a_state([t]), -len(t.bound)))  # a window tells keys from queries
         for t in terms:
             taken.append(self._roles(t, set(digits), asked))
             asked |= {(r.leaf, r.function) for r in taken[-1][0]}
@@ -165,11 +165,10 @@ class _Loop:
         mine = [] if rows else self._known_queries(reads, bound)
         if rows or mine:
             d = {x for r in reads if rows & r.variables() or r in mine for x in r.variables() & bound}
-        else:
-            d = {x for x in bound if sum(x in r.variables() for r in reads) > 1}
-            own = [r for r in reads if self._own_features(r, reads, bound, rows)]
-            if len(own) == 1 and d - own[0].variables():    # values of several positions, over which the piece sums
-                d -= own[0].variables()
+        else:                                               # values tell positions of keys from features
+            shared = {x for x in bound if sum(x in r.variables() for r in reads) > 1}
+            values = [r for r in reads if self._own_features(r, reads, bound, rows)]
+            d = shared - {x for r in values for x in r.variables()} or shared
         if not d:
             raise NotUnrolled
         holders = [r for r in reads if r.variables() & d]

@@ -16,8 +16,9 @@ import numpy as np
 
 from .codes import near_miss
 from .evaluate import Array, Grid
-from .index import Affine, Index, hint_of, product
+from .index import Affine, Index, product
 from .normal_form import Factor, Leaf, Read, Term
+from .sizes import hint_of
 
 CELLS = 1 << 22  # pairs (times further bound variables) of one term
 SPARE = 4        # positions that a grid has beyond the largest constant
