@@ -42,6 +42,9 @@ def joined(main: Match, z: Match) -> Site | None:
         return None
     if not _same_decay(main, z, mapping):
         return None
+    if len(z.rows) != len(main.rows) or not all(same(a.size, b.size) for a, b in zip(z.rows, main.rows)):
+        return None
+    mapping.update({a: b for a, b in zip(z.rows, main.rows) if a not in mapping})  # digits of one position that both read
     free = {x: y for x, y in mapping.items() if x in {v for axis in z.value.axes for v in axis}}
     substitution = {x: var(y) for x, y in free.items()}
     axes = tuple(tuple(free.get(x, x) for x in axis) for axis in z.value.axes)
@@ -56,7 +59,7 @@ def _split_like(main: Match, z: Match) -> Match:
     groups: dict[Index, tuple[Index, ...]] = {}
     for r in main.q + main.k:
         for s in z.q + z.k:
-            if r.leaf is s.leaf and r.function == s.function:
+            if r.leaf is s.leaf and (r.function, r.detached) == (s.function, s.detached):
                 for a, b in zip(r.index, s.index):
                     x = b.only()
                     digits = tuple(sorted(a.coef, key=lambda y: -hint(a.coef[y])))
@@ -98,7 +101,7 @@ def _same_decay(main: Match, z: Match, mapping: dict[Index, Index]) -> bool:
 
 def _same(r: Read, s: Read, mapping: dict[Index, Index]) -> dict[Index, Index] | None:
     """Names for the variables of s under which it is r, in agreement with `mapping`."""
-    if r.leaf is not s.leaf or r.function != s.function:
+    if r.leaf is not s.leaf or (r.function, r.detached) != (s.function, s.detached):
         return None
     found: dict[Index, Index] = {}
     for a, b in zip(r.index, s.index):

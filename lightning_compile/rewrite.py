@@ -32,6 +32,7 @@ from .patterns.islands import Islands, islands
 from .patterns.match import Match, parts_of
 from .patterns.normal_form import Leaf, Read, Value
 from .patterns.records import Key, Record
+from .patterns.signatures import name_of
 from .patterns.states import final_state
 from .report import Candidate, Report, location
 from .small import leaf_key, region
@@ -207,13 +208,30 @@ class _Pass:
         for every in blocks.values():
             self._reject(every[-1], near_miss("LC114", blocks=len(every)))
         told: list[cand.Candidate] = []
+        pieces = self._pieces()
         for c in self.candidates:
-            if isinstance(c.found, NearMiss) and c.node in live and not self.loop_sums.intersection(c.node.users) and not any(
-                    self._contains(c, t) for t in told):
+            if not isinstance(c.found, NearMiss) or c.node not in live or c.node in pieces:
+                continue
+            if not self.loop_sums.intersection(c.node.users) and not any(self._contains(c, t) for t in told):
                 told.append(c)
                 self._reject(c, c.found)
         for members, twins in self.parts.twins if self.parts is not None else ():
             self._repeat(members, twins)
+
+    def _pieces(self) -> set[fx.Node]:
+        """Near misses that are put together to a larger candidate, of which it is told instead."""
+        near = {c.node for c in self.candidates if isinstance(c.found, NearMiss)}
+        found: set[fx.Node] = set()
+        for n in {c.node for c in self.candidates}:
+            if name_of(n) in ("cat", "concat", "concatenate", "stack"):
+                todo, mine = [(m, 0) for m in n.all_input_nodes], set[fx.Node]()
+                while todo:
+                    m, views = todo.pop()
+                    mine.update((m,) if m in near else ())
+                    if views < 3 and len(m.all_input_nodes) == 1:
+                        todo.append((m.all_input_nodes[0], views + 1))
+                found |= mine if len(mine) > 1 else set()
+        return found
 
     def _repeat(self, members: frozenset[fx.Node], twins: Sequence[dict[fx.Node, fx.Node]]) -> None:
         """Islands that equal one that has been decided about."""

@@ -25,6 +25,13 @@ class Unsolvable(Exception):
     """No consistent small sizes were found, or an operation cannot run at them."""
 
 
+def through(function: str, x: Tensor) -> Tensor:
+    """The elementwise function by which a leaf is read."""
+    if function in ("complement", "log_complement"):
+        return 1 - x if function == "complement" else torch.log1p(-x)
+    return getattr(torch, function)(x) if function else x
+
+
 class Sizes:
     """Sizes for index variables: some given, the others from how reshapes and broadcasts tied them together, and where
     nothing ties them their own. `pad` elements are the most that a padding has (None: as many as it has)."""
@@ -271,7 +278,7 @@ def _evaluate(t: Term, free: Sequence[Index], sizes: Sizes, leaves: Mapping[Leaf
         else:                                               # out of range only where an indicator says no
             leaf = leaves[f.leaf]
             part = leaf[tuple(at(a).clamp(0, n - 1) for a, n in zip(f.index, leaf.shape))]
-            x = x * (getattr(torch, f.function)(part) if f.function else part)
+            x = x * through(f.function, part.detach() if f.detached else part)
     if t.exponent:
         exponent: Tensor = sum((_evaluate(e, order, sizes, leaves) for e in t.exponent), torch.zeros(()))
         x = torch.where(holds, x, 0) * torch.where(holds, exponent, 0).exp()
@@ -400,8 +407,13 @@ def replay(records: Sequence[Record], target: Key, inputs: Mapping[Key, Tensor],
     def get(key: Key) -> Tensor:
         if key not in env:                                  # an input known by its value (a mask buffer), or a constant
             v = table.values.get(key.tensor)
-            if v is None or v.leaves():
-                raise Unsolvable("an input of the region is not among the leaves")
+            if v is None:
+                raise Unsolvable("an input of the region is not known")
+            if v.leaves():                                  # the specification does not read it, so any numbers must do
+                generator = torch.Generator().manual_seed(len(env))
+                x = torch.rand(sizes.shape(v.axes), generator=generator, dtype=torch.float64) + 0.5
+                env[key] = x.to(_dtype(table.tensors[key.tensor].dtype))
+                return env[key]
             x = evaluate(v, v.terms, sizes, {})
             if v.masked is not None:
                 finite = evaluate(v, (Term(1, indicators=v.masked),), sizes, {})

@@ -149,8 +149,7 @@ def _compare(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequ
                 return near_miss("LC501", seen=f"the {name} is off by {error:.1e}")
     operands = [x for x in leaves.values() if x.requires_grad]
     cotangents = [torch.randn_like(w) for w in wanted]
-    expected = torch.autograd.grad(wanted, operands, cotangents, allow_unused=True)
-    found = torch.autograd.grad(by_operator, operands, cotangents, allow_unused=True)
+    expected, found = (gradients(outs, operands, cotangents) for outs in (wanted, by_operator))
     for x, e, f in zip(operands, expected, found):
         if (error := difference(or_zero(e, x), or_zero(f, x))) > TOLERANCE:
             return near_miss("LC501", seen=f"a gradient is off by {error:.1e}")
@@ -165,6 +164,16 @@ def _compare(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequ
 
 def _replayed(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.bool else torch.float64
+
+
+def gradients(outs: Sequence[Tensor], operands: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """None where an operand has none; detached outputs give none."""
+    used = [(x, g) for x, g in zip(outs, cotangents) if x.requires_grad]
+    if not used:
+        return [None] * len(operands)
+    return torch.autograd.grad([x for x, _ in used], operands, [g for _, g in used], allow_unused=True)
+
+
 def or_zero(g: Tensor | None, x: Tensor) -> Tensor:
     return torch.zeros_like(x) if g is None else g
 
@@ -207,8 +216,9 @@ def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], featur
     for x in {x for g in main.decay for x in g.over} | _tabulated(site):
         if isinstance(x.size, int):
             choose(x, x.size)                               # tables of numbers belong to their size
+    numbered = _numbered(regions) if len(main.rows) > 1 else set()
     for depth, x in enumerate(reversed(main.rows)):
-        if whole or len(main.rows) > 1 and isinstance(x.size, int) and x.size <= KEPT:
+        if whole or x in numbered or len(main.rows) > 1 and isinstance(x.size, int) and x.size <= KEPT:
             choose(x, hint(x.size, symbols))
         else:
             choose(x, length if len(main.rows) == 1 else (4, 3, 2)[depth % 3])
@@ -229,6 +239,22 @@ def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], featur
         for s in getattr(x.size, "free_symbols", ()):
             symbols.setdefault(s, 2 + len(symbols))
     return given, universe, symbols
+
+
+def _numbered(regions: Sequence[list[Record]]) -> set[Index]:
+    """Variables that run over tensors which were put side by side one by one: there are as many at any sizes."""
+    at = {"aten::stack": 1, "aten::select_scatter": 2}      # the place of their argument `dim`
+    every = [r for records in regions for r in records if r.func._schema.name in at]
+    dims = [r.args[n] if len(r.args) > (n := at[r.func._schema.name]) else r.kwargs.get("dim", 0) for r in every]
+    todo = [x for r, d in zip(every, dims) for x in r.values[0].axes[d % len(r.values[0].axes)]]
+    seen = set[Index]()
+    while todo:
+        x = todo.pop()
+        if x not in seen and isinstance(x.size, int):
+            seen.add(x)
+            todo += [y for group in x.splits if len(group) == 1 for y in group]
+            todo += [y for y in x.parents if (x,) in y.splits]
+    return seen
 
 
 def _tabulated(site: Site) -> set[Index]:
@@ -253,12 +279,15 @@ def random_leaves(site: Site, table: SideTable, sizes: Sizes) -> dict[Leaf, Tens
     """A leaf read through a function (reciprocal) keeps away from zero."""
     generator = torch.Generator().manual_seed(0)
     leaves: dict[Leaf, Tensor] = {}
+    functions = {r.leaf for m in site.matches() for r in m.reads() if r.function}
     for m in site.matches():
         for r in m.reads():
             if r.leaf not in leaves:
                 shape = sizes.shape(table.values[id(r.leaf.tensor)].axes)
                 x = torch.rand(shape, generator=generator, dtype=torch.float64) + 0.5
-                if not r.function:
+                if r.leaf.unit:
+                    x = x / 2                               # between a quarter and three quarters
+                elif not (r.leaf.positive or r.leaf in functions):
                     x = x * (torch.randint(0, 2, shape, generator=generator) * 2 - 1)
                 if r.leaf.relied and r.leaf.real is not None:
                     x = x.abs() * (1 if float(r.leaf.real.flatten()[0]) > 0 else -1)
@@ -299,7 +328,7 @@ def _match_signature(m: Match, table: SideTable, numbers: dict[Any, int]) -> Any
         return (str(a.const), tuple(sorted((name(x), str(c)) for x, c in a.coef.items())))
 
     def reads(rs: Any) -> Any:
-        return tuple((name(leaf_key(table, r.leaf)), r.function, tuple(map(index, r.index))) for r in rs)
+        return tuple((name(leaf_key(table, r.leaf)), r.function, r.detached, tuple(map(index, r.index))) for r in rs)
 
     groups = tuple(tuple(map(name, g)) for g in (m.batch, m.i, m.j, m.rows, m.d, m.e))
     decay = tuple((g.numbers.tobytes(), tuple(map(name, g.over)), reads(g.reads)) for g in m.decay)

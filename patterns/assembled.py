@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.fx as fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .axes import insert
+from .axes import insert, remove
 from .index import Size, size_of
 from .normal_form import Value
 from .pieces import Pieces, joined, stacked
@@ -91,6 +92,18 @@ class Assembled(TorchDispatchMode):
         narrow = [d for d, s in enumerate(t.shape) if bounds[d] != (0, size_of(s))]
         return (t, narrow[0], *bounds[narrow[0]], tuple(sorted(gone))) if len(narrow) == 1 else None
 
+    def _read_back(self, t: torch.Tensor, value: Value) -> Value | None:
+        """The value of a view that is a window of a tensor which was written piece by piece: what was written there."""
+        window = self.windows.get(id(t))
+        pieces = self.pieces.get(id(window[0])) if window is not None else None
+        if window is None or pieces is None or pieces.dim != window[1]:
+            return None
+        _, dim, start, length, selected = window
+        found = pieces.window(start, length)
+        if found is None:
+            return None
+        return replace(value, terms=(), masked=None) if not found.terms else remove(found, dim) if selected else found
+
     def _write(self, whole: torch.Tensor, dim: int, start: int, length: Size, gone: tuple[int, ...], before: Key,
                pieces: Pieces | None, was: Value, view: Key) -> None:
         """Notes that a window of `whole` was written: its pieces, and a record from which it can be made again."""
@@ -105,7 +118,8 @@ class Assembled(TorchDispatchMode):
             value = insert(value, d)
         for tied in (was, self.values[id(whole)]):
             self._tie(tied, value, dim)
-        found = pieces if pieces is not None and pieces.dim == dim else Pieces(dim, size_of(whole.shape[dim]))
+        fresh = Pieces(dim, size_of(whole.shape[dim]), zeros=not was.terms and was.masked is None)
+        found = pieces if pieces is not None and pieces.dim == dim else fresh
         after = found.write(start, length, value)
         if after is not None:
             self.pieces[id(whole)] = after

@@ -100,6 +100,10 @@ _TABLE = (
     Code("LC303", "dropout inside", "dropout is active on the scores or the state",
          "apply dropout to the output, or train with attention dropout 0",
          "F.dropout((q @ k.mT).tril(), 0.1) @ v", "F.dropout((q @ k.mT).tril() @ v, 0.1)"),
+    Code("LC304", "a gradient that is cut", "{leaf} stops the gradient of the state inside of the loop: the results are those of "
+         "an attention, the gradients are not",
+         "detach the state before the loop, or carry its gradient through the whole sequence",
+         "state = state.detach() + k.mT @ v", "state = state + k.mT @ v"),
     # ----------------------------------------------------------------------------------------- LC4xx: operator's limits
     Code("LC401", "features too wide", "the feature size is {size}; the kernels hold up to 256",
          "use more heads with fewer features", "q: [B, H, N, 512]", "q: [B, 2 * H, N, 256]"),

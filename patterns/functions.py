@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.fx as fx
+import torch.utils._pytree as pytree
 
 # Operations through which an attention stays an attention. What a view makes of it is not a new candidate; a sum may be.
 VIEWS = frozenset({
@@ -14,9 +15,6 @@ VIEWS = frozenset({
     "split_with_sizes", "chunk", "unbind", "neg", "copy", "repeat"})
 DETACH = frozenset({"detach", "detach_", torch.detach})  # gradients stop: values do not look across
 SUMS = frozenset({"add", "sub", "rsub", "cat", "stack", "constant_pad_nd", "mul", "div", "baddbmm"})
-
-# Functions that are never negative: powers of their results have real logarithms.
-POSITIVE = frozenset({"exp", "exp2", "sigmoid", "softplus", "softmax", "_softmax", "abs", "square", "relu"})
 
 # Functions whose result is a leaf whatever goes in: they are not even run. Dynamo has left their fake result in the graph.
 OPAQUE: frozenset[Any] = frozenset({
@@ -31,6 +29,15 @@ OPAQUE: frozenset[Any] = frozenset({
 def opaque(n: fx.Node) -> bool:
     """A function whose result is a leaf whatever goes in. Dropout is one while it is active."""
     return dropout_is_active(n) if n.target is torch.nn.functional.dropout else n.target in OPAQUE
+
+
+def transformed(n: fx.Node) -> bool:
+    """Whether a node belongs to a region under a transformation of functions (vmap, grad): its tensors are not what they seem,
+    and are not looked into."""
+    if str(getattr(n.target, "__module__", "")).startswith("torch._functorch"):
+        return True
+    return any(isinstance(t, torch.Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(t)
+               for t in pytree.tree_leaves(example_of(n)))
 
 
 def example_of(n: fx.Node) -> Any:

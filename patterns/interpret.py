@@ -13,10 +13,11 @@ from torch._subclasses import FakeTensorMode
 
 from .constants import known_value, static
 from .folding import Folder
-from .functions import DETACH, POSITIVE, example_of, is_scalar, opaque
+from .functions import DETACH, example_of, is_scalar, opaque, transformed
 from .index import same, size_of
-from .leaves import are_scores, disconnected, dominated, grown, opaque_exponent
-from .normal_form import Value
+from .leaves import are_scores, coupled, disconnected, dominated, grown, opaque_exponent
+from .normal_form import Value, detached
+from .ranges import Ranges
 from .side_table import SideTable
 from .sizes import learn
 
@@ -46,7 +47,8 @@ class GraphInterpreter(fx.Interpreter):
 
     def __init__(self, gm: fx.GraphModule, fake: FakeTensorMode,
                  on_node: Callable[[fx.Node, torch.Tensor, Value, fx.Node | None], None],
-                 constants: Callable[[fx.Node, Any], Value | None], islands: Islands | None = None) -> None:
+                 constants: Callable[[fx.Node, Any], Value | None], islands: Islands | None = None,
+                 features: frozenset[fx.Node] = frozenset()) -> None:
         super().__init__(gm, garbage_collect_values=False)
         self.islands = islands
         self.fake, self.on_node, self.constants = fake, on_node, constants
@@ -54,6 +56,8 @@ class GraphInterpreter(fx.Interpreter):
         self.grad_enabled = torch.is_grad_enabled()
         self.symbols: dict[str, fx.Node] = {}
         self.folder = Folder(gm)
+        self.ranges = Ranges()
+        self.features, self.coupled = features, set[fx.Node]()  # nodes that are leaves; that might be, see `coupled`
 
     def interpret(self) -> GraphInterpreter:
         """Runs the graph. Installs no shape guards; RuntimeError if a size was found that holds for the example alone."""
@@ -115,26 +119,34 @@ class GraphInterpreter(fx.Interpreter):
             return example
         for m in self.folder.meets(n):
             self._fold(m, n)
+        if transformed(n):
+            return pytree.tree_map_only(torch.Tensor, self._like, example)
         if self.islands is not None and n in self.islands.leaves and isinstance(example, torch.Tensor):
             out = self._like(example)
-            self.table.cut(out, positive=str(getattr(n.target, "__name__", n.target)) in POSITIVE)
+            self.table.cut(out, bounds=self.ranges.of(n))
             self._settle(n, out)
             return out
         if n.target is torch._C._set_grad_enabled:
             self._switch_gradients(bool(n.args[0]))
             return None
-        if opaque(n) and isinstance(example, torch.Tensor) or isinstance(n.target, torch._ops.HigherOrderOperator):
+        unseen = opaque(n) and isinstance(example, torch.Tensor) and not self._of_numbers(n)
+        if unseen or isinstance(n.target, torch._ops.HigherOrderOperator):
             out = pytree.tree_map_only(torch.Tensor, self._like, example)
             if isinstance(out, torch.Tensor):
                 args, _ = self.fetch_args_kwargs_from_env(n)
                 name = n.target.__name__
-                self.table.cut(out, scores=self.table.of_scores(name, args), positive=name in POSITIVE)
+                self.table.cut(out, scores=self.table.of_scores(name, args), bounds=self.ranges.of(n))
         else:
             with self.table:
                 out = super().run_node(n)
             _agree(n, out, example)
         self._settle(n, out)
         return out
+
+    def _of_numbers(self, n: fx.Node) -> bool:
+        """Whether a node is computed from numbers and positions alone."""
+        tensors = [t for m in n.all_input_nodes if isinstance(t := self.env.get(m), torch.Tensor)]
+        return bool(tensors) and not any(self.table.value(t).leaves() for t in tensors)
 
     def _fold(self, mask: fx.Node, reader: fx.Node) -> None:
         """Where the rules could not say what a constant is, its values may."""
@@ -168,12 +180,21 @@ class GraphInterpreter(fx.Interpreter):
         ids = {id(o) for o in outs}
         for o in outs:
             v = looked = table.value(o)
+            stops = n.target in DETACH
+            if stops and any(t.bound or t.exponent for t in v.terms):
+                v = looked = detached(v)
+                table.put(o, v)
+                stops = False
             long = grown(v)
-            if dominated(v) or disconnected(v) or opaque_exponent(v) or long or n.target in DETACH:
+            if coupled(v):
+                self.coupled.add(n)
+                stops = stops or n in self.features
+            if dominated(v) or disconnected(v) or opaque_exponent(v) or long or stops:
                 of_scores = any(are_scores(e) for t in v.terms for e in t.exponent)
-                positive = all(t.pure_exponent() for t in v.terms)
-                before, v = v, table.cut(o, scores="exp" if of_scores else "", positive=positive,
-                                         definition=None if n.target in DETACH else v)
+                low, high = self.ranges.of(n)
+                low = max(low, 0.0) if all(t.pure_exponent() for t in v.terms) else low
+                before, v = v, table.cut(o, scores="exp" if of_scores else "", bounds=(low, high),
+                                         definition=None if stops else v)
                 looked = before if long else v
                 for own, old in zip(v.axes, before.axes):
                     if own:
@@ -184,7 +205,7 @@ class GraphInterpreter(fx.Interpreter):
                 table.node_of.setdefault(id(o), n)
                 for leaf in v.leaves():
                     if leaf.node is None and leaf.tensor is o:
-                        leaf.node = n
+                        leaf.node, leaf.bounds = n, self.ranges.of(n)
         if isinstance(out, torch.Tensor):
             if table.mutations and table.mutations[-1][1] is n:
                 table.node_of[id(out)] = n                       # an in-place method returns its own tensor
@@ -192,6 +213,7 @@ class GraphInterpreter(fx.Interpreter):
         written, table.written = table.written, []
         for whole in written:
             if id(whole) in table.pieces and table.pieces[id(whole)].complete():
+                table.sum_up(whole)
                 self.on_node(n, whole, table.value(whole), table.node_of.get(id(whole)))
         if written:
             table.forget_views()

@@ -199,7 +199,7 @@ def _atoms(problem: Problem) -> list[_Atom]:
                         index.append(None)
                     else:
                         index.append(a)
-                signature.append((id(r.leaf), r.function, tuple(index)))
+                signature.append((id(r.leaf), r.function, r.detached, tuple(index)))
             stray = t.free() - batch - set(part.variables)
             if stray:
                 raise near_miss("LC202")

@@ -276,6 +276,15 @@ def dropout_on_the_state(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("bhnd,bhnde->bhne", q, state)  # here
 
 
+@case("LC304")
+def state_detached_between_steps(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    state, out = torch.zeros(B, H, D, E), []
+    for t in range(N):
+        state = state.detach() + k[:, :, t, :, None] * v[:, :, t, None, :]
+        out.append((q[:, :, t, None, :] @ state).squeeze(2))
+    return torch.stack(out, 2)  # here
+
+
 @case("LC401", lambda: (seeded(1, 1, N, 512), seeded(1, 1, N, 512), seeded(1, 1, N, 8)))
 def wide_features(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k.mT).tril() @ v  # here
