@@ -18,6 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import chunked, tiles
 from .dispatch import straight
+from .errors import NoDerivative
 from .gradients import LinearAttention
 from .problem import accumulation_dtype, empty_like_layout, output_heads, sequence_first
 from .validation import check_arguments
@@ -139,10 +140,7 @@ def _below_autograd(keyset: torch.DispatchKeySet) -> Callable[..., tuple[Tensor,
 
 def _autograd_backward(keyset: torch.DispatchKeySet, *args: Any) -> tuple[Tensor, ...]:
     if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
-        raise RuntimeError(
-            "lightning::linear_attention_backward has no derivative of its own; call lightning::linear_attention and "
-            "differentiate twice with create_graph=True, or wrap this call in torch.no_grad()"
-        )
+        raise NoDerivative()
     return linear_attention_backward.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
 

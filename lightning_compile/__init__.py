@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+__version__ = "0.1.0"
+
 _here = Path(__file__).resolve().parent
 if not (_here / "patterns").is_dir():  # a checkout: patterns/ and kernels/ stand beside this package, not inside it
     __path__.append(str(_here.parent))

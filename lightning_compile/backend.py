@@ -17,22 +17,20 @@ from torch._dynamo.utils import counters
 from torch._guards import TracingContext, detect_fake_mode
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
+from .announce import announce
+from .errors import TooFewRewrites, UnknownArgument
 from .guards import Assumption, guarded
 from .options import Options, inductor_config, split
 from .patterns.codes import CODES
 from .patterns.constants import static
 from .patterns.islands import CAUSAL, may_match
-from .report import Candidate, Report
+from .report import Report, describe
 from .rewrite import Outcome, rewrite
 
 log = logging.getLogger("lightning_compile")
 
 # A graph without one of these has no sums over products, and is not looked at.
 PRODUCTS = frozenset({"einsum", "matmul", "bmm", "baddbmm", "mm", "__matmul__", "sum", "inner", "tensordot", "mul"})
-
-
-class TooFewRewrites(RuntimeError):
-    """Fewer sites were rewritten than `min_rewrites` asks for."""
 
 
 def lightning(gm: fx.GraphModule, example_inputs: Sequence[Any], *, mode: str | None = None,
@@ -45,13 +43,14 @@ def lightning(gm: fx.GraphModule, example_inputs: Sequence[Any], *, mode: str | 
         TooFewRewrites: see option `min_rewrites`.
     """
     if unknown:
-        raise TypeError(f"backend 'lightning' takes mode= and options=, not {sorted(unknown)}")
+        raise UnknownArgument(names=", ".join(f"{name}=" for name in sorted(unknown)))
     own, rest = split(options)
     config = inductor_config(mode, rest)
     outcome = examine(gm, example_inputs, own)
     count(outcome.report)
+    announce(outcome.report)
     if len(outcome.report.rewritten) < own.min_rewrites:
-        raise TooFewRewrites(f"min_rewrites is {own.min_rewrites}, but {outcome.report}")
+        raise TooFewRewrites(wanted=own.min_rewrites, found=len(outcome.report.rewritten), report=f"\n{outcome.report}")
     compiled = _inductor(outcome.graph or gm, example_inputs, config, own, name)
     if outcome.inputs and outcome.graph is not None:
         placeholders = [n for n in outcome.graph.graph.nodes if n.op == "placeholder"]
@@ -97,7 +96,7 @@ def examine(gm: fx.GraphModule, example_inputs: Iterable[Any], options: Options,
         log.debug("traceback", exc_info=True)
         code = CODES["LC901"]
         reason = code.reason.format(seen=f"{type(e).__name__}: {str(e)[:200]}")
-        return Outcome(None, Report((Candidate("rejected", code.code, reason, "the whole graph", code.hint, ""),)))
+        return Outcome(None, Report((describe.failed(reason),)))
 
 
 def count(report: Report) -> None:
