@@ -13,12 +13,16 @@ class Coded(Exception):
     advice: ClassVar[str] = ""
 
     def __init__(self, text: str = "", **values: Any) -> None:
-        super().__init__(text or f"{self.code}: {self.seen.format(**values)}. {capital(self.advice.format(**values))}.")
+        if not text:
+            seen, advice = self.seen.format(**values), self.advice.format(**values)
+            text = f"{self.code}: {sentence(seen)} {sentence(advice, True)}"
+        super().__init__(text)
 
 
-def capital(text: str) -> str:
-    """With a capital letter, as sentences begin."""
-    return text[:1].upper() + text[1:]
+def sentence(text: str, begins: bool = False) -> str:
+    """With a full stop where there is no other, and with a capital letter if it `begins`."""
+    ends = text if text.endswith((".", "?", "!")) else text + "."
+    return ends[:1].upper() + ends[1:] if begins else ends
 
 
 class OperatorError(Coded):

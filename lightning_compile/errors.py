@@ -94,7 +94,7 @@ class MissingPackage(LightningError, ImportError):
 
     code = "LE303"
     seen = "{command} needs {package}, which is not installed"
-    advice = "pip install {package}"
+    advice = "run: pip install {package}"
 
 
 ERRORS = (TooFewRewrites, UnknownOption, WrongOption, UnknownArgument, NoSuchSite, NothingToSave, ReportMismatch, CannotLoad,

@@ -42,7 +42,8 @@ def renamed(c: Candidate, node: fx.Node, twin: Mapping[fx.Node, fx.Node]) -> Can
     names = {a.name: b.name for a, b in twin.items()}
 
     def text(s: str) -> str:
-        return re.sub(r"[A-Za-z_]\w*", lambda word: names.get(word.group(), word.group()), s)
+        # a word with something in brackets behind it is a function, or the log-decay's sum G; i and j are positions
+        return re.sub(r"\b(?!(?:i|j)\b)[A-Za-z_]\w*(?![\w(\[])", lambda word: names.get(word.group(), word.group()), s)
 
     return described(c, node, {a.name: b for a, b in twin.items()}, text)
 

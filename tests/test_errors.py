@@ -42,7 +42,8 @@ def test_the_texts() -> None:
     """What was seen and what to do; those of a report are tested with the report, the operator's with the operator."""
     assert raised(lambda: Options(when="sometimes")) == (
         "LE103: option 'when' is 'sometimes'. It must be one of ['profitable', 'always'].")
-    assert raised(lambda: Options(min_rewrites=-1)) == "LE103: option 'min_rewrites' is -1. It must be a number of sites, 0 or more."
+    assert raised(lambda: Options(min_rewrites=-1)) == (
+        "LE103: option 'min_rewrites' is -1. It must be a number of sites, 0 or more.")
     unknown = raised(lambda: inductor_config(None, {"wen": 1}))
     assert unknown.startswith("LE102: unknown option 'wen'. Known are lightning's ['when', 'min_rewrites', 'verify'")
     assert "max_autotune" in unknown
@@ -51,7 +52,8 @@ def test_the_texts() -> None:
 
 
 def test_too_few_rewrites_shows_the_report() -> None:
-    with pytest.raises(Exception, match=r"LE101: min_rewrites is 1, but 0 site\(s\).*explain\(model, \*inputs\) says more") as caught:
+    says = r"LE101: min_rewrites is 1, but 0 site\(s\).*explain\(model, \*inputs\) says more"
+    with pytest.raises(Exception, match=says) as caught:
         nothing_to_rewrite()
     assert "No candidate for causal linear attention was found" in str(caught.value)
 

@@ -118,7 +118,8 @@ def test_a_picture_draws_each_node_once_and_apart(report: lightning_compile.Repo
     space = "{http://www.w3.org/2000/svg}"
     corners = [(float(r.get("x", "")), float(r.get("y", ""))) for r in drawn.iter(f"{space}rect")]
     assert len(corners) == len(sketch.nodes) == len({n.name for n in sketch.nodes})
-    assert all(abs(x - u) >= picture.WIDE or abs(y - v) >= picture.HIGH for i, (x, y) in enumerate(corners) for u, v in corners[:i])
+    assert all(abs(x - u) >= picture.WIDE or abs(y - v) >= picture.HIGH
+               for i, (x, y) in enumerate(corners) for u, v in corners[:i])
     assert len(list(drawn.iter(f"{space}path"))) >= len(sketch.nodes) - 1
 
 

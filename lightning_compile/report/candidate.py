@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 Status = Literal["rewritten", "rejected"]
+Kind = Literal["given", "step", "result"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class SketchNode:
 
     name: str
     label: str
-    kind: Literal["given", "step", "result"]
+    kind: Kind
     inputs: tuple[str, ...]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch.fx as fx
@@ -57,8 +58,6 @@ def completed(detail: Detail, made: Iterable[fx.Node], results: Collection[fx.No
 
 def renamed(c: Candidate, node: fx.Node, names: Mapping[str, fx.Node], text: Any) -> Candidate:
     """The row of a candidate of an equal layer. `names`: this layer's node for the name of each node of the other."""
-    from dataclasses import replace
-
     # other words of a reason might be names of nodes by chance; the algebra has nothing but names
     reason = text(c.reason) if c.status == "rejected" else c.reason
     blame = tuple(_blame(names[b.node]) if b.node in names else b for b in c.blame)
@@ -76,7 +75,7 @@ def _blamed(node: fx.Node, why: NearMiss, value: Value | None) -> list[fx.Node]:
     found: dict[fx.Node, None] = {n: None for n in why.nodes if isinstance(n, fx.Node)}
     seen = {text for _, text in why.seen}
     if value is not None and not found:
-        found.update({leaf.node: None for leaf in value.leaves() if leaf.node is not None and leaf.scores and leaf.scores in seen})
+        found.update({leaf.node: None for leaf in value.leaves() if leaf.node is not None and leaf.scores in seen - {""}})
     if not found:
         known = {leaf.node for leaf in value.leaves() if leaf.node is not None} if value is not None else set()
         wanted = CODES[why.code].blames

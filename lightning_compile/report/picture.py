@@ -49,7 +49,7 @@ def _rows(graph: nx.DiGraph) -> list[list[str]]:
         for row in rows if down else reversed(rows):
             joined = graph.predecessors if down else graph.successors
             mean = {name: _mean([place[m] for m in joined(name)], place[name]) for name in row}
-            row.sort(key=lambda name, mean=mean: mean[name])
+            row.sort(key=mean.__getitem__)
             place.update({name: i - len(row) / 2 for i, name in enumerate(row)})
     return rows
 

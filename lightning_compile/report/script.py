@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Iterator
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +57,9 @@ def write(node: fx.Node) -> tuple[str, dict[str, Any]]:
     steps, given = _piece(node)
     if steps is None:
         return "", {}
-    graph, copies, values, constants, inputs = fx.Graph(), dict[fx.Node, Any](), dict[str, Any](), dict[str, Any](), []
+    graph, inputs = fx.Graph(), list[str]()
+    copies: dict[fx.Node, Any] = {}
+    constants: dict[str, torch.Tensor] = {}
     for n in given:
         example = n.meta.get("example_value")
         if isinstance(example, (int, float, bool)) or n.op == "placeholder" and isinstance(example, torch.SymInt):
@@ -79,13 +80,15 @@ def write(node: fx.Node) -> tuple[str, dict[str, Any]]:
         setattr(module, name, value)
     code = fx.GraphModule(module, graph).graph.python_code("self")
     body = _readable(code.src)
-    small = {name: value for name, value in constants.items() if value.numel() <= INLINE}
-    values.update({name: value for name, value in constants.items() if name not in small})
-    lines = [f"{name} = torch.tensor({value.tolist()!r}, dtype={value.dtype})" for name, value in small.items()]
-    if values:
-        lines += ['_kept = torch.load(__file__.removesuffix(".py") + ".pt")', *(f'{n} = _kept["{n}"]' for n in values)]
-    return _TEXT.format(title="{title}", name="{name}", imports="\n".join(_imports(code.globals, body)), inputs=", ".join(inputs) + ",",
-                        constants="\n" + "\n".join(lines) + "\n" if lines else "", program=body + "\n"), values
+    large = {name: value for name, value in constants.items() if value.numel() > INLINE}
+    lines = [f"{name} = torch.tensor({value.tolist()!r}, dtype={value.dtype})" for name, value in constants.items()
+             if name not in large]
+    if large:
+        lines += ['_kept = torch.load(__file__.removesuffix(".py") + ".pt")', *(f'{name} = _kept["{name}"]' for name in large)]
+    text = _TEXT.format(title="{title}", name="{name}", imports="\n".join(_imports(code.globals, body)),
+                        inputs="".join(f"{x}, " for x in inputs).strip(), program=body + "\n",
+                        constants="\n" + "\n".join(lines) + "\n" if lines else "")
+    return text, large
 
 
 def save(report: Report, site: int | Candidate, path: Path) -> Path:

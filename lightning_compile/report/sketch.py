@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 import torch.fx as fx
 
 from . import origin
-from .candidate import Sketch, SketchNode
+from .candidate import Kind, Sketch, SketchNode
 
 MOST = 40  # nodes that a picture can hold
 
@@ -36,7 +36,7 @@ def sketch(steps: Iterable[fx.Node], result: Collection[fx.Node], known: Mapping
     for n in shown:
         inputs = [alias.get(m, m) for m in n.all_input_nodes]
         given.update(dict.fromkeys(m for m in inputs if m not in inside))
-        kind = "result" if n in result else "step"
+        kind: Kind = "result" if n in result else "step"
         nodes.append(SketchNode(n.name, _label(n), kind, tuple(m.name for m in inputs)))
     outside = [SketchNode(m.name, _label(m), "given", ()) for m in given]
     return Sketch((*outside, *nodes), len(every) - len(shown))

@@ -62,7 +62,7 @@ def renderable(report: Report) -> Group:
     notes = sorted({c.reason for c in report.rewritten})
     if notes:
         parts += [Text(""), *(Text(_dotted(f"Rewritten, {note}")) for note in notes)]
-    return Group(*parts)  # type: ignore[arg-type]
+    return Group(*parts)
 
 
 def below(c: Candidate) -> str:
@@ -99,14 +99,15 @@ def unit(x: float, base: int) -> str:
 
 
 def short(location: str) -> str:
-    """A location as people know it: relative to the working directory, or the last two parts of the path."""
+    """A location as people know it: relative to the working directory, or the end of the path."""
     file, _, line = location.rpartition(":")
     if not file or not os.path.isabs(file):
         return location
     try:
         return f"{Path(file).relative_to(Path.cwd())}:{line}"
     except ValueError:
-        return f"{Path(*Path(file).parts[-2:])}:{line}"
+        inner = f"{Path(*Path(file).parts[-2:])}:{line}"
+        return inner if len(inner) <= 36 else f"{Path(file).name}:{line}"
 
 
 def _dotted(text: str) -> str:
