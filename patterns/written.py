@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Iterable, Iterator
 
 from .index import Affine, Index
+from .match import Match
 from .normal_form import Factor, Numbers, Position, Read, Term, Value
-from .recognise import Match
 
 _OTHERS = "abcfghlmpqrstuwxyz"
 

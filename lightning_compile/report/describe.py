@@ -9,8 +9,8 @@ from typing import Any
 import torch.fx as fx
 
 from ..patterns.codes import CODES, LAWS, NearMiss
+from ..patterns.match import Match
 from ..patterns.normal_form import Value
-from ..patterns.recognise import Match
 from ..patterns.written import written
 from . import origin, script, sketch
 from .candidate import Blame, Candidate, Detail, Estimate, Sketch
