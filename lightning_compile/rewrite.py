@@ -27,11 +27,12 @@ from .patterns.constants import known_value, static
 from .patterns.functions import example_of
 from .patterns.index import Affine, Index, product, same
 from .patterns.interpret import GraphInterpreter
-from .patterns.islands import Islands, islands
+from .patterns.islands import CAUSAL, Islands, islands
 from .patterns.match import Match, parts_of
 from .patterns.normal_form import Leaf, Read, Value
 from .patterns.records import Key, Record
 from .patterns.states import final_state
+from .patterns.transforms import regions, suspect
 from .report import Candidate, Detail, Estimate, Report, describe, sketch
 from .small import leaf_key, region
 from .strides import restore
@@ -142,10 +143,14 @@ def rewrite(gm: fx.GraphModule, fake: FakeTensorMode, options: Options, thorough
     """Rewrites the graph in place. `thorough`: look also where no order of positions is in sight."""
     # verify="run" writes behind sites too, where the graph's next node may belong to anything
     parts = islands(gm, share=options.verify != "run", thorough=thorough)
+    inside = _under_transforms(gm)
+    if parts is None and inside is not None:                    # everything would be run, the transforms too
+        return Outcome(None, inside)
     found = cand.find(gm, fake, _constants, parts)
     pass_ = _Pass(gm, found, options, parts, thorough)
     pass_.run()
     report = Report(tuple(c for _, c in sorted(pass_.decided.items(), key=lambda item: item[0])))
+    report = report if inside is None else report + inside
     changed = gm if pass_.changed else None
     for name, sub in _bodies(gm):
         outcome = rewrite(sub, fake, options, thorough)
@@ -158,6 +163,16 @@ def rewrite(gm: fx.GraphModule, fake: FakeTensorMode, options: Options, thorough
         gm.recompile()
     # what a body reads is an input of the body: its values are not looked at, so it relies on none
     return Outcome(changed, report, tuple(pass_.relied))
+
+
+def _under_transforms(gm: fx.GraphModule) -> Report | None:
+    """What may be an attention under torch.func, where nothing is rewritten; None if the graph has no such region."""
+    found = regions(gm)
+    if not found:
+        return None
+    why = near_miss("LC304")
+    ends = (suspect(region, CAUSAL) for region in found)
+    return Report(tuple(describe.rejected(n, why, "", None, None, None) for n in ends if n is not None))
 
 
 def _bodies(gm: fx.GraphModule) -> list[tuple[str, fx.GraphModule]]:

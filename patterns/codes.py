@@ -144,6 +144,10 @@ _TABLE = (
     Code("LC303", "dropout inside", "dropout is active on the scores or the state",
          "apply dropout to the output, or train with attention dropout 0",
          "F.dropout((q @ k.mT).tril(), 0.1) @ v", "F.dropout((q @ k.mT).tril() @ v, 0.1)"),
+    Code("LC304", "under a function transform", "the attention runs inside torch.func (vmap, grad, jvp ...) in the compiled code",
+         "give the tensors their batch axis instead of vmap, or call lightning_compile.linear_attention there, which vmap and "
+         "reverse mode know",
+         "torch.vmap(lambda q, k, v: (q @ k.mT).tril() @ v)(q, k, v)", "(q @ k.mT).tril() @ v"),
     # ----------------------------------------------------------------------------------------- LC4xx: operator's limits
     Code("LC401", "features too wide", "the feature size is {size}; the kernels hold up to 256",
          "use more heads with fewer features", "q: [B, H, N, 512]", "q: [B, 2 * H, N, 256]"),

@@ -19,7 +19,7 @@ from lightning_compile.options import Options
 OPERATOR = torch.ops.lightning.linear_attention.default
 
 
-def qkv(tokens: int = 32, batch: int = 2, heads: int = 2, features: int = 8, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+def qkv(tokens: int = 32, batch: int = 3, heads: int = 2, features: int = 8, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     generator = torch.Generator().manual_seed(tokens + 7 * batch)
     return [torch.randn(batch, heads, tokens, features, generator=generator).to(dtype) / 2 for _ in range(3)]
 

@@ -41,8 +41,8 @@ def test_lengths_become_dynamic_by_themselves(program: Callable[..., Tensor]) ->
 def test_batch_and_heads_are_dynamic(program: Callable[..., Tensor]) -> None:
     seen = Quick()
     compiled = torch.compile(program, backend=seen, dynamic=True)
-    heads = (2,) if program.__name__ == "retention" else (2, 3, 5)
-    for batch in (2, 3, 7):
+    heads = (2,) if program.__name__ == "retention" else (2, 5, 6)
+    for batch in (3, 4, 7):
         for h in heads:
             x = qkv(20 + batch, batch=batch, heads=h)
             same([compiled(*x)], [program(*x)])
