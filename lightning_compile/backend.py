@@ -20,6 +20,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 from .announce import announce
 from .errors import TooFewRewrites, UnknownArgument
 from .guards import Assumption, guarded
+from .kernels.sharding import ensure_registered
 from .options import Options, inductor_config, split
 from .patterns.codes import CODES
 from .patterns.constants import static
@@ -90,6 +91,7 @@ def examine(gm: fx.GraphModule, example_inputs: Iterable[Any], options: Options,
                 inner = fx.GraphModule(sub, copy.deepcopy(sub.graph))
                 inner.meta.update(sub.meta)
                 setattr(mine, child, inner)
+        ensure_registered()
         return rewrite(mine, fake, options, thorough)
     except Exception as e:
         log.warning("the pass failed; the model is compiled by Inductor alone (%s: %s)", type(e).__name__, e)

@@ -30,7 +30,14 @@ OPAQUE: frozenset[Any] = frozenset({
 
 def opaque(n: fx.Node) -> bool:
     """A function whose result is a leaf whatever goes in. Dropout is one while it is active."""
-    return dropout_is_active(n) if n.target is torch.nn.functional.dropout else n.target in OPAQUE
+    return dropout_is_active(n) if n.target is torch.nn.functional.dropout else n.target in OPAQUE or across_devices(n)
+
+
+def across_devices(n: fx.Node) -> bool:
+    """Whether a call makes, moves or opens tensors that are spread over devices: it is never run here."""
+    if n.op == "call_method":
+        return n.target in ("redistribute", "to_local", "full_tensor")
+    return n.op == "call_function" and (getattr(n.target, "__module__", None) or "").startswith("torch.distributed")
 
 
 def example_of(n: fx.Node) -> Any:

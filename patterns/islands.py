@@ -26,7 +26,7 @@ import torch.fx as fx
 import torch.utils._pytree as pytree
 
 from .constants import static
-from .functions import OPAQUE, dropout_is_active, example_of, is_scalar
+from .functions import OPAQUE, across_devices, dropout_is_active, example_of, is_scalar
 from .signatures import BUFFER, CONSTANT, LEAF, OPEN, READ, Island, Signer, TooStrange, counterparts, name_of, named
 from .transforms import regions, suspect
 
@@ -200,7 +200,7 @@ class Partition:
         kinds = {self.kind[x] for x in arguments}
         if kinds <= {CONSTANT, BUFFER} and _is_torch(n.target) and not any(r in name for r in RANDOM):
             return CONSTANT
-        if n.target in OPAQUE and name in PROJECTIONS or name in ("addmm", "batch_norm") and _is_torch(n.target):
+        if across_devices(n) or n.target in OPAQUE and name in PROJECTIONS or name in ("addmm", "batch_norm") and _is_torch(n.target):
             return LEAF
         if kinds == {LEAF, OPEN} or kinds == {READ, OPEN}:
             return LEAF if self._is_residual(n, name, arguments) else OPEN
