@@ -163,7 +163,7 @@ def source_hash() -> str:
 
 
 @functools.cache
-def _teach_inductor() -> None:
+def teach_inductor() -> None:
     """Puts our decompositions into Inductor's table. As an argument of compile_fx they would become a part of the key of its
     cache, which cannot be made from functions. Where a decomposition declines, the operator is called as it is."""
     from torch._inductor import decomposition, lowering
@@ -183,7 +183,7 @@ def _inductor(gm: fx.GraphModule, example_inputs: Sequence[Any], config: dict[st
     from torch._inductor import config as inductor
     from torch._inductor.compile_fx import compile_fx
 
-    _teach_inductor()
+    teach_inductor()
     slot = "post_grad_custom_pre_pass"
     previous = config.get(slot)
     config = {**config, slot: _Salt(own, getattr(inductor, slot) if previous is None else previous)}

@@ -65,8 +65,8 @@ def test_gradients_of_dynamic_lengths(program: Callable[..., Tensor]) -> None:
 @pytest.mark.row("Dynamic shapes", "Mamba-2 of transformers: one compilation serves several lengths")
 def test_mamba2_of_transformers() -> None:
     transformers = pytest.importorskip("transformers")
-    config = transformers.Mamba2Config(num_heads=4, head_dim=16, state_size=16, n_groups=1, expand=2, chunk_size=32, vocab_size=64,
-                                       hidden_size=32, num_hidden_layers=1)
+    config = transformers.Mamba2Config(num_heads=4, head_dim=16, state_size=16, n_groups=1, expand=2, chunk_size=32,
+                                       vocab_size=64, hidden_size=32, num_hidden_layers=1)
     mixer = transformers.models.mamba2.modeling_mamba2.Mamba2Mixer(config, 0).eval()
     seen = Quick(traced=False)
     compiled = torch.compile(mixer, backend=seen, dynamic=True)

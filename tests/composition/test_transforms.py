@@ -96,7 +96,7 @@ def test_transforms_of_the_operator() -> None:
         many = [torch.stack([x, 2 * x, x - 1]) for x in (q, k, v)]
         return [torch.func.grad(loss)(q), torch.func.vjp(loss, q)[1](torch.ones((), dtype=q.dtype))[0],
                 torch.func.jacrev(loss)(q), torch.func.jacrev(torch.func.jacrev(loss))(q), torch.func.hessian(loss)(q),
-                torch.vmap(f)(*many), torch.vmap(f, in_dims=(0, None, 1))(many[0], k, v[None].movedim(0, 1)[:, :, :].expand(-1, 3, -1, -1, -1)),
+                torch.vmap(f)(*many), torch.vmap(f, in_dims=(0, None, 2))(many[0], k, many[2].movedim(0, 2)),
                 torch.vmap(torch.func.grad(lambda q, k, v: f(q, k, v).square().sum()))(*many)]
 
     same(of(operator), of(plain), 1e-9)
