@@ -2,7 +2,7 @@
 
     codes.md, errors.md                the package's own tables
     models.md, README.md (a section)   models.json, and models_measured.json for speed and memory
-    compatibility.md                   compatibility.json, which `pytest --compatibility` writes
+    compatibility.md                   compatibility.json, which `pytest -m '' tests --compatibility` writes
 
 --zoo distils a run of the zoo into models.json first. --check writes nothing and fails where a page is out of date.
 """
@@ -41,6 +41,39 @@ def models_page() -> str:
     return MODELS.format(table=models.table(rows, measured))
 
 
+COMPATIBILITY = """# Compatibility
+
+What else in PyTorch a compiled model is used with, and how it was tried: each row is a test of `tests/`, named by its marker
+`row`. A row says *failed* where the test of that version fails, and *skipped* where what it needs is not there.
+
+{tables}
+## How
+
+- **Caches.** The keys of Inductor's caches hold this package's sources and options; a second start of the same program compiles
+  nothing.
+- **Function transforms.** What runs inside `torch.func.vmap`, `grad` or `jvp` *within* compiled code is left as it is (LC304).
+  The operator called by hand knows them all.
+- **Export.** `lightning_compile.export(model, args)` is `torch.export.export` with the sites rewritten; see the
+  [Python interface](api.md).
+- **Trainer of transformers.** Call `model.compile(backend="lightning")` and hand the model to the Trainer; its own option
+  `torch_compile_backend` takes only the backends that accelerate lists.
+- **DTensor.** The operator has a sharding rule for batches and heads. Masks made of plain tensors, and `tril` of sharded
+  scores, end DTensor's own graph capture before this backend sees them.
+
+This page is generated: `pytest -m '' tests --compatibility`, then `python docs/generate.py`.
+"""
+
+
+def compatibility_page() -> str:
+    areas = json.loads((HERE / "compatibility.json").read_text())
+    versions = sorted({v for rows in areas.values() for seen in rows.values() for v in seen})
+    tables = ""
+    for area, rows in areas.items():
+        tables += f"## {area}\n\n| tried | {' | '.join(f'torch {v}' for v in versions)} |\n| --- |{' --- |' * len(versions)}\n"
+        tables += "".join(f"| {what} | {' | '.join(seen.get(v, '') for v in versions)} |\n" for what, seen in rows.items()) + "\n"
+    return COMPATIBILITY.format(tables=tables)
+
+
 def readme() -> str:
     """The README with one line for each package."""
     rows = json.loads((HERE / "models.json").read_text())
@@ -55,6 +88,7 @@ def readme() -> str:
 def pages() -> dict[Path, str]:
     """Every generated file, as it should be."""
     return {HERE / "codes.md": codes.page(), HERE / "errors.md": errors.page(), HERE / "models.md": models_page(),
+            HERE / "compatibility.md": compatibility_page(),
             README: readme()}
 
 

@@ -76,7 +76,7 @@ class LinearAttention(torch.autograd.function._SingleLevelFunction):
         return (None, *(x if need else None for x, need in zip(found, needs)), None, None, None, None, None)
 
 
-def _for_outer_transforms() -> contextlib.AbstractContextManager[None]:
+def _for_outer_transforms() -> contextlib.AbstractContextManager[Any]:
     """A function's forward runs without gradients and tangents of its own; transforms further out still want theirs."""
     if torch._C._are_functorch_transforms_active():
         stack = contextlib.ExitStack()

@@ -200,7 +200,9 @@ class Partition:
         kinds = {self.kind[x] for x in arguments}
         if kinds <= {CONSTANT, BUFFER} and _is_torch(n.target) and not any(r in name for r in RANDOM):
             return CONSTANT
-        if across_devices(n) or n.target in OPAQUE and name in PROJECTIONS or name in ("addmm", "batch_norm") and _is_torch(n.target):
+        if across_devices(n) or n.target in OPAQUE and name in PROJECTIONS:
+            return LEAF
+        if name in ("addmm", "batch_norm") and _is_torch(n.target):
             return LEAF
         if kinds == {LEAF, OPEN} or kinds == {READ, OPEN}:
             return LEAF if self._is_residual(n, name, arguments) else OPEN

@@ -103,6 +103,7 @@ def test_enough_rewrites_do_not_raise_and_are_counted() -> None:
         torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.row("Inductor", "mode=, dynamic= and options pass through")
 def test_mode_and_dynamic_pass_through() -> None:
     """One compilation serves several lengths."""
     f = torch.compile(causal, backend="lightning", mode="default", dynamic=True)
@@ -274,6 +275,7 @@ class Masked(nn.Module):
         return ((q @ k.mT) * self.mask) @ v
 
 
+@pytest.mark.row("Caches", "a buffer that decided a match and is written to later: the original code runs")
 def test_a_changed_mask_buffer_is_noticed() -> None:
     """The values that a rewrite relies on may change: in place, or by another buffer."""
     model = Masked()

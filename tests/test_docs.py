@@ -16,8 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 GENERATED = {"codes.md", "errors.md", "models.md", "compatibility.md"}  # their lines are tested where they come from
 PAGES = [p for p in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
          if p.name not in GENERATED and "```python" in p.read_text()]
-EXAMPLES = {"near_miss": "LC102.*LC303.*mended: 1 of 1", "retention": "compiled differs from eager by", "research_model": "'rewritten': 1",
-            "mamba2_finetune": "'rewritten': 1.*once for all layers", "minimax_inference": "the same 8 tokens: True"}
+EXAMPLES = {"near_miss": "LC102.*LC303.*mended: 1 of 1", "retention": "compiled differs from eager by",
+            "research_model": "'rewritten': 1", "mamba2_finetune": "'rewritten': 1.*once for all layers",
+            "minimax_inference": "the same 8 tokens: True"}
 
 
 def blocks(page: Path) -> list[tuple[int, str]]:
