@@ -17,6 +17,7 @@ from torch._dynamo.utils import counters
 from torch._guards import TracingContext, detect_fake_mode
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
+from . import ahead
 from .announce import announce
 from .errors import TooFewRewrites, UnknownArgument
 from .guards import Assumption, guarded
@@ -52,6 +53,11 @@ def lightning(gm: fx.GraphModule, example_inputs: Sequence[Any], *, mode: str | 
     announce(outcome.report)
     if len(outcome.report.rewritten) < own.min_rewrites:
         raise TooFewRewrites(wanted=own.min_rewrites, found=len(outcome.report.rewritten), report=f"\n{outcome.report}")
+    if outcome.graph is not None:
+        try:
+            ahead.begin(outcome.graph.graph)
+        except Exception:                                       # the first call then compiles what it launches
+            log.debug("no kernel is compiled ahead", exc_info=True)
     compiled = _inductor(outcome.graph or gm, example_inputs, config, own, name)
     if outcome.inputs and outcome.graph is not None:
         placeholders = [n for n in outcome.graph.graph.nodes if n.op == "placeholder"]

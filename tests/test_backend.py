@@ -413,6 +413,13 @@ def strided_result(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.as_strided(o, (3, 2), (2, 1))
 
 
+def viewed_behind_a_reshape(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    state = (k[..., None] * v[..., None, :]).cumsum(2).transpose(1, 2).contiguous()
+    o = (q.transpose(1, 2).contiguous()[..., None] * state).sum(-2)  # [batch, length, heads, features], contiguous
+    split = o.reshape(o.shape[0], 1, *o.shape[1:]) + 1
+    return split.view(*o.shape[:2], -1)
+
+
 def scores_returned_too(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     s = (q @ k.mT).tril_()
     o = s @ v
@@ -430,7 +437,8 @@ def arguments_share_memory(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 ALIASES = (view_written_after, view_taken_before_writing, arguments_written, values_written_between, cell_of_the_mask,
            mask_through_its_view, scores_through_the_transpose, scores_by_another_name, out_argument, copied_into_a_slice,
            keys_copied_in, expanded_and_written, leaf_zeroed_at_the_end, state_written_after, result_and_its_view,
-           result_written_through_its_view, strided_result, scores_returned_too, arguments_share_memory)
+           result_written_through_its_view, strided_result, viewed_behind_a_reshape,
+           scores_returned_too, arguments_share_memory)
 
 
 @pytest.mark.parametrize("f", ALIASES, ids=lambda f: f.__name__)

@@ -22,6 +22,7 @@ from lightning_compile.options import Options
 
 pytestmark = pytest.mark.slow
 CLOSE = 2e-5  # fp32, relative to the largest element of a gradient
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA")])]
 
 COMMON = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 64}
@@ -70,12 +71,14 @@ def training_step(model: nn.Module, call: Callable[..., Any], tokens: Tensor) ->
     return {"logits": out.logits.detach(), **{n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}}
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_training_step_is_eagers(name: str, transformers: Any) -> None:
+def test_a_training_step_is_eagers(name: str, device: str, transformers: Any) -> None:
     """Logits and every parameter's gradient; both layers are rewritten and nothing is rejected."""
     torch.manual_seed(0)
-    model = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**CONFIGS[name])).train()
-    tokens = torch.randint(0, 64, (2, 80))
+    model = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**CONFIGS[name]))
+    model = model.to(device).train()
+    tokens = torch.randint(0, 64, (2, 80), device=device)
     eager = training_step(model, model, tokens)
     call, reports = compiled(model)
     ours = training_step(model, call, tokens)
