@@ -20,8 +20,8 @@ class Coded(Exception):
 
 
 def sentence(text: str, begins: bool = False) -> str:
-    """With a full stop where there is no other, and with a capital letter if it `begins`."""
-    ends = text if text.endswith((".", "?", "!")) else text + "."
+    """With a full stop where there is no other (and no report follows), and with a capital letter if it `begins`."""
+    ends = text if text.endswith((".", "?", "!")) or "\n" in text else text + "."
     return ends[:1].upper() + ends[1:] if begins else ends
 
 

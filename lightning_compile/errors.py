@@ -20,7 +20,7 @@ class TooFewRewrites(LightningError, RuntimeError):
 
     code = "LE101"
     seen = "min_rewrites is {wanted}, but {found} site(s) of a graph were rewritten"
-    advice = "the report says why each candidate was left as it is; lightning_compile.explain(model, *inputs) says more{report}"
+    advice = "the report says why each candidate was left as it is; lightning_compile.explain(model, *inputs) says more.{report}"
 
 
 class UnknownOption(LightningError, ValueError):
@@ -117,7 +117,7 @@ def page() -> str:
 
 def _quoted(text: str) -> str:
     """Fields in braces as words; the report at the end of one is no part of what it says."""
-    text = text.removesuffix("{report}")
+    text = text.removesuffix("{report}").removesuffix(".")
     if not re.sub(r"[{]\w+(![rs])?[}]", "", text):
         return "the message says"
     return re.sub(r"[{](\w+)(![rs])?[}]", r"*\1*", text.replace("{{", "").replace("}}", ""))
