@@ -81,7 +81,7 @@ def check(table: SideTable, site: Site, targets: Sequence[Key]) -> NearMiss | No
             failed = _check(table, site, targets, regions)
     except NearMiss as e:
         return e
-    except (Unsolvable, RuntimeError, IndexError, TypeError, ValueError) as e:
+    except Exception as e:                                  # an error about one site leaves the others
         return near_miss("LC503", seen=f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"[:200])
     if failed is None:
         _passed.add(signature)
@@ -105,7 +105,7 @@ def _check(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequen
                               tiles=unrolled and features[0] != MAX_FEATURES)
                 compare = unrolled_check.compare if unrolled else _compare
                 failed = compare(table, site, targets, regions, sizes)
-            except (Unsolvable, RuntimeError, IndexError) as e:
+            except (Unsolvable, RuntimeError, LookupError, ArithmeticError) as e:
                 failed = near_miss("LC503", seen=f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"[:200])
                 continue
             if failed is None:
@@ -198,7 +198,9 @@ def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], featur
     for p, x in enumerate(reversed(main.batch)):
         # q, k and v in one projection, [3, heads, features]: their offsets are multiples of the number of heads
         keep = x in offset and isinstance(x.size, int) and x.size <= HEADS
-        choose(x, x.size if keep else (2, 3)[p % 2])
+        digits = _finest(x) if not keep and x not in given else [x]
+        for q, y in enumerate(digits):                      # batch and heads on one axis: it is what they are together
+            choose(y, x.size if keep else (2, 3)[(p + q) % 2])
     given.update({y: given[x] for m in site.matches() for x, y in m.ends if x in given})
     universe = {x for records in regions for r in records for v in r.values for x in _variables(v)}
     universe |= {x for m in site.matches() for leaf in m.leaves() for axis in table.values[id(leaf.tensor)].axes for x in axis}
@@ -207,6 +209,13 @@ def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], featur
         for s in getattr(x.size, "free_symbols", ()):
             symbols.setdefault(s, 2 + len(symbols))
     return given, universe, symbols
+
+
+def _finest(x: Index, above: frozenset[Index] = frozenset()) -> list[Index]:
+    """The digits that a variable falls into, or the variable itself."""
+    above = above | {x}
+    parts = next((group for group in x.splits if len(group) > 1 and not above.intersection(group)), ())
+    return [z for y in parts for z in _finest(y, above)] or [x]
 
 
 def _tabulated(site: Site) -> set[Index]:
