@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 import functools
-import hashlib
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +22,7 @@ from .patterns.constants import static
 from .patterns.islands import CAUSAL, may_match
 from .report import Candidate, Report
 from .rewrite import Outcome, rewrite
+from .sources import source_hash
 
 log = logging.getLogger("lightning_compile")
 
@@ -145,20 +144,6 @@ class _Salt(CustomGraphPass):
                 return None                                     # Inductor then does not cache, as it would without us
             ids.append(one)
         return tuple(ids)
-
-
-@functools.cache
-def source_hash() -> str:
-    """Of all our sources: a changed kernel or rule must not meet a cached graph of the old one."""
-    from . import __path__ as folders
-
-    digest = hashlib.sha256()
-    here = Path(folders[0])
-    roots = [here] if (here / "patterns").is_dir() else [here, here.parent / "patterns", here.parent / "kernels"]
-    for root in roots:
-        for file in sorted(root.rglob("*.py")):
-            digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
 
 
 @functools.cache

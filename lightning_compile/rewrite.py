@@ -371,6 +371,8 @@ class _Pass:
         for c, b, value in zip(members, builders[1:], values):
             old = c.node if c.holder is None else c.holder
             value = restore(b, value, old, old.meta.get("example_value"))
+            if c.holder is None and self._written_later(c):     # a view of the operator's output must not be written to
+                value = b.call(torch.clone, value)
             if self.options.verify == "run":
                 value = watched(GraphBuilder(self.interpreter, b.before.next if c.holder is None else b.before, self.replaced,
                                              device), value, old)
@@ -386,6 +388,10 @@ class _Pass:
 
     def _storage(self, c: cand.Candidate) -> int:
         return self.table.tensors[c.key.tensor].untyped_storage()._cdata
+
+    def _written_later(self, c: cand.Candidate) -> bool:
+        """Whether the candidate's tensor, or a view of it, is written to behind it."""
+        return any(s == self._storage(c) and n is not None and self.order[n] > self.order[c.node] for s, n in self.table.mutations)
 
     def _seen_otherwise(self, c: cand.Candidate) -> bool:
         """Whether a view of a tensor that a loop wrote is used after the last write: it would not see the new value."""

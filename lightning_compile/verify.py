@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from . import passed
 from .emit import Site, emit
 from .kernels import reference
 from .kernels.operator import linear_attention
@@ -19,6 +19,7 @@ from .patterns.match import MAX_FEATURES, Match
 from .patterns.normal_form import Leaf, Numbers
 from .patterns.records import Key, Record
 from .patterns.side_table import SideTable
+from .signature import relied_sign, signature
 from .small import KEPT, PAD, Sizes, Unsolvable, evaluate, leaf_key, region, replay
 
 TOLERANCE = 1e-7  # of fp64 results, relative to the largest element
@@ -30,8 +31,6 @@ UNROLLED_FEATURES = (FEATURES[0], (4, 4), FEATURES[-1])
 UNROLLED_CHECKS = ("weights of positions along the states", "replay of the recorded operations, of a long loop some pieces",
                    "gradients")
 CHECKS = ("normal form against operator", "gradients", "replay of the recorded operations")
-
-_passed: set[Any] = set()
 
 
 class Eager:
@@ -72,8 +71,8 @@ def check(table: SideTable, site: Site, targets: Sequence[Key]) -> NearMiss | No
     """
     stop = {leaf_key(table, leaf) for m in site.matches() for leaf in m.leaves()}
     regions = [region(table, key, stop) for key in targets]
-    signature = _signature(site, table, regions, stop)
-    if signature in _passed:
+    name = passed.name_of(signature(site, table, regions, stop))
+    if passed.has_passed(name):
         return None
     try:
         with _disable_current_modes(), torch.random.fork_rng(devices=()), torch.enable_grad(), \
@@ -84,7 +83,7 @@ def check(table: SideTable, site: Site, targets: Sequence[Key]) -> NearMiss | No
     except Exception as e:                                  # an error about one site leaves the others
         return near_miss("LC503", seen=f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"[:200])
     if failed is None:
-        _passed.add(signature)
+        passed.remember(name)
     return failed
 
 
@@ -247,49 +246,11 @@ def random_leaves(site: Site, table: SideTable, sizes: Sizes) -> dict[Leaf, Tens
                 x = torch.rand(shape, generator=generator, dtype=torch.float64) + 0.5
                 if not r.function:
                     x = x * (torch.randint(0, 2, shape, generator=generator) * 2 - 1)
-                if r.leaf.relied and r.leaf.real is not None:
-                    x = x.abs() * (1 if float(r.leaf.real.flatten()[0]) > 0 else -1)
+                if sign := relied_sign(r.leaf):
+                    x = x.abs() * sign
                 truth = r.leaf.tensor.dtype == torch.bool
                 leaves[r.leaf] = (x > 0).double() if truth else x.requires_grad_()
     for leaf in {f for m in site.matches() for f in m.value.leaves()} - set(leaves):
         shape = sizes.shape(table.values[id(leaf.tensor)].axes)
         leaves[leaf] = torch.rand(shape, generator=generator, dtype=torch.float64).requires_grad_()
     return leaves
-
-
-def _signature(site: Site, table: SideTable, regions: Sequence[list[Record]], stop: set[Key]) -> Any:
-    """What the checks depend on, with tensors and variables numbered by first use: equal layers have equal signatures."""
-    numbers: dict[Any, int] = {}
-
-    def numbered(x: Any) -> Any:
-        if isinstance(x, Key):
-            return ("stop" if x in stop else "", numbers.setdefault(x, len(numbers)))
-        if isinstance(x, (torch.SymInt, torch.SymFloat)):
-            return str(x.node.expr)
-        return str(x)
-
-    calls = []
-    for records in regions:
-        for r in records:
-            shapes = tuple(tuple(tuple((numbers.setdefault(x, len(numbers)), str(x.size)) for x in axis) for axis in v.axes)
-                           for v in r.values)
-            arguments = tuple(map(numbered, pytree.tree_leaves((r.args, r.kwargs))))
-            calls.append((str(r.func), arguments, tuple(numbered(Key(*k)) for k in r.outputs), shapes))
-    return (tuple(_match_signature(m, table, numbers) for m in site.matches()), tuple(calls))
-
-
-def _match_signature(m: Match, table: SideTable, numbers: dict[Any, int]) -> Any:
-    def name(x: Any) -> int:
-        return numbers.setdefault(x, len(numbers))
-
-    def index(a: Affine) -> Any:
-        return (str(a.const), tuple(sorted((name(x), str(c)) for x, c in a.coef.items())))
-
-    def reads(rs: Any) -> Any:
-        return tuple((name(leaf_key(table, r.leaf)), r.function, tuple(map(index, r.index))) for r in rs)
-
-    groups = tuple(tuple(map(name, g)) for g in (m.batch, m.i, m.j, m.rows, m.d, m.e))
-    decay = tuple((g.numbers.tobytes(), tuple(map(name, g.over)), reads(g.reads)) for g in m.decay)
-    axes = tuple(tuple(map(name, axis)) for axis in m.value.axes)
-    return (reads(m.q), reads(m.k), reads(m.v), reads(m.out), groups, decay, axes, str(m.coef), m.reverse, m.strict, m.degrees,
-            reads(m.state), m.entering, tuple((name(x), name(y)) for x, y in m.ends))

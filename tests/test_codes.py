@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import lightning_compile
-from lightning_compile import Candidate, verify
+from lightning_compile import Candidate, passed, verify
 from lightning_compile.patterns import algebra, codes, rules
 from lightning_compile.patterns import candidates as finder
 from lightning_compile.patterns.match import Match
@@ -393,7 +393,7 @@ def test_the_tables_lines_do_what_it_says(code: str, which: str, text: str) -> N
 @pytest.fixture
 def nothing_passed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checks that passed in other tests must not count here, nor these there."""
-    monkeypatch.setattr(verify, "_passed", set())
+    monkeypatch.setattr(passed, "_here", set())
 
 
 def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import collections
 import json
 import linecache
 import multiprocessing
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -109,6 +110,7 @@ class Campaign:
             batch()
         except Exception as e:
             self.tally.failures.append(f"seed {number}: {type(e).__name__}: {str(e)[:2000]}\n{last[0] if last else ''}")
+            print(self.tally.failures[-1], file=sys.stderr, flush=True)
 
     def _one(self, p: Program, gradients: bool, inputs: int, dynamic: bool, inductor: bool) -> None:
         t = self.tally
@@ -178,7 +180,7 @@ def main() -> int:
     found = run(args.seconds, args.seed, args.processes, args.inductor, tuple(args.form or FORMS))
     if args.json:
         args.json.write_text(json.dumps(vars(found), indent=1) + "\n")
-    for text in (*found.failures, *found.missed):
+    for text in found.missed:
         print(text, end="\n\n")
     rate = f"{found.recognised / found.expected:.2%} of {found.expected}" if found.expected else "none expected"
     print(f"{found.programs} programs ({found.distinct} distinct, {found.mutated} mutated, {found.dynamic} dynamic, "
