@@ -9,10 +9,10 @@ import torch
 
 from .emit import Site
 from .patterns.index import Affine, Index
-from .patterns.records import Key, Record
-from .patterns.side_table import SideTable
 from .patterns.match import Match
 from .patterns.normal_form import Leaf, Numbers, Position, Read, Term, Value
+from .patterns.records import Key, Record
+from .patterns.side_table import SideTable
 from .small import leaf_key
 
 

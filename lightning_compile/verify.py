@@ -13,9 +13,10 @@ from . import passed
 from .emit import Site, emit
 from .kernels import reference
 from .kernels.operator import linear_attention
+from .patterns.clock import OutOfTime
 from .patterns.codes import NearMiss, near_miss
 from .patterns.index import Affine, Index, product, same
-from .patterns.match import MAX_FEATURES, Match
+from .patterns.match import MAX_FEATURES
 from .patterns.normal_form import Leaf, Numbers
 from .patterns.records import Key, Record
 from .patterns.side_table import SideTable
@@ -80,6 +81,8 @@ def check(table: SideTable, site: Site, targets: Sequence[Key]) -> NearMiss | No
             failed = _check(table, site, targets, regions)
     except NearMiss as e:
         return e
+    except OutOfTime:
+        raise
     except Exception as e:                                  # an error about one site leaves the others
         return near_miss("LC503", seen=f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"[:200])
     if failed is None:

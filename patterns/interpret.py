@@ -10,9 +10,11 @@ import torch.utils._pytree as pytree
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses import FakeTensorMode
 
+from .clock import look
+from .codes import near_miss
 from .constants import known_value, static
 from .folding import Folder
-from .functions import DETACH, POSITIVE, example_of, is_scalar, opaque
+from .functions import DETACH, POSITIVE, example_of, foreign, is_scalar, opaque
 from .leaves import are_scores, disconnected, dominated, grown, opaque_exponent
 from .normal_form import Value
 from .side_table import SideTable
@@ -52,7 +54,7 @@ class GraphInterpreter(fx.Interpreter):
             torch.set_grad_enabled(was_enabled)
             self.fake.cache_enabled = cached
         if env and len(env.guards) != guards:
-            raise RuntimeError("interpretation installed shape guards")
+            raise near_miss("LC903", seen=", ".join(str(g.expr) for g in env.guards[guards:][:3]))
         return self
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
@@ -87,6 +89,7 @@ class GraphInterpreter(fx.Interpreter):
             self.symbols.setdefault(str(x.node.expr), node)
 
     def run_node(self, n: fx.Node) -> Any:
+        look()
         self.table.current = n
         example = example_of(n)
         if self.islands is not None and n.op != "output" and not self.islands.needs(n, example):
@@ -103,6 +106,10 @@ class GraphInterpreter(fx.Interpreter):
             self.table.cut(out, positive=str(getattr(n.target, "__name__", n.target)) in POSITIVE)
             self._settle(n, out)
             return out
+        if foreign(n):                                           # it may have written to what it was given
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            self.table.mutated([x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)])
+            return None
         if n.target is torch._C._set_grad_enabled:
             self._switch_gradients(bool(n.args[0]))
             return None

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .clock import look
 from .codes import near_miss
 from .evaluate import Array, Grid
 from .index import Affine, Index, hint_of, product
@@ -259,6 +260,7 @@ class _Pairs:
 
     def _cells(self, part: Part) -> tuple[Array, Array, Array, Array, Array]:
         """(rows, columns, values of the flat grid, weights, all rows) of the pairs whose indicators hold."""
+        look()
         grid = self._grid(part)
         over = part.variables
         shape = [len(grid.of(x)) for x in over]

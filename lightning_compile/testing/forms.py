@@ -202,7 +202,7 @@ def _running(t: Writer, out: str, x: str, features: int) -> None:
 # ---------------------------------------------------------------------------------------------------------------- chunks
 def chunks(t: Writer) -> None:
     """All chunks at once. q, k, v are [..., n, features] inside; the length is a multiple of the chunk."""
-    s, w, c = t.spec, t.spelling, t.spelling.block
+    s, c = t.spec, t.spelling.block
     if s.normaliser:
         _with_ones(t)
     t.add(f"q, k, v = (x.unflatten(-2, (-1, {c})) for x in (q, k, v))", f"l, m = torch.arange({c}), torch.arange(q.shape[-3])")
