@@ -146,6 +146,8 @@ def _compare(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequ
 
 def _replayed(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.bool else torch.float64
+
+
 def or_zero(g: Tensor | None, x: Tensor) -> Tensor:
     return torch.zeros_like(x) if g is None else g
 
