@@ -14,20 +14,24 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import torch._dynamo
+import torch._inductor.compile_fx  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNELS = "tests/kernels/"
 # Which tests concern a file, the quickest and most likely first.
 SUITES: dict[str, tuple[str, ...]] = {
-    "rules": ("tests/test_spellings.py", "tests/test_checks.py", "tests/test_codes.py", "tests/test_programs.py"),
+    "rules": ("tests/test_spellings.py", "tests/test_codes.py", "tests/test_checks.py", "tests/test_programs.py"),
     "loops": ("tests/test_loops.py", "tests/test_tables.py", "tests/test_checks.py", "tests/test_codes.py"),
     "checks": ("tests/test_checks.py", "tests/test_codes.py", "tests/test_spellings.py"),
     "rewrite": ("tests/test_checks.py", "tests/test_spellings.py", "tests/test_programs.py", "tests/test_faults.py",
@@ -204,21 +208,39 @@ class Result:
 
 
 def run_tests(folder: Path, suite: str) -> str:
-    """The first test that fails; empty if none does."""
-    environment = {**os.environ, "PYTHONPATH": str(folder), "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"), "CI": "1",
-                   "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1" if suite == "tiles" else "0", "CUDA_VISIBLE_DEVICES": ""}
+    """The first test that fails; empty if none does. In a fork of this process, which has imported PyTorch already."""
     for tests in SUITES[suite]:
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", "-p",
-                   "no:logging" if "caplog" not in (ROOT / tests).read_text() else "no:cacheprovider", "--show-capture=no",
-                   "-m", "not slow and not gpu", str(ROOT / tests)]
-        try:
-            done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT)
-        except subprocess.TimeoutExpired:
-            return f"{tests} (does not end)"
-        if done.returncode:
-            line = next((x for x in done.stdout.splitlines() if x.startswith(("FAILED", "ERROR"))), done.stdout[-200:])
+        log = folder / "log"
+        if (child := os.fork()) == 0:
+            _child(folder, suite, tests, log)
+        deadline = time.monotonic() + TIMEOUT
+        while (done := os.waitpid(child, os.WNOHANG)) == (0, 0):
+            if time.monotonic() > deadline:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                return f"{tests} (does not end)"
+            time.sleep(0.1)
+        if done[1]:
+            said = log.read_text()
+            line = next((x for x in said.splitlines() if x.startswith(("FAILED", "ERROR"))), f"{tests}: {said[-200:]}")
             return line.removeprefix("FAILED ").removeprefix("ERROR ").split(" - ")[0].split("/")[-1]
     return ""
+
+
+def _child(folder: Path, suite: str, tests: str, log: Path) -> NoReturn:
+    os.environ.update({"PYTHONPATH": str(folder), "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"), "CI": "1",
+                       "TRITON_INTERPRET": "1" if suite == "tiles" else "0", "CUDA_VISIBLE_DEVICES": ""})
+    code = 1
+    try:
+        with log.open("w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        sys.path.insert(0, str(folder))
+        os.chdir(folder)
+        code = int(pytest.main(["-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", "--show-capture=no", "-m",
+                                "not slow and not gpu", str(ROOT / tests)]))
+    finally:
+        os._exit(code)
 
 
 def try_one(m: Mutant) -> Result:
@@ -248,26 +270,26 @@ def table(results: Sequence[Result]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="mutants of files whose name holds this")
-    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--trust", action="store_true", help="do not first run the tests without a mutant")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     chosen = [m for m in MUTANTS if args.only in m.file]
     for m in chosen:                                        # before an hour has passed
         m.apply((ROOT / m.file).read_text())
-    for suite in sorted({m.suite for m in chosen}):
+    for suite in sorted({m.suite for m in chosen}) if not args.trust else ():
         with tempfile.TemporaryDirectory() as name:
             lay_out(Path(name))
             if failed := run_tests(Path(name), suite):
                 print(f"without any mutant, {failed} fails: nothing can be said", file=sys.stderr)
                 return 2
     results = []
-    with ThreadPoolExecutor(args.processes) as pool:
-        for r in pool.map(try_one, chosen):
-            results.append(r)
-            print(f"{r.seconds:5.0f} s  {r.killed_by or 'SURVIVES'}   {r.mutant.file}: {r.mutant.new.strip()[:80]}", flush=True,
-                  file=sys.stderr)
-            if args.json:
-                args.json.write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n")
+    for m in chosen:
+        r = try_one(m)
+        results.append(r)
+        print(f"{r.seconds:5.0f} s  {r.killed_by or 'SURVIVES'}   {r.mutant.file}: {r.mutant.new.strip()[:80]}", flush=True,
+              file=sys.stderr)
+        if args.json:
+            args.json.write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n")
     print(table(results))
     return 0 if sum(bool(r.killed_by) for r in results) >= 0.95 * len(results) else 1
 

@@ -23,11 +23,16 @@ _failed: set[Hashable] = set()
 _told: set[Hashable] = set()
 
 
+def _reached(*operands: Tensor | None) -> bool:
+    """Whether offsets inside a tile, of 64 positions and 256 features at most, fit 32 bits; those of tiles have 64."""
+    return all(x is None or 64 * x.stride(2) + 256 * x.stride(3) < 1 << 31 for x in operands)
+
+
 def forward(*args: Any) -> tuple[Tensor, ...]:
     """`lightning::linear_attention` on arguments that are validated on the way."""
     q, k, v, log_decay, initial_state, _, _, _, normalizer, final_state = args
     key: Hashable = None
-    if q.dim() == 4 and v.dim() == 4 and tiles.serves(q, v):
+    if q.dim() == k.dim() == v.dim() == 4 and tiles.serves(q, v) and _reached(q, k, v):
         key = _key("forward", q, v)
         if key not in _failed:
             try:
@@ -41,8 +46,8 @@ def forward(*args: Any) -> tuple[Tensor, ...]:
 
 def backward(*args: Any) -> tuple[Tensor, ...]:
     """`lightning::linear_attention_backward` on arguments that the forward validated."""
-    q, v = args[3], args[5]
-    if not tiles.serves(q, v) or (key := _key("backward", q, v)) in _failed:
+    grad_o, q, k, v = args[0], *args[3:6]
+    if not tiles.serves(q, v) or not _reached(grad_o, q, k, v) or (key := _key("backward", q, v)) in _failed:
         return chunked.backward(*args)
     try:
         return tiles.backward(*args)

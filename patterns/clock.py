@@ -1,6 +1,7 @@
 """A limit on the time that the pass may take, looked at where stopping leaves nothing half done.
 
-The interpretation looks at every node, the recognition at every value and piece of a loop, the checks at every operation.
+The interpretation looks at every node, the recognition at every value and piece of a loop, the checks at every operation. It is
+this thread's own time, so that a busy machine does not change what is found.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _clock = _Clock()
 def limited(seconds: float) -> Iterator[None]:
     """`look` raises OutOfTime from `seconds` after now on, in this thread."""
     before = _clock.until, _clock.limit
-    _clock.until, _clock.limit = time.monotonic() + seconds, seconds
+    _clock.until, _clock.limit = time.thread_time() + seconds, seconds
     try:
         yield
     finally:
@@ -41,5 +42,5 @@ def limited(seconds: float) -> Iterator[None]:
 
 def look() -> None:
     """Costs some tenths of a microsecond."""
-    if time.monotonic() > _clock.until:
+    if time.thread_time() > _clock.until:
         raise OutOfTime(_clock.limit)

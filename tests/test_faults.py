@@ -237,7 +237,7 @@ def slow_motion(monkeypatch: pytest.MonkeyPatch, looks: int) -> None:
         left[0] -= 1
         return 0.0 if left[0] > 0 else 1e9
 
-    monkeypatch.setattr(clock.time, "monotonic", now)
+    monkeypatch.setattr(clock.time, "thread_time", now)
 
 
 def explained(f: Callable[..., Any], *inputs: Tensor, **options: Any) -> Report:
