@@ -23,8 +23,10 @@ for name in ("fla", "mamba_ssm", "causal_conv1d"):  # transformers would call th
 
 from lightning_compile.backend import lightning  # noqa: E402
 
-FULL = {"hidden_size": 768, "num_hidden_layers": 24, "num_heads": 24, "head_dim": 64, "state_size": 128, "vocab_size": 50288}
-TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_heads": 4, "head_dim": 32, "state_size": 16, "vocab_size": 256}
+FULL = {"hidden_size": 768, "num_hidden_layers": 24, "num_heads": 24, "head_dim": 64, "state_size": 128, "chunk_size": 256,
+        "vocab_size": 50288}
+TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_heads": 4, "head_dim": 32, "state_size": 16, "chunk_size": 32,
+        "vocab_size": 256}
 
 
 def text(tokens: int) -> Tensor:
@@ -50,7 +52,7 @@ def main() -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
-    config = Mamba2Config(n_groups=1, expand=2, chunk_size=256 if not chosen.tiny else 32, tie_word_embeddings=True, **(TINY if chosen.tiny else FULL))
+    config = Mamba2Config(n_groups=1, expand=2, tie_word_embeddings=True, **(TINY if chosen.tiny else FULL))
     model = Mamba2ForCausalLM(config).to(device).train()
     size = sum(p.numel() for p in model.parameters())
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4 if not chosen.tiny else 3e-3, weight_decay=0.1)

@@ -20,7 +20,7 @@ NO_COLUMN = tl.constexpr(0)
 ON_VALUE = tl.constexpr(1)  # value has a column of ones; its output is the normaliser
 ON_LEFT = tl.constexpr(2)  # left has the column x, right ones
 ON_RIGHT = tl.constexpr(3)  # right has the column x, left ones
-ON_STATE = tl.constexpr(4)  # value has the column x, for the state; left has none
+ON_STATE = tl.constexpr(4)  # value has the column x, for the state and for a companion; left has none
 
 # What a sweep of the backward sums for the log-decay's gradient.
 OF_QUERIES = tl.constexpr(1)  # with grad_q: q.grad_q of what came before the chunk
@@ -209,6 +209,8 @@ def sweep(
                 other = _operand(w, DOT, PRECISION)
                 r = tl.dot(other, tl.trans(held), input_precision=PRECISION, out_dtype=ACC)
                 r *= weight[:, None]
+                if COLUMN == ON_STATE:
+                    r += scaled[:, None] * column[None, :]
             a = _load_tile(A, a_base + t64 * a_n, a_n, a_d, rows, valid, cc, C_MASK)
             if COLUMN == ON_VALUE:
                 z = scaled * tl.sum(a.to(ACC) * column[None, :], 1)
@@ -220,7 +222,10 @@ def sweep(
                 inside = tl.exp2(tl.where(allowed, steps, float("-inf")))
             left, right = _operand(a, DOT, PRECISION), _operand(b, DOT, PRECISION)
             if COMPANION:
-                others = tl.dot(other, tl.trans(value), input_precision=PRECISION, out_dtype=ACC) * inside
+                others = tl.dot(other, tl.trans(value), input_precision=PRECISION, out_dtype=ACC)
+                if COLUMN == ON_STATE:
+                    others += x[None, :]
+                others *= inside
                 if SUM != 0:
                     scores = tl.dot(left, tl.trans(right), input_precision=PRECISION, out_dtype=ACC)
                     if COLUMN == ON_RIGHT:

@@ -71,6 +71,7 @@ def compile_ahead(
     strict: bool,
     normalizer: bool,
     final_state: bool,
+    *,
     needs: list[bool],
 ) -> None:
     """Begins to compile, in a thread, the kernels of such a call and of its backward; operands may be fake tensors.
@@ -287,7 +288,8 @@ def plan_backward(
         return sweeps.sums(which, blocks, d, e, x is not None) if with_sums else None
 
     grad_q = grad_k = grad_v = sums_q = sums_k = None
-    pair, _ = call.schedule(roles.grad_k, "pair with sums" if with_sums else "pair")
+    # with sums a pair is led by grad_k, whose state at borders is that of grad_q
+    pair, _ = call.schedule(roles.grad_k, "pair with sums") if with_sums else call.schedule(roles.grad_v, "pair")
     ahead_layout, ahead_blocks = call.schedule(roles.grad_q)
     assert ahead_layout is not None
     if not (need_k and need_v) or (with_sums and pair is not None and pair.chunk != ahead_layout.chunk):
@@ -311,18 +313,23 @@ def plan_backward(
         if behind.count > 1:
             column = NO_COLUMN if x is None else ON_STATE
             enters, leaves = sweeps.states(behind, q, grad_o, end, grad_start, x, scale, column), None
-        if pair is not None or need_k or with_sums:
+        if pair is not None and not with_sums:
+            grad_k, grad_v = output(roles.grad_k), output(roles.grad_v)
+            run(
+                roles.grad_v, pair, behind, grad_v, enters, leaves=leaves, beside=v, companion=grad_k, x=x,
+                column=NO_COLUMN if x is None else ON_STATE,
+            )  # fmt: skip
+        elif need_k or with_sums:
             wide, blocks = (pair, 1) if pair is not None else call.schedule(roles.grad_k)
             assert wide is not None
             grad_k, sums_k = output(roles.grad_k), sums(OF_KEYS, blocks)
             if pair is not None:
                 grad_v = output(roles.grad_v)
             run(
-                roles.grad_k, wide, behind, grad_k, enters, leaves=leaves if pair is not None else None, sums=sums_k, x=x,
-                column=NO_COLUMN if x is None else ON_RIGHT, companion=grad_v,
-                beside=k if pair is not None or sums_k is not None else None,
+                roles.grad_k, wide, behind, grad_k, enters, leaves=None if pair is None else leaves, sums=sums_k, x=x,
+                column=NO_COLUMN if x is None else ON_RIGHT, beside=None if sums_k is None else k, companion=grad_v,
             )  # fmt: skip
-        if pair is None and (need_v or (leaves is not None and (need_state or with_sums))):
+        if grad_v is None and (need_v or (leaves is not None and (need_state or with_sums))):
             grad_v = output(roles.grad_v)
             run(roles.grad_v, layout, behind, grad_v, enters, leaves=leaves)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.fx as fx
 
@@ -16,9 +14,9 @@ def begin(graph: fx.Graph) -> None:
     """For each call of the operator on operands that tiles serve."""
     for node in graph.find_nodes(op="call_function", target=linear_attention):
         arguments = [*node.args, *DEFAULTS[len(node.args) - 3 :]]
-        values: list[Any] = [example_of(x) if isinstance(x, fx.Node) else x for x in arguments]
-        if isinstance(values[2], torch.Tensor) and tiles.serves(values[0], values[2]):
-            tiles.compile_ahead(*values, needs=[isinstance(x, fx.Node) and _differentiable(x) for x in arguments[:5]])
+        q, k, v, *values = [example_of(x) if isinstance(x, fx.Node) else x for x in arguments]
+        if isinstance(v, torch.Tensor) and tiles.serves(q, v):
+            tiles.compile_ahead(q, k, v, *values, needs=[isinstance(x, fx.Node) and _differentiable(x) for x in arguments[:5]])
 
 
 def _differentiable(node: fx.Node) -> bool:

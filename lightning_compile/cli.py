@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("lightning_compile.commands.explain", "what would be rewritten in a model, and why not the rest"),
     "doctor": ("lightning_compile.commands.doctor", "versions, GPU, compilers, and packages that get in the way"),
     "demo": ("lightning_compile.demo.command", "train a small model three ways and compare them (minutes)"),
+    "bench": ("lightning_compile.bench.command", "the operator beside others on this machine: table and plots (minutes)"),
     "zoo": ("lightning_compile.zoo.command", "formulations of linear attention: sites, and errors against fp64 (minutes)"),
 }
 STATUS = {"LE101": 1, "LE203": 1, "LE301": 2, "LE302": 3, "LE303": 4}

@@ -63,9 +63,11 @@ def whole(b: Builder, leaf: Leaf) -> Any:
         return b.leaf(leaf)
     pieces = []
     for r, free, position in leaf.parts:
-        x = read(b, r, (*free, *((position,) if position is not None else ())))
-        pieces.append(x if position is not None else b.call(torch.unsqueeze, x, len(free)))
-    return b.call(torch.cat, pieces, len(leaf.shape) - 1)
+        x = read(b, r, (*free, *position))
+        if len(position) > 1:
+            x = b.call(torch.flatten, x, len(free), -1)
+        pieces.append(x if position else b.call(torch.unsqueeze, x, len(free)))
+    return pieces[0] if len(pieces) == 1 else b.call(torch.cat, pieces, len(leaf.shape) - 1)
 
 
 def read(b: Builder, r: Read, order: Sequence[Index]) -> Any:
@@ -92,8 +94,17 @@ def read(b: Builder, r: Read, order: Sequence[Index]) -> Any:
     if r.function:
         if not r.leaf.tensor.is_floating_point():               # of whole numbers it would be a float32
             x = b.call(torch.Tensor.to, x, torch.float64)
-        x = b.call(getattr(torch, r.function), x)
-    return x
+        x = _through(b, r.function, x)
+    return b.call(torch.detach, x) if r.detached else x
+
+
+def _through(b: Builder, function: str, x: Any) -> Any:
+    """An elementwise function by which a leaf is read."""
+    if function == "complement":
+        return b.call(torch.rsub, x, 1)
+    if function == "log_complement":
+        return b.call(torch.log1p, b.call(torch.neg, x))
+    return b.call(getattr(torch, function), x)
 
 
 def _split(b: Builder, x: Any, r: Read, axis: int, digits: Sequence[Index]) -> Any:
@@ -108,7 +119,8 @@ def _split(b: Builder, x: Any, r: Read, axis: int, digits: Sequence[Index]) -> A
     step = a.coef[digits[0]] if len(digits) == 1 else 1
     if not isinstance(step, int) or step < 1:
         raise near_miss("LC404", leaf=r.leaf, seen=f"it is read at {a}")
-    if a.const != 0 or step != 1 or not r.leaf.parts and not b.full(r.leaf, axis, digits):
+    whole_axis = len(r.leaf.parts) > 1 or not r.leaf.parts and b.full(r.leaf, axis, digits)
+    if a.const != 0 or step != 1 or not whole_axis:
         length = product_of(b, digits)
         if step == 1:
             x = b.call(torch.narrow, x, axis, b.number(a.const), length)
@@ -356,6 +368,7 @@ def finish(b: Builder, m: Match, x: Any, at: Layout, applied: float, shape: Sequ
             x = b.call(torch.mul, x, read(b, r, wanted))
     if any(len(axis) != 1 for axis in m.value.axes):
         x = b.call(torch.reshape, x, tuple(shape))
+    x = b.call(torch.detach, x) if m.detached else x
     return b.call(torch.Tensor.to, x, dtype) if dtype is not None else x
 
 

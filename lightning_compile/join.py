@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from .emit import Site
 from .patterns.index import Affine, Index, hint, mixed_radix, product, same, var
 from .patterns.match import Match
 from .patterns.normal_form import Read, rename
+
+ROUNDING = 1e-9  # of log-decays that were found from different terms; the checks look at what comes of it
 
 
 def joined(main: Match, z: Match) -> Site | None:
@@ -42,6 +45,9 @@ def joined(main: Match, z: Match) -> Site | None:
         return None
     if not _same_decay(main, z, mapping):
         return None
+    if len(z.rows) != len(main.rows) or not all(same(a.size, b.size) for a, b in zip(z.rows, main.rows)):
+        return None
+    mapping.update({a: b for a, b in zip(z.rows, main.rows) if a not in mapping})  # digits of one position that both read
     free = {x: y for x, y in mapping.items() if x in {v for axis in z.value.axes for v in axis}}
     substitution = {x: var(y) for x, y in free.items()}
     axes = tuple(tuple(free.get(x, x) for x in axis) for axis in z.value.axes)
@@ -56,7 +62,7 @@ def _split_like(main: Match, z: Match) -> Match:
     groups: dict[Index, tuple[Index, ...]] = {}
     for r in main.q + main.k:
         for s in z.q + z.k:
-            if r.leaf is s.leaf and r.function == s.function:
+            if r.leaf is s.leaf and (r.function, r.detached) == (s.function, s.detached):
                 for a, b in zip(r.index, s.index):
                     x = b.only()
                     digits = tuple(sorted(a.coef, key=lambda y: -hint(a.coef[y])))
@@ -90,15 +96,18 @@ def _same_decay(main: Match, z: Match, mapping: dict[Index, Index]) -> bool:
         return False
     substitution = {x: var(y) for x, y in mapping.items()}
     for a, b in zip(main.decay, z.decay):
-        if tuple(mapping.get(x, x) for x in b.over) != a.over or a.numbers.shape != b.numbers.shape or \
-                not (a.numbers == b.numbers).all() or tuple(r.substitute(substitution) for r in b.reads) != a.reads:
+        if tuple(mapping.get(x, x) for x in b.over) != a.over or a.numbers.shape != b.numbers.shape:
+            return False
+        if not np.allclose(a.numbers, b.numbers, rtol=ROUNDING, atol=0):
+            return False
+        if tuple(r.substitute(substitution) for r in b.reads) != a.reads:
             return False
     return True
 
 
 def _same(r: Read, s: Read, mapping: dict[Index, Index]) -> dict[Index, Index] | None:
     """Names for the variables of s under which it is r, in agreement with `mapping`."""
-    if r.leaf is not s.leaf or r.function != s.function:
+    if r.leaf is not s.leaf or (r.function, r.detached) != (s.function, s.detached):
         return None
     found: dict[Index, Index] = {}
     for a, b in zip(r.index, s.index):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from .patterns.clock import look
 from .patterns.index import Affine, Index, hint, product, same
 from .patterns.normal_form import Leaf, Numbers, Position, Term, Value
 from .patterns.records import Key, Record
@@ -24,12 +26,19 @@ class Unsolvable(Exception):
     """No consistent small sizes were found, or an operation cannot run at them."""
 
 
+def through(function: str, x: Tensor) -> Tensor:
+    """The elementwise function by which a leaf is read."""
+    if function in ("complement", "log_complement"):
+        return 1 - x if function == "complement" else torch.log1p(-x)
+    return getattr(torch, function)(x) if function else x
+
+
 class Sizes:
     """Sizes for index variables: some given, the others from how reshapes and broadcasts tied them together, and where
-    nothing ties them their own."""
+    nothing ties them their own. `pad` elements are the most that a padding has (None: as many as it has)."""
 
     def __init__(self, given: Mapping[Index, int], universe: Iterable[Index], symbols: Mapping[Any, int],
-                 positions: Iterable[Index] = (), pad: int = PAD, tiles: bool = False) -> None:
+                 positions: Iterable[Index] = (), pad: int | None = PAD, tiles: bool = False) -> None:
         self.pad, self.tiles = pad, tiles
         self.positions = self._same_axis(positions)
         self.known: dict[Index, int] = {}
@@ -38,11 +47,12 @@ class Sizes:
         for x, n in given.items():
             self._set(x, n)
         every = self._closure([*universe, *given])
+        self.laws = self._laws(every)
         self._propagate(every)
         for x in every:
             if x not in self.known and not any(y in self.known for group in x.splits for y in group):
                 self._set(x, hint(x.size, self.symbols))
-                self._propagate([x, *x.parents])
+                self._propagate([x])
 
     @staticmethod
     def _closure(start: Iterable[Index]) -> list[Index]:
@@ -83,43 +93,74 @@ class Sizes:
         """What follows from the sizes that are known: each newly known one is looked at together with what it is tied to."""
         todo = deque(start)
         while todo:
-            for y in self._follow(todo.popleft()):
-                todo.append(y)
-                todo.extend(y.parents)
+            look()
+            for law in self.laws.get(todo.popleft(), ()):
+                todo.extend(law())
 
-    def _follow(self, x: Index) -> list[Index]:
-        """The variables whose sizes follow from those that x is tied to by its own slices, pads and splits."""
-        found: list[Index] = []
+    def _laws(self, every: Iterable[Index]) -> dict[Index, list[Callable[[], list[Index]]]]:
+        """What ties variables to each other, by each of them: a call learns what follows from the sizes that are known by
+        then, and returns whose sizes these are."""
+        laws: dict[Index, list[Callable[[], list[Index]]]] = {}
 
-        def learn(y: Index, n: int) -> None:
-            if y not in self.known:
-                found.append(y)
-            self._set(y, n)
+        def add(law: Callable[[], list[Index]], about: Iterable[Index]) -> None:
+            for x in dict.fromkeys(about):
+                laws.setdefault(x, []).append(law)
 
-        if (tie := _tied(x, self.pad)) is not None:
-            whole, more = tie
-            if whole not in self.known and x in self.known:
-                learn(whole, self.known[x] + more)
-            elif whole in self.known and x not in self.known and self.known[whole] > more:
-                learn(x, self.known[whole] - more)
-        if self.tiles and (tile := _tile(x)) is not None:
-            whole, times = tile
-            if whole not in self.known and x in self.known:
-                learn(whole, self.known[x] * times)
-            elif whole in self.known and self.known[whole] % times == 0:
-                learn(x, self.known[whole] // times)
-        for group in x.splits:
-            open_ = [y for y in group if y not in self.known]
-            if not open_ and x not in self.known:
-                learn(x, product(self.known[y] for y in group))
-            elif not open_ and self.known[x] != product(self.known[y] for y in group):
+        for x in every:
+            if (tie := self._tied(x)) is not None:
+                add(functools.partial(self._by_difference, x, *tie), (x, tie[0]))
+            if self.tiles and (tile := _tile(x)) is not None:
+                add(functools.partial(self._by_tiles, x, *tile), (x, tile[0]))
+            for group in dict.fromkeys(x.splits):
+                add(functools.partial(self._by_split, x, group), (x, *group))
+        return laws
+
+    def _learn(self, x: Index, n: int) -> list[Index]:
+        new = x not in self.known
+        self._set(x, n)
+        return [x] if new else []
+
+    def _by_difference(self, x: Index, whole: Index, more: int) -> list[Index]:
+        if whole not in self.known and x in self.known:
+            return self._learn(whole, self.known[x] + more)
+        if whole in self.known and x not in self.known and self.known[whole] > more:
+            return self._learn(x, self.known[whole] - more)
+        return []
+
+    def _by_tiles(self, x: Index, whole: Index, times: int) -> list[Index]:
+        if whole not in self.known and x in self.known:
+            return self._learn(whole, self.known[x] * times)
+        if whole in self.known and self.known[whole] % times == 0:
+            return self._learn(x, self.known[whole] // times)
+        return []
+
+    def _by_split(self, x: Index, group: tuple[Index, ...]) -> list[Index]:
+        open_ = [y for y in group if y not in self.known]
+        if not open_:
+            n = product(self.known[y] for y in group)
+            if self.known.get(x, n) != n:
                 raise Unsolvable(f"an axis of size {x.size} splits into sizes that do not multiply to it")
-            elif len(open_) == 1 and x in self.known:
-                rest = product(self.known[y] for y in group if y in self.known)
-                if self.known[x] % rest:
-                    raise Unsolvable(f"an axis of size {x.size} does not divide")
-                learn(open_[0], self.known[x] // rest)
-        return found
+            return self._learn(x, n)
+        if len(open_) == 1 and x in self.known:
+            rest = product(self.known[y] for y in group if y in self.known)
+            if self.known[x] % rest:
+                raise Unsolvable(f"an axis of size {x.size} does not divide")
+            return self._learn(open_[0], self.known[x] // rest)
+        return []
+
+    def _tied(self, x: Index) -> tuple[Index, int] | None:
+        """(y, n) if x is all of y but n of its elements: it stays so at small sizes (a shift by a slice, a pad)."""
+        if x.padded is not None:
+            whole = x.padded[0]
+            if self.pad is None:
+                return whole, hint(whole.size - x.size, self.symbols)
+            return whole, min(hint(whole.size) - hint(x.size), self.pad)
+        if x.window is None or x.window[2] != 1:
+            return None
+        whole = x.window[0]
+        more = whole.size - x.size
+        more = int(more) if isinstance(more, int) or more.is_Integer else None
+        return (whole, more) if more is not None and abs(more) <= KEPT else None
 
     def of(self, x: Index) -> int:
         return self.known[x] if x in self.known else hint(x.size, self.symbols)
@@ -197,19 +238,6 @@ class Sizes:
         return None
 
 
-def _tied(x: Index, pad: int) -> tuple[Index, int] | None:
-    """(y, n) if x is all of y but n of its elements: it stays so at small sizes (a shift by a slice, a pad)."""
-    if x.padded is not None:
-        whole = x.padded[0]
-        return whole, min(hint(whole.size) - hint(x.size), pad)
-    if x.window is None or x.window[2] != 1:
-        return None
-    whole = x.window[0]
-    more = whole.size - x.size
-    more = int(more) if isinstance(more, int) or more.is_Integer else None
-    return (whole, more) if more is not None and abs(more) <= KEPT else None
-
-
 def _tile(x: Index) -> tuple[Index, int] | None:
     """(y, n) if x is one of n tiles that y consists of."""
     if x.window is None or x.window[2] != 1:
@@ -252,7 +280,7 @@ def _evaluate(t: Term, free: Sequence[Index], sizes: Sizes, leaves: Mapping[Leaf
         else:                                               # out of range only where an indicator says no
             leaf = leaves[f.leaf]
             part = leaf[tuple(at(a).clamp(0, n - 1) for a, n in zip(f.index, leaf.shape))]
-            x = x * (getattr(torch, f.function)(part) if f.function else part)
+            x = x * through(f.function, part.detach() if f.detached else part)
     if t.exponent:
         exponent: Tensor = sum((_evaluate(e, order, sizes, leaves) for e in t.exponent), torch.zeros(()))
         x = torch.where(holds, x, 0) * torch.where(holds, exponent, 0).exp()
@@ -355,7 +383,7 @@ def run_again(record: Record, get: Callable[[Key], Tensor], sizes: Sizes, out_dt
         for k, (n, m) in enumerate(zip(reversed(shape), reversed(x.shape))):
             low = sizes.number(named["pad"][2 * k]) if 2 * k < len(named["pad"]) else 0
             high = sizes.number(named["pad"][2 * k + 1]) if 2 * k < len(named["pad"]) else 0
-            low = low if high == 0 or low <= n - m else min(low, sizes.pad)
+            low = low if high == 0 or low <= n - m or sizes.pad is None else min(low, sizes.pad)
             low = n - m if high == 0 else low
             spec += [low, n - m - low]
         return [torch.nn.functional.pad(x, spec)]
@@ -381,8 +409,13 @@ def replay(records: Sequence[Record], target: Key, inputs: Mapping[Key, Tensor],
     def get(key: Key) -> Tensor:
         if key not in env:                                  # an input known by its value (a mask buffer), or a constant
             v = table.values.get(key.tensor)
-            if v is None or v.leaves():
-                raise Unsolvable("an input of the region is not among the leaves")
+            if v is None:
+                raise Unsolvable("an input of the region is not known")
+            if v.leaves():                                  # the specification does not read it, so any numbers must do
+                generator = torch.Generator().manual_seed(len(env))
+                x = torch.rand(sizes.shape(v.axes), generator=generator, dtype=torch.float64) + 0.5
+                env[key] = x.to(_dtype(table.tensors[key.tensor].dtype))
+                return env[key]
             x = evaluate(v, v.terms, sizes, {})
             if v.masked is not None:
                 finite = evaluate(v, (Term(1, indicators=v.masked),), sizes, {})
@@ -393,6 +426,7 @@ def replay(records: Sequence[Record], target: Key, inputs: Mapping[Key, Tensor],
     for record in records:
         if Key(*record.outputs[0]) in env:
             continue
+        look()
         dtype = table.tensors[record.outputs[0][0]].dtype
         outs = run_again(record, get, sizes, dtype)
         for (tensor, version), v, x in zip(record.outputs, record.values, outs):

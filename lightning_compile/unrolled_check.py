@@ -16,7 +16,7 @@ from . import verify
 from .emit import Site, emit
 from .kernels.operator import linear_attention
 from .patterns.codes import NearMiss, near_miss
-from .patterns.index import hint
+from .patterns.index import size_of
 from .patterns.records import Key, Record
 from .patterns.side_table import SideTable
 from .small import Sizes, leaf_key, region, replay
@@ -37,7 +37,7 @@ def compare(table: SideTable, site: Site, targets: Sequence[Key], regions: Seque
     wanted: list[Tensor] = []
     found: list[Tensor] = []
     for m, key, records, x in zip(site.matches(), targets, regions, by_operator):
-        pieces = some_pieces(table, key) if m.unrolled else []
+        pieces = some_pieces(table, key, sizes) if m.unrolled else []
         if not pieces:
             wanted.append(replay(records, key, inputs, table, sizes, known))
             found.append(x)
@@ -52,15 +52,14 @@ def compare(table: SideTable, site: Site, targets: Sequence[Key], regions: Seque
             return near_miss("LC502", seen=f"off by {error:.1e}")
     operands = [x for x in leaves.values() if x.requires_grad]
     cotangents = [torch.randn_like(w) for w in wanted]
-    expected = torch.autograd.grad(wanted, operands, cotangents, allow_unused=True)
-    gradients = torch.autograd.grad(found, operands, cotangents, allow_unused=True)
-    for x, e, f in zip(operands, expected, gradients):
+    expected, ours = (verify.gradients(outs, operands, cotangents) for outs in (wanted, found))
+    for x, e, f in zip(operands, expected, ours):
         if (error := verify.difference(verify.or_zero(e, x), verify.or_zero(f, x))) > tolerance:
             return near_miss("LC502", seen=f"a gradient is off by {error:.1e}")
     return None
 
 
-def some_pieces(table: SideTable, target: Key) -> list[tuple[int, int, Key]]:
+def some_pieces(table: SideTable, target: Key, sizes: Sizes) -> list[tuple[int, int, Key]]:
     """(start, length, tensor) of pieces that a tensor is put together from: all of a short loop, some of a long one. Empty
     where that cannot be told: then the whole runs again."""
     found: list[tuple[int, int, Key]] = []
@@ -73,13 +72,13 @@ def some_pieces(table: SideTable, target: Key) -> list[tuple[int, int, Key]]:
         rank = len(record.values[0].axes)
         dim = (record.args[1] if len(record.args) > 1 else record.kwargs.get("dim", 0)) % rank
         for key in record.args[0]:
-            length = 1 if name == "aten::stack" else int(hint(_size(table, key, dim)))
+            length = 1 if name == "aten::stack" else sizes.number(size_of(table.tensors[key.tensor].shape[dim]))
             found.append((start, length, key))
             start += length
     while record is not None and record.func._schema.name in ("aten::slice_scatter", "aten::select_scatter"):
         before, view, _, start, *end = record.args
         if not any(s == start for s, _, _ in found):
-            found.append((start, end[0] - start if end else 1, view))
+            found.append((start, sizes.number(end[0] - start) if end else 1, view))
         record = table.records.get((before.tensor, before.version))
     found = sorted((p for p in found if p[1]), key=lambda p: p[0])
     if len(found) <= PIECES:
@@ -87,7 +86,3 @@ def some_pieces(table: SideTable, target: Key) -> list[tuple[int, int, Key]]:
     last = len(found) - 1
     chosen = {0, 1, 2, last - 1, last, *(last * n // (PIECES - 4) for n in range(PIECES - 4))}
     return [found[n] for n in sorted(chosen)]
-
-
-def _size(table: SideTable, key: Key, dim: int) -> int:
-    return int(table.tensors[key.tensor].shape[dim])

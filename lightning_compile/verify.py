@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from . import passed
 from .emit import Site, emit
 from .kernels import reference
 from .kernels.operator import linear_attention
+from .patterns.clock import OutOfTime
 from .patterns.codes import NearMiss, near_miss
-from .patterns.index import Affine, Index, product, same
-from .patterns.match import MAX_FEATURES, Match
+from .patterns.index import Affine, Index, hint, product, same
+from .patterns.match import MAX_FEATURES
 from .patterns.normal_form import Leaf, Numbers
 from .patterns.records import Key, Record
 from .patterns.side_table import SideTable
+from .patterns.sizes import another_value, hint_of
+from .signature import relied_sign, signature
 from .small import KEPT, PAD, Sizes, Unsolvable, evaluate, leaf_key, region, replay
 
 TOLERANCE = 1e-7  # of fp64 results, relative to the largest element
@@ -30,8 +33,6 @@ UNROLLED_FEATURES = (FEATURES[0], (4, 4), FEATURES[-1])
 UNROLLED_CHECKS = ("weights of positions along the states", "replay of the recorded operations, of a long loop some pieces",
                    "gradients")
 CHECKS = ("normal form against operator", "gradients", "replay of the recorded operations")
-
-_passed: set[Any] = set()
 
 
 class Eager:
@@ -72,8 +73,8 @@ def check(table: SideTable, site: Site, targets: Sequence[Key]) -> NearMiss | No
     """
     stop = {leaf_key(table, leaf) for m in site.matches() for leaf in m.leaves()}
     regions = [region(table, key, stop) for key in targets]
-    signature = _signature(site, table, regions, stop)
-    if signature in _passed:
+    name = passed.name_of(signature(site, table, regions, stop))
+    if passed.has_passed(name):
         return None
     try:
         with _disable_current_modes(), torch.random.fork_rng(devices=()), torch.enable_grad(), \
@@ -81,36 +82,58 @@ def check(table: SideTable, site: Site, targets: Sequence[Key]) -> NearMiss | No
             failed = _check(table, site, targets, regions)
     except NearMiss as e:
         return e
-    except (Unsolvable, RuntimeError, IndexError, TypeError, ValueError) as e:
-        return near_miss("LC503", seen=f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"[:200])
+    except OutOfTime:
+        raise
+    except Exception as e:                                  # an error about one site leaves the others
+        return _not_checkable(e)
     if failed is None:
-        _passed.add(signature)
+        passed.remember(name)
     return failed
 
 
 def _check(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequence[list[Record]]) -> NearMiss | None:
     """At small sizes; where these do not fit (features that are split somewhere else), at others; and where a check fails
     that had to guess how constants shrink, with the user's own length, if it is short enough."""
-    from . import unrolled_check
-
+    if site.main.unrolled:
+        return _check_unrolled(table, site, targets, regions)
     failed: NearMiss | None = None
     n = product(x.size for x in site.main.rows)
-    unrolled = site.main.unrolled
-    lengths = (True,) if unrolled else (False, True) if isinstance(n, int) and n <= WHOLE else (False,)
-    for whole in lengths:
-        for features in UNROLLED_FEATURES if unrolled else FEATURES:
+    for whole in (False, True) if isinstance(n, int) and n <= WHOLE else (False,):
+        for features in FEATURES:
             try:
-                positions = () if unrolled else site.main.rows
-                sizes = Sizes(*_small(site, table, regions, features, whole), positions, n if whole else PAD,
-                              tiles=unrolled and features[0] != MAX_FEATURES)
-                compare = unrolled_check.compare if unrolled else _compare
-                failed = compare(table, site, targets, regions, sizes)
-            except (Unsolvable, RuntimeError, IndexError) as e:
-                failed = near_miss("LC503", seen=f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"[:200])
+                sizes = Sizes(*_small(site, table, regions, features, whole), site.main.rows, n if whole else PAD)
+                failed = _compare(table, site, targets, regions, sizes)
+            except (Unsolvable, RuntimeError, LookupError, ArithmeticError) as e:
+                failed = _not_checkable(e)
                 continue
             if failed is None:
                 return None
     return failed
+
+
+def _check_unrolled(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequence[list[Record]]) -> NearMiss | None:
+    """A loop keeps its length. Where that is dynamic, as far as the loop has as many pieces, it is checked with two of them."""
+    from .unrolled_check import compare
+
+    failed: NearMiss | None = None
+    symbols = {s for x in site.main.rows for s in getattr(x.size, "free_symbols", ())}
+    lengths = [{s: hint_of(s) for s in symbols}] + [{s: another_value(s) for s in symbols}] * bool(symbols)
+    for features in UNROLLED_FEATURES:
+        for length in lengths:
+            try:
+                small = _small(site, table, regions, features, True, length)
+                failed = compare(table, site, targets, regions, Sizes(*small, pad=None, tiles=features[0] != MAX_FEATURES))
+            except (Unsolvable, RuntimeError, LookupError, ArithmeticError) as e:
+                failed = _not_checkable(e)
+            if failed is not None:
+                break
+        if failed is None:
+            return None
+    return failed
+
+
+def _not_checkable(e: Exception) -> NearMiss:
+    return near_miss("LC503", seen=f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"[:200])
 
 
 def _compare(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequence[list[Record]],
@@ -128,8 +151,7 @@ def _compare(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequ
                 return near_miss("LC501", seen=f"the {name} is off by {error:.1e}")
     operands = [x for x in leaves.values() if x.requires_grad]
     cotangents = [torch.randn_like(w) for w in wanted]
-    expected = torch.autograd.grad(wanted, operands, cotangents, allow_unused=True)
-    found = torch.autograd.grad(by_operator, operands, cotangents, allow_unused=True)
+    expected, found = (gradients(outs, operands, cotangents) for outs in (wanted, by_operator))
     for x, e, f in zip(operands, expected, found):
         if (error := difference(or_zero(e, x), or_zero(f, x))) > TOLERANCE:
             return near_miss("LC501", seen=f"a gradient is off by {error:.1e}")
@@ -144,6 +166,16 @@ def _compare(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequ
 
 def _replayed(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.bool else torch.float64
+
+
+def gradients(outs: Sequence[Tensor], operands: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """None where an operand has none; detached outputs give none."""
+    used = [(x, g) for x, g in zip(outs, cotangents) if x.requires_grad]
+    if not used:
+        return [None] * len(operands)
+    return torch.autograd.grad([x for x, _ in used], operands, [g for _, g in used], allow_unused=True)
+
+
 def or_zero(g: Tensor | None, x: Tensor) -> Tensor:
     return torch.zeros_like(x) if g is None else g
 
@@ -157,16 +189,17 @@ def difference(a: Tensor, b: Tensor) -> float:
     return error if error == error else float("inf")
 
 
-def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], features: tuple[int, int],
-           whole: bool) -> tuple[dict[Index, int], set[Index], dict[Any, int]]:
-    """Distinct small sizes for the variables of the site; all variables of its regions; values for the symbols."""
+def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], features: tuple[int, int], whole: bool,
+           length_symbols: Mapping[Any, int] | None = None) -> tuple[dict[Index, int], set[Index], dict[Any, int]]:
+    """Distinct small sizes for the variables of the site; all variables of its regions; values for the symbols, those of a
+    loop's length as given."""
     offsets = [abs(c) for m in site.matches() for t in m.value.terms for e in t.indicators
                if isinstance(c := e.const, int)]
     offsets += [abs(a.const) for m in site.matches() for r in (*m.q, *m.k, *m.v) for a in r.index
                 if isinstance(a.const, int) and set(a.coef) & {*m.i, *m.j}]
     length = POSITIONS + max([c for c in offsets if c < 64], default=0)
     given: dict[Index, int] = {}
-    symbols: dict[Any, int] = {}
+    symbols: dict[Any, int] = dict(length_symbols or {})
 
     def choose(x: Index, n: int) -> None:
         if x in given:
@@ -185,9 +218,10 @@ def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], featur
     for x in {x for g in main.decay for x in g.over} | _tabulated(site):
         if isinstance(x.size, int):
             choose(x, x.size)                               # tables of numbers belong to their size
+    numbered = _numbered(regions) if len(main.rows) > 1 else set()
     for depth, x in enumerate(reversed(main.rows)):
-        if whole or len(main.rows) > 1 and isinstance(x.size, int) and x.size <= KEPT:
-            choose(x, x.size)
+        if whole or x in numbered or len(main.rows) > 1 and isinstance(x.size, int) and x.size <= KEPT:
+            choose(x, hint(x.size, symbols))
         else:
             choose(x, length if len(main.rows) == 1 else (4, 3, 2)[depth % 3])
     for x in main.d:
@@ -198,7 +232,9 @@ def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], featur
     for p, x in enumerate(reversed(main.batch)):
         # q, k and v in one projection, [3, heads, features]: their offsets are multiples of the number of heads
         keep = x in offset and isinstance(x.size, int) and x.size <= HEADS
-        choose(x, x.size if keep else (2, 3)[p % 2])
+        digits = _finest(x) if not keep and x not in given else [x]
+        for q, y in enumerate(digits):                      # batch and heads on one axis: it is what they are together
+            choose(y, x.size if keep else (2, 3)[(p + q) % 2])
     given.update({y: given[x] for m in site.matches() for x, y in m.ends if x in given})
     universe = {x for records in regions for r in records for v in r.values for x in _variables(v)}
     universe |= {x for m in site.matches() for leaf in m.leaves() for axis in table.values[id(leaf.tensor)].axes for x in axis}
@@ -207,6 +243,29 @@ def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], featur
         for s in getattr(x.size, "free_symbols", ()):
             symbols.setdefault(s, 2 + len(symbols))
     return given, universe, symbols
+
+
+def _numbered(regions: Sequence[list[Record]]) -> set[Index]:
+    """Variables that run over tensors which were put side by side one by one: there are as many at any sizes."""
+    at = {"aten::stack": 1, "aten::select_scatter": 2}      # the place of their argument `dim`
+    every = [r for records in regions for r in records if r.func._schema.name in at]
+    dims = [r.args[n] if len(r.args) > (n := at[r.func._schema.name]) else r.kwargs.get("dim", 0) for r in every]
+    todo = [x for r, d in zip(every, dims) for x in r.values[0].axes[d % len(r.values[0].axes)]]
+    seen = set[Index]()
+    while todo:
+        x = todo.pop()
+        if x not in seen and isinstance(x.size, int):
+            seen.add(x)
+            todo += [y for group in x.splits if len(group) == 1 for y in group]
+            todo += [y for y in x.parents if (x,) in y.splits]
+    return seen
+
+
+def _finest(x: Index, above: frozenset[Index] = frozenset()) -> list[Index]:
+    """The digits that a variable falls into, or the variable itself."""
+    above = above | {x}
+    parts = next((group for group in x.splits if len(group) > 1 and not above.intersection(group)), ())
+    return [z for y in parts for z in _finest(y, above)] or [x]
 
 
 def _tabulated(site: Site) -> set[Index]:
@@ -231,56 +290,21 @@ def random_leaves(site: Site, table: SideTable, sizes: Sizes) -> dict[Leaf, Tens
     """A leaf read through a function (reciprocal) keeps away from zero."""
     generator = torch.Generator().manual_seed(0)
     leaves: dict[Leaf, Tensor] = {}
+    functions = {r.leaf for m in site.matches() for r in m.reads() if r.function}
     for m in site.matches():
         for r in m.reads():
             if r.leaf not in leaves:
                 shape = sizes.shape(table.values[id(r.leaf.tensor)].axes)
                 x = torch.rand(shape, generator=generator, dtype=torch.float64) + 0.5
-                if not r.function:
+                if r.leaf.unit:
+                    x = x / 2                               # between a quarter and three quarters
+                elif not (r.leaf.positive or r.leaf in functions):
                     x = x * (torch.randint(0, 2, shape, generator=generator) * 2 - 1)
-                if r.leaf.relied and r.leaf.real is not None:
-                    x = x.abs() * (1 if float(r.leaf.real.flatten()[0]) > 0 else -1)
+                if sign := relied_sign(r.leaf):
+                    x = x.abs() * sign
                 truth = r.leaf.tensor.dtype == torch.bool
                 leaves[r.leaf] = (x > 0).double() if truth else x.requires_grad_()
     for leaf in {f for m in site.matches() for f in m.value.leaves()} - set(leaves):
         shape = sizes.shape(table.values[id(leaf.tensor)].axes)
         leaves[leaf] = torch.rand(shape, generator=generator, dtype=torch.float64).requires_grad_()
     return leaves
-
-
-def _signature(site: Site, table: SideTable, regions: Sequence[list[Record]], stop: set[Key]) -> Any:
-    """What the checks depend on, with tensors and variables numbered by first use: equal layers have equal signatures."""
-    numbers: dict[Any, int] = {}
-
-    def numbered(x: Any) -> Any:
-        if isinstance(x, Key):
-            return ("stop" if x in stop else "", numbers.setdefault(x, len(numbers)))
-        if isinstance(x, (torch.SymInt, torch.SymFloat)):
-            return str(x.node.expr)
-        return str(x)
-
-    calls = []
-    for records in regions:
-        for r in records:
-            shapes = tuple(tuple(tuple((numbers.setdefault(x, len(numbers)), str(x.size)) for x in axis) for axis in v.axes)
-                           for v in r.values)
-            arguments = tuple(map(numbered, pytree.tree_leaves((r.args, r.kwargs))))
-            calls.append((str(r.func), arguments, tuple(numbered(Key(*k)) for k in r.outputs), shapes))
-    return (tuple(_match_signature(m, table, numbers) for m in site.matches()), tuple(calls))
-
-
-def _match_signature(m: Match, table: SideTable, numbers: dict[Any, int]) -> Any:
-    def name(x: Any) -> int:
-        return numbers.setdefault(x, len(numbers))
-
-    def index(a: Affine) -> Any:
-        return (str(a.const), tuple(sorted((name(x), str(c)) for x, c in a.coef.items())))
-
-    def reads(rs: Any) -> Any:
-        return tuple((name(leaf_key(table, r.leaf)), r.function, tuple(map(index, r.index))) for r in rs)
-
-    groups = tuple(tuple(map(name, g)) for g in (m.batch, m.i, m.j, m.rows, m.d, m.e))
-    decay = tuple((g.numbers.tobytes(), tuple(map(name, g.over)), reads(g.reads)) for g in m.decay)
-    axes = tuple(tuple(map(name, axis)) for axis in m.value.axes)
-    return (reads(m.q), reads(m.k), reads(m.v), reads(m.out), groups, decay, axes, str(m.coef), m.reverse, m.strict, m.degrees,
-            reads(m.state), m.entering, tuple((name(x), name(y)) for x, y in m.ends))

@@ -12,9 +12,9 @@ import sympy
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from .axes import align
+from .axes import align, expand, pad
 from .evaluate import fold
-from .index import Affine, Index, Unknown, mixed_radix, product, same, var
+from .index import Affine, Index, Size, Unknown, mixed_radix, product, same, var
 from .normal_form import MAX_TERMS, Numbers, Position, Read, Term, Value, constant, rename
 
 VANISHES = -1e4  # exp of this is zero in every dtype, whatever a log-decay adds to it
@@ -89,7 +89,10 @@ def _not_negative(f: Any) -> bool:
 
 
 def _join(s: Term, t: Term) -> Term | None:
-    """s + t as one term, where they differ in the coefficient only, or cover a condition and its complement."""
+    """s + t as one term, where they differ in the coefficient only, or cover a condition and its complement, or where a gate
+    takes from one what it gives to the other."""
+    if len(s.factors) != len(t.factors):
+        return _what_a_gate_leaves(s, t) or _what_a_gate_leaves(t, s)
     if (s.factors, s.exponent, s.bound) != (t.factors, t.exponent, t.bound):
         return None
     if s.indicators == t.indicators:
@@ -104,6 +107,21 @@ def _join(s: Term, t: Term) -> Term | None:
         if len(only_s) == len(only_t) == 1 and negation(*only_s) == next(iter(only_t)):  # x [e] + x [not e] = x
             return replace(s, indicators=s.indicators & t.indicators)
     return None
+
+
+def _what_a_gate_leaves(x: Term, y: Term) -> Term | None:
+    """x - g x = (1 - g) x, with g between 0 and 1."""
+    if len(y.factors) != len(x.factors) + 1 or replace(y, coef=-y.coef, factors=x.factors, via=x.via, dtype=x.dtype) != x:
+        return None
+    left = list(y.factors)
+    for f in x.factors:
+        if f not in left:
+            return None
+        left.remove(f)
+    g, = left
+    if not isinstance(g, Read) or g.function or not g.leaf.unit or not x.factors:
+        return None
+    return replace(x, factors=(*x.factors, replace(g, function="complement")), via=x.via | y.via)
 
 
 def add(a: Value, b: Value, alpha: Any = 1) -> Value:
@@ -324,6 +342,20 @@ def triangle(v: Value, diagonal: int, lower: bool) -> Value:
             raise Unknown("triangle of a value that is partly infinite")
         return Value(v.axes, (), frozenset({negation(e)}), v.sign)  # zero outside, infinite inside
     return replace(v, terms=tuple(replace(t, indicators=t.indicators | {e}) for t in v.terms))
+
+
+def windows(pieces: Sequence[tuple[Value, Size]], dim: int, sizes: Sequence[Size]) -> Value:
+    """Values with their lengths, one behind the other along `dim`, as a sum of windows."""
+    rank, start = len(sizes), 0
+    nowhere = expand(Value(((),) * rank, ()), sizes)
+    total: Value | None = None
+    for v, length in pieces:
+        spec = [0] * (2 * (rank - 1 - dim)) + [start, sizes[dim] - start - length]
+        placed = pad(v, spec) if v.terms else nowhere
+        total = placed if total is None else add(total, placed)
+        start = start + length
+    assert total is not None
+    return total
 
 
 def outer(t: Term) -> bool:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.fx as fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .axes import insert
-from .index import size_of
+from .axes import insert, remove
+from .index import Size, size_of
 from .normal_form import Value
 from .pieces import Pieces, joined, stacked
 from .records import Key, Record
@@ -29,7 +30,7 @@ class Assembled(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.pieces: dict[int, Pieces] = {}                     # tensors that were put together
-        self.windows: dict[int, tuple[torch.Tensor, int, int, int, bool]] = {}  # views: of what, dim, start, length, selected
+        self.windows: dict[int, tuple[torch.Tensor, int, int, Size, bool]] = {}  # views: of what, dim, start, length, selected
         self.written: list[torch.Tensor] = []                   # by windows, since the last node
 
     @abstractmethod
@@ -62,14 +63,16 @@ class Assembled(TorchDispatchMode):
             whole = named["self"]
             named = {"dim": 0, "step": 1, **named}
             dim = named["dim"] % max(whole.dim(), 1)
-            start = named["index"] if name == "select" else named.get("start") or 0
-            sizes = [whole.shape[dim] if whole.dim() else 1, 1 if name == "select" else out.shape[dim] if out.dim() else 1]
-            if all(isinstance(x, int) for x in (start, *sizes)) and (name != "slice" or named["step"] == 1):
-                start = max(start + sizes[0], 0) if start < 0 else start
-                self.windows[id(out)] = (whole, dim, min(start, sizes[0] - sizes[1]), sizes[1], name == "select")
+            start = size_of(named["index"] if name == "select" else named.get("start") or 0)
+            full = size_of(whole.shape[dim]) if whole.dim() else 1
+            length = 1 if name == "select" else size_of(out.shape[dim]) if out.dim() else 1
+            if isinstance(start, int) and isinstance(full, int) and isinstance(length, int):
+                start = min(max(start + full, 0) if start < 0 else start, full - length)
+            if isinstance(start, int) and start >= 0 and (name != "slice" or named["step"] == 1):
+                self.windows[id(out)] = (whole, dim, start, length, name == "select")
         return None
 
-    def _window_of(self, t: torch.Tensor) -> tuple[torch.Tensor, int, int, int, tuple[int, ...]] | None:
+    def _window_of(self, t: torch.Tensor) -> tuple[torch.Tensor, int, int, Size, tuple[int, ...]] | None:
         """(whole, dim, start, length, selected axes): which window of which tensor t is; None if it is no window along one
         axis."""
         chain = []
@@ -79,7 +82,7 @@ class Assembled(TorchDispatchMode):
         if not chain:
             return None
         axes = list(range(t.dim()))
-        bounds = {d: (0, size_of(s)) for d, s in enumerate(t.shape)}
+        bounds: dict[int, tuple[int, Size]] = {d: (0, size_of(s)) for d, s in enumerate(t.shape)}
         gone = []
         for _, dim, start, length, selected in reversed(chain):
             d = axes[dim]
@@ -89,7 +92,19 @@ class Assembled(TorchDispatchMode):
         narrow = [d for d, s in enumerate(t.shape) if bounds[d] != (0, size_of(s))]
         return (t, narrow[0], *bounds[narrow[0]], tuple(sorted(gone))) if len(narrow) == 1 else None
 
-    def _write(self, whole: torch.Tensor, dim: int, start: int, length: int, gone: tuple[int, ...], before: Key,
+    def _read_back(self, t: torch.Tensor, value: Value) -> Value | None:
+        """The value of a view that is a window of a tensor which was written piece by piece: what was written there."""
+        window = self.windows.get(id(t))
+        pieces = self.pieces.get(id(window[0])) if window is not None else None
+        if window is None or pieces is None or pieces.dim != window[1]:
+            return None
+        _, dim, start, length, selected = window
+        found = pieces.window(start, length)
+        if found is None:
+            return None
+        return replace(value, terms=(), masked=None) if not found.terms else remove(found, dim) if selected else found
+
+    def _write(self, whole: torch.Tensor, dim: int, start: int, length: Size, gone: tuple[int, ...], before: Key,
                pieces: Pieces | None, was: Value, view: Key) -> None:
         """Notes that a window of `whole` was written: its pieces, and a record from which it can be made again."""
         self.versions[id(whole)] = before.version + 1
@@ -103,7 +118,8 @@ class Assembled(TorchDispatchMode):
             value = insert(value, d)
         for tied in (was, self.values[id(whole)]):
             self._tie(tied, value, dim)
-        found = pieces if pieces is not None and pieces.dim == dim else Pieces(dim, size_of(whole.shape[dim]))
+        fresh = Pieces(dim, size_of(whole.shape[dim]), zeros=not was.terms and was.masked is None)
+        found = pieces if pieces is not None and pieces.dim == dim else fresh
         after = found.write(start, length, value)
         if after is not None:
             self.pieces[id(whole)] = after

@@ -42,7 +42,19 @@ class Findings:
 
 def find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node, Any], Value | None],
          islands: Islands | None = None) -> Findings:
-    """Interprets the graph (or its islands) and asks each node that is no mere view whether its value is an attention."""
+    """Interprets the graph (or its islands) and asks each node that is no mere view whether its value is an attention. Where
+    a decay would depend on features, exponentials of positions and features are a part of the feature map."""
+    first = _find(gm, fake, constants, islands, frozenset())
+    coupled = first.interpreter.coupled
+    if not coupled or not any(isinstance(c.found, NearMiss) and c.found.code == "LC202" for c in first.candidates):
+        return first
+    second = _find(gm, fake, constants, islands, frozenset(coupled))
+    matches = [sum(isinstance(c.found, Match) for c in f.candidates) for f in (first, second)]
+    return second if matches[1] > matches[0] else first
+
+
+def _find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node, Any], Value | None],
+          islands: Islands | None, features: frozenset[fx.Node]) -> Findings:
     found: list[Candidate] = []
 
     def look(node: fx.Node, t: torch.Tensor, value: Value, holder: fx.Node | None) -> None:
@@ -50,18 +62,22 @@ def find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node,
         if node.op not in ("call_function", "call_method", "call_module") or id(t) in table.viewed or \
                 islands is not None and node in islands.leaves:
             return
-        result = recognise(value)
-        if isinstance(result, NearMiss) and table.settled(t):
-            result = None                                   # a sum with an attention that is no larger one
-        if not isinstance(result, Match) and id(t) in table.pieces and not _goes_on(node):
-            result = recognise_pieces(table.pieces[id(t)]) or result
+        pieces = table.pieces.get(id(t)) if not _goes_on(node) else None
+        result = recognise_pieces(pieces.filled()) if pieces is not None else None
+        if isinstance(result, NearMiss) and all(table.settled(interpreter.env.get(m)) for m in node.all_input_nodes):
+            result = None                                       # attentions beside each other, each a site of its own
+        if not isinstance(result, Match):
+            whole = recognise(value)
+            if isinstance(whole, NearMiss) and table.settled(t):
+                whole = None                                    # a sum with an attention that is no larger one
+            result = whole if isinstance(whole, Match) else result or whole
         if result is None:
             return
         found.append(Candidate(node, Key(id(t), table.versions.get(id(t), 0)), t.dtype, result, holder))
         if isinstance(result, Match):
             table.attention.add(id(t))
 
-    interpreter = GraphInterpreter(gm, fake, look, constants, islands)
+    interpreter = GraphInterpreter(gm, fake, look, constants, islands, features)
     interpreter.interpret()
     return Findings(tuple(found), interpreter)
 

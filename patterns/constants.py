@@ -22,7 +22,8 @@ MAX_ROWS = 1 << 12   # numbers of a table along one axis
 
 def static(node: fx.Node) -> bool:
     """Whether a graph input is a buffer of a module (or another object whose identity Dynamo fixes), or a tensor that the
-    code found outside of its arguments: a global, or what a closure holds."""
+    code found outside of its arguments: a global, or what a closure holds. An argument that inner functions use is in a cell
+    too, and remains an argument."""
     if node.op == "get_attr":
         return True
     if bool(node.meta.get("tensor_dict", {}).get("_dynamo_static_input_type")):
@@ -30,7 +31,8 @@ def static(node: fx.Node) -> bool:
     source: Any = getattr(node.meta.get("grapharg"), "source", None)
     while hasattr(source, "base"):
         source = source.base
-    return type(source).__name__ == "GlobalSource" or bool(getattr(source, "is_derefed_cell_contents", False))
+    held = getattr(source, "is_derefed_cell_contents", False) and not getattr(source, "is_input", False)
+    return type(source).__name__ == "GlobalSource" or bool(held)
 
 
 def known_value(real: Any) -> Value | None:

@@ -15,9 +15,6 @@ VIEWS = frozenset({
 DETACH = frozenset({"detach", "detach_", torch.detach})  # gradients stop: values do not look across
 SUMS = frozenset({"add", "sub", "rsub", "cat", "stack", "constant_pad_nd", "mul", "div", "baddbmm"})
 
-# Functions that are never negative: powers of their results have real logarithms.
-POSITIVE = frozenset({"exp", "exp2", "sigmoid", "softplus", "softmax", "_softmax", "abs", "square", "relu"})
-
 # Functions whose result is a leaf whatever goes in: they are not even run. Dynamo has left their fake result in the graph.
 OPAQUE: frozenset[Any] = frozenset({
     torch.nn.functional.linear, torch._C._nn.linear, torch.nn.functional.layer_norm, torch.nn.functional.rms_norm,
@@ -38,6 +35,32 @@ def across_devices(n: fx.Node) -> bool:
     if n.op == "call_method":
         return n.target in ("redistribute", "to_local", "full_tensor")
     return n.op == "call_function" and (getattr(n.target, "__module__", None) or "").startswith("torch.distributed")
+
+
+# Modules of PyTorch that read, write or make code.
+NOT_RUN = ("torch.serialization", "torch.hub", "torch.package", "torch.jit", "torch.utils.cpp_extension")
+BUILTINS = frozenset({"getattr", "abs", "bool", "divmod", "float", "int", "len", "max", "min", "pow", "round", "slice", "sum"})
+
+
+def foreign(n: fx.Node) -> bool:
+    """Whether a node calls something that neither is a function of PyTorch (on fake tensors, these compute shapes and no more)
+    or arithmetic of Python, nor has been called by the tracer on fake tensors itself. Such a node is not run."""
+    if n.op == "call_method" or example_of(n) is not None:
+        return False
+    target = n.target
+    if n.op == "call_module" or isinstance(target, str):
+        return True
+    if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket, torch._ops.HigherOrderOperator)):
+        return False
+    module = getattr(target, "__module__", None) or ""
+    if module.split(".")[0] == "torch":
+        return module.startswith(NOT_RUN)
+    if module == "builtins":
+        return getattr(target, "__name__", "") not in BUILTINS
+    if not module:                                          # written in C: those of PyTorch belong to types of its own
+        owner = getattr(target, "__objclass__", None) or getattr(target, "__self__", None)
+        return str(getattr(owner, "__module__", "") or getattr(owner, "__name__", "")).split(".")[0] != "torch"
+    return module not in ("_operator", "operator", "math")
 
 
 def example_of(n: fx.Node) -> Any:

@@ -13,6 +13,8 @@ from typing import Any
 import sympy
 import torch
 
+from .sizes import hint_of, simplified
+
 Size = Any  # int | sympy.Expr
 
 _ids = itertools.count()
@@ -22,21 +24,11 @@ class Unknown(Exception):
     """A value cannot be expressed in normal form; it becomes a leaf. Carries the reason."""
 
 
-_hints: dict[Any, int] = {}  # values that the symbols of dynamic sizes have in the example
-
-
-def hint_of(symbol: Any) -> int:
-    """The value of a symbol in the example inputs."""
-    return _hints.get(symbol, 4096)
-
-
 def size_of(s: int | torch.SymInt) -> Size:
     """The int or sympy expression of a tensor's size."""
     if isinstance(s, torch.SymInt):
         maybe = s.node.maybe_as_int()
-        if maybe is None and getattr(s.node.expr, "is_Symbol", False) and isinstance(s.node.hint, int):
-            _hints[s.node.expr] = s.node.hint
-        return int(maybe) if maybe is not None else s.node.expr
+        return int(maybe) if maybe is not None else simplified(s.node.expr)
     return int(s)
 
 
@@ -77,11 +69,11 @@ def product(sizes: Iterable[Size]) -> Size:
 
 
 def hint(s: Size, sizes: Mapping[Any, int] | None = None) -> int:
-    """A number for a size: itself, or the expression at the given (default 4096) values of its symbols."""
+    """A number for a size: itself, or the expression at the given values of its symbols, or at those of the example."""
     if isinstance(s, int):
         return s
     s = sympy.sympify(s)
-    return int(s.subs({x: (sizes or {}).get(x, 4096) for x in s.free_symbols}))
+    return int(s.subs({x: sizes[x] if sizes and x in sizes else hint_of(x) for x in s.free_symbols}))
 
 
 class Index:

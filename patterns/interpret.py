@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,15 +11,34 @@ import torch.utils._pytree as pytree
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses import FakeTensorMode
 
+from .clock import look
 from .constants import known_value, static
 from .folding import Folder
-from .functions import DETACH, POSITIVE, example_of, is_scalar, opaque
-from .leaves import are_scores, disconnected, dominated, grown, opaque_exponent
-from .normal_form import Value
+from .functions import DETACH, example_of, foreign, is_scalar, opaque
+from .index import same, size_of
+from .leaves import are_scores, coupled, disconnected, dominated, grown, opaque_exponent
+from .normal_form import Value, detached
+from .ranges import Ranges
 from .side_table import SideTable
+from .sizes import learn
 
 if TYPE_CHECKING:
     from .islands import Islands
+
+
+def without_guards(fake: FakeTensorMode) -> AbstractContextManager[Any]:
+    """Where the sizes of fake tensors are asked questions, for strides or for a choice between two ways to the same result, the
+    example answers, and no guard binds later calls to the answer."""
+    return fake.shape_env.suppress_guards() if fake.shape_env is not None else nullcontext()
+
+
+def _agree(n: fx.Node, out: Any, example: Any) -> None:
+    """RuntimeError where a node's sizes are not those that the tracer found, for all values of their symbols and under guards:
+    then an answer that holds for the example alone has changed them."""
+    for mine, theirs in zip(pytree.tree_leaves(out), pytree.tree_leaves(example)):
+        if isinstance(mine, torch.Tensor) and isinstance(theirs, torch.Tensor) and (mine.dim() != theirs.dim() or not all(
+                same(size_of(a), size_of(b)) for a, b in zip(mine.shape, theirs.shape))):
+            raise RuntimeError(f"the sizes of {n.name} are {tuple(mine.shape)} for the example alone")
 
 
 class GraphInterpreter(fx.Interpreter):
@@ -28,7 +48,8 @@ class GraphInterpreter(fx.Interpreter):
 
     def __init__(self, gm: fx.GraphModule, fake: FakeTensorMode,
                  on_node: Callable[[fx.Node, torch.Tensor, Value, fx.Node | None], None],
-                 constants: Callable[[fx.Node, Any], Value | None], islands: Islands | None = None) -> None:
+                 constants: Callable[[fx.Node, Any], Value | None], islands: Islands | None = None,
+                 features: frozenset[fx.Node] = frozenset()) -> None:
         super().__init__(gm, garbage_collect_values=False)
         self.islands = islands
         self.fake, self.on_node, self.constants = fake, on_node, constants
@@ -36,23 +57,24 @@ class GraphInterpreter(fx.Interpreter):
         self.grad_enabled = torch.is_grad_enabled()
         self.symbols: dict[str, fx.Node] = {}
         self.folder = Folder(gm)
+        self.ranges = Ranges()
+        self.features, self.coupled = features, set[fx.Node]()  # nodes that are leaves; that might be, see `coupled`
 
     def interpret(self) -> GraphInterpreter:
-        """Runs the graph; RuntimeError if that installed a shape guard (it must not)."""
-        env = self.fake.shape_env
-        guards = len(env.guards) if env else 0
+        """Runs the graph. Installs no shape guards; RuntimeError if a size was found that holds for the example alone."""
+        learn(self.module.graph, self.fake.shape_env)
         inputs: Iterable[Any] = [None] * sum(n.op == "placeholder" for n in self.module.graph.nodes)
         was_enabled, cached = torch.is_grad_enabled(), self.fake.cache_enabled
+        dynamic = any(isinstance(example_of(n), torch.SymInt) for n in self.module.graph.nodes)
         # an entry with symbols costs more than it saves where each call is made once
-        self.fake.cache_enabled = cached and not any(isinstance(example_of(n), torch.SymInt) for n in self.module.graph.nodes)
+        self.fake.cache_enabled = cached and not dynamic
         try:
-            with enable_python_dispatcher(), self.fake, torch.no_grad():
+            # composite operations that know symbols are Python code, and slow
+            with enable_python_dispatcher() if dynamic else nullcontext(), self.fake, torch.no_grad(), without_guards(self.fake):
                 self.run(*inputs)
         finally:
             torch.set_grad_enabled(was_enabled)
             self.fake.cache_enabled = cached
-        if env and len(env.guards) != guards:
-            raise RuntimeError("interpretation installed shape guards")
         return self
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
@@ -87,6 +109,7 @@ class GraphInterpreter(fx.Interpreter):
             self.symbols.setdefault(str(x.node.expr), node)
 
     def run_node(self, n: fx.Node) -> Any:
+        look()
         self.table.current = n
         example = example_of(n)
         if self.islands is not None and n.op != "output" and not self.islands.needs(n, example):
@@ -100,23 +123,34 @@ class GraphInterpreter(fx.Interpreter):
             self._fold(m, n)
         if self.islands is not None and n in self.islands.leaves and isinstance(example, torch.Tensor):
             out = self._like(example)
-            self.table.cut(out, positive=str(getattr(n.target, "__name__", n.target)) in POSITIVE)
+            self.table.cut(out, bounds=self.ranges.of(n))
             self._settle(n, out)
             return out
+        if foreign(n):                                           # it may have written to what it was given
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            self.table.mutated([x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)])
+            return None
         if n.target is torch._C._set_grad_enabled:
             self._switch_gradients(bool(n.args[0]))
             return None
-        if opaque(n) and isinstance(example, torch.Tensor) or isinstance(n.target, torch._ops.HigherOrderOperator):
+        unseen = opaque(n) and isinstance(example, torch.Tensor) and not self._of_numbers(n)
+        if unseen or isinstance(n.target, torch._ops.HigherOrderOperator):
             out = pytree.tree_map_only(torch.Tensor, self._like, example)
             if isinstance(out, torch.Tensor):
                 args, _ = self.fetch_args_kwargs_from_env(n)
                 name = n.target.__name__
-                self.table.cut(out, scores=self.table.of_scores(name, args), positive=name in POSITIVE)
+                self.table.cut(out, scores=self.table.of_scores(name, args), bounds=self.ranges.of(n))
         else:
             with self.table:
                 out = super().run_node(n)
+            _agree(n, out, example)
         self._settle(n, out)
         return out
+
+    def _of_numbers(self, n: fx.Node) -> bool:
+        """Whether a node is computed from numbers and positions alone."""
+        tensors = [t for m in n.all_input_nodes if isinstance(t := self.env.get(m), torch.Tensor)]
+        return bool(tensors) and not any(self.table.value(t).leaves() for t in tensors)
 
     def _fold(self, mask: fx.Node, reader: fx.Node) -> None:
         """Where the rules could not say what a constant is, its values may."""
@@ -150,12 +184,21 @@ class GraphInterpreter(fx.Interpreter):
         ids = {id(o) for o in outs}
         for o in outs:
             v = looked = table.value(o)
+            stops = n.target in DETACH
+            if stops and any(t.bound or t.exponent for t in v.terms):
+                v = looked = detached(v)
+                table.put(o, v)
+                stops = False
             long = grown(v)
-            if dominated(v) or disconnected(v) or opaque_exponent(v) or long or n.target in DETACH:
+            if coupled(v):
+                self.coupled.add(n)
+                stops = stops or n in self.features
+            if dominated(v) or disconnected(v) or opaque_exponent(v) or long or stops:
                 of_scores = any(are_scores(e) for t in v.terms for e in t.exponent)
-                positive = all(t.pure_exponent() for t in v.terms)
-                before, v = v, table.cut(o, scores="exp" if of_scores else "", positive=positive,
-                                         definition=None if n.target in DETACH else v)
+                low, high = self.ranges.of(n)
+                low = max(low, 0.0) if all(t.pure_exponent() for t in v.terms) else low
+                before, v = v, table.cut(o, scores="exp" if of_scores else "", bounds=(low, high),
+                                         definition=None if stops else v)
                 looked = before if long else v
                 for own, old in zip(v.axes, before.axes):
                     if own:
@@ -166,7 +209,7 @@ class GraphInterpreter(fx.Interpreter):
                 table.node_of.setdefault(id(o), n)
                 for leaf in v.leaves():
                     if leaf.node is None and leaf.tensor is o:
-                        leaf.node = n
+                        leaf.node, leaf.bounds = n, self.ranges.of(n)
         if isinstance(out, torch.Tensor):
             if table.mutations and table.mutations[-1][1] is n:
                 table.node_of[id(out)] = n                       # an in-place method returns its own tensor
@@ -174,6 +217,7 @@ class GraphInterpreter(fx.Interpreter):
         written, table.written = table.written, []
         for whole in written:
             if id(whole) in table.pieces and table.pieces[id(whole)].complete():
+                table.sum_up(whole)
                 self.on_node(n, whole, table.value(whole), table.node_of.get(id(whole)))
         if written:
             table.forget_views()

@@ -27,13 +27,15 @@ import torch.utils._pytree as pytree
 
 from .constants import static
 from .functions import OPAQUE, across_devices, dropout_is_active, example_of, is_scalar
+from .ranges import Ranges, unit
 from .signatures import BUFFER, CONSTANT, LEAF, OPEN, READ, Island, Signer, TooStrange, counterparts, name_of, named
 from .transforms import regions, suspect
 
 # Without one of these an island has no order of positions.
 CAUSAL = frozenset({
     "cumsum", "cumsum_", "tril", "tril_", "triu", "triu_", "where", "masked_fill", "masked_fill_", "arange", "ge", "gt",
-    "le", "lt", "cumprod", "segsum", "stack", "cat", "tril_indices", "setitem", "copy_", "slice_scatter", "select_scatter"})
+    "le", "lt", "cumprod", "segsum", "stack", "cat", "tril_indices", "setitem", "copy_", "slice_scatter", "select_scatter",
+    "tensor", "diagonal", "diag_embed"})
 
 # Operations that sum over no axis that an attention could sum over: those that have no rule, or only move elements.
 HARMLESS = frozenset({
@@ -114,6 +116,7 @@ class Partition:
         self.reads: dict[fx.Node, int] = {}                 # the leaves that a value is made of, one bit each
         self.state: dict[fx.Node, tuple[Any, ...]] = {}     # (switches of gradients before it, gradients, autocast)
         self.parent: dict[fx.Node, fx.Node] = {}
+        self.ranges = Ranges()
         self.examples = {n: example_of(n) for n in self.nodes}
         self.transformed = frozenset(n for region in regions(gm) for n in region)
         self.writers = {n: None for n in self.nodes if self._writes(n)}
@@ -234,6 +237,8 @@ class Partition:
         if name in ("add", "sub") and len(n.args) == 2 and not n.kwargs:
             # elu + 1, a bias, a residual sum: one term carries every index (interpret.dominated)
             numbers = [x for x in n.args if isinstance(x, (int, float)) and x != 0]
+            if name == "sub" and numbers == [1] and unit(self.ranges.of(arguments[0])):
+                return OPEN                                 # what a gate leaves
             whole = any(self.examples[x].shape == self.examples[n].shape for x in arguments
                         if isinstance(self.examples[x], torch.Tensor))
             if whole and (len(numbers) == len(arguments) == 1 or len(set(bases)) == len(arguments) == 2):

@@ -17,10 +17,13 @@ def are_scores(t: Term) -> bool:
 
 def dominated(v: Value) -> bool:
     """A sum in which one term already carries every index (elu(q) + 1, x + bias): a leaf keeps products from multiplying
-    out. Differences of positions and of cumulative sums are not of this kind."""
+    out. So is a state that decays by numbers, but not a difference of positions or of cumulative sums."""
     if len(v.terms) < 2 or v.masked is not None or not v.leaves():
         return False
-    if any(t.bound or t.indicators or t.exponent or any(isinstance(f, Position) for f in t.factors) for t in v.terms):
+    if any(t.bound or t.indicators or any(isinstance(f, Position) for f in t.factors) for t in v.terms):
+        return False
+    if any(t.exponent and not {x for e in t.exponent for x in e.free()} <= {x for r in t.reads() for x in r.variables()}
+           for t in v.terms):
         return False
     used = [t.variables() for t in v.terms]
     return any(all(o <= x for o in used) for x in used)
@@ -29,8 +32,16 @@ def dominated(v: Value) -> bool:
 def grown(v: Value) -> bool:
     """A sum of so many sums over positions that it is a state which a loop carries: a leaf with a definition keeps what
     follows from growing with it."""
-    return len(v.terms) > CARRIED and v.masked is None and all(
-        t.bound and len(t.reads()) > 1 for t in v.terms)
+    if len(v.terms) <= CARRIED or v.masked is not None:
+        return False
+    sums = [t for t in v.terms if t.bound and len(t.reads()) > 1]
+    carried = [t for t in v.terms if t not in sums]         # an earlier one of its kind, or what the loop started from
+    return not carried or len(carried) == 1 and (
+        any(_is_grown(r.leaf) for r in carried[0].reads()) or not (carried[0].bound or carried[0].indicators))
+
+
+def _is_grown(leaf: Leaf) -> bool:
+    return leaf.definition is not None and len(leaf.definition.terms) > CARRIED
 
 
 def disconnected(v: Value) -> bool:
@@ -45,6 +56,13 @@ def disconnected(v: Value) -> bool:
         touching = [g for g in groups if g & mine]
         groups = [g for g in groups if not g & mine] + [mine.union(*touching)]
     return len(groups) > 1
+
+
+def coupled(v: Value) -> bool:
+    """Whether an exponential of two variables multiplies a tensor that has both: a decay of heads, folded into queries or keys,
+    or a part of their feature map."""
+    return v.masked is None and all(t.reads() and not t.bound and not t.indicators for t in v.terms) and any(
+        len(e.free()) > 1 and any(e.free() <= r.variables() for r in t.reads()) for t in v.terms for e in t.exponent)
 
 
 def opaque_exponent(v: Value) -> bool:

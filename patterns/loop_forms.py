@@ -63,6 +63,21 @@ class Frame:
     sizes: tuple[Size, ...]
 
 
+def merged(parts: Sequence[Update | Carry]) -> list[Update | Carry]:
+    """A state and the same state times -g, a gate between 0 and 1, are that state times 1 - g."""
+    left = list(parts)
+    for p in parts:
+        for q in parts:
+            if not (isinstance(p, Carry) and isinstance(q, Carry) and p.state == q.state and p in left and q in left):
+                continue
+            gate = q.weight.factors[0] if len(q.weight.factors) == 1 else None
+            if isinstance(gate, Read) and gate.leaf.unit and not gate.function and \
+                    replace(q.weight, coef=-q.weight.coef, factors=()) == p.weight:
+                left = [x for x in left if x not in (p, q)]
+                left.append(Carry(replace(p.weight, factors=(replace(gate, function="complement"),)), p.state))
+    return left
+
+
 def substituted(value: Value, index: Sequence[Affine]) -> list[Term]:
     """The terms of a value at an index."""
     mapping: dict[Index, Affine] = {}
@@ -105,8 +120,23 @@ def without(t: Term, reads: Iterable[Read]) -> tuple[Any, ...]:
     return tuple(left)
 
 
+def _complement(r: Read) -> Read | None:
+    """The read of g, between 0 and 1, where a leaf is 1 - g."""
+    d = r.leaf.definition
+    if d is None or d.masked is not None or len(d.terms) != 2:
+        return None
+    one, rest = sorted(substituted(d, r.index), key=lambda t: len(t.factors))
+    gate = rest.factors[0] if len(rest.factors) == 1 else None
+    plain = one.is_number() and one.coef == 1 and rest.coef == -1 and not (rest.indicators or rest.exponent or rest.bound)
+    return replace(gate, function="complement") if plain and isinstance(gate, Read) and gate.leaf.unit and \
+        not gate.function else None
+
+
 def resolved(t: Term) -> Term:
-    """Without leaves that are but another tensor times numbers, or numbers alone."""
+    """Without leaves that are but another tensor times numbers, or numbers alone, or what a gate leaves."""
+    for whole in t.reads():
+        if not whole.function and (gate := _complement(whole)) is not None:
+            t = replace(t, factors=(*without(t, [whole]), gate))
     for _ in range(16):
         r = next((r for r in t.reads() if not r.function and _times_numbers(r.leaf)), None)
         if r is None:

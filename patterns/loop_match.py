@@ -11,6 +11,7 @@ import sympy
 import torch
 
 from .codes import NearMiss, near_miss
+from .functions import DETACH
 from .index import Affine, Index, hint, product, same
 from .loop_ending import ending
 from .loop_forms import Carry, Form, Frame, NotUnrolled, StateKey, Update
@@ -20,6 +21,7 @@ from .normal_form import Leaf, Read, Term, Value
 from .pieces import Pieces
 from .recurrence import Tables, gates_as_exponents
 from .slots import Slot, slots
+from .step_gates import gathered
 from .weights import Density, causality
 
 States = Mapping[StateKey, Sequence[Update | Carry]]
@@ -46,6 +48,9 @@ def weigh(pieces: Pieces, frame: Frame, forms: Sequence[Form], states: States, d
     """The match of a loop; NearMiss where its weights are none of the operator's. `state_part` takes a term of a state apart."""
     forms = [replace(f, parts=_with_exponents(f.parts)) for f in forms]
     states = {key: _with_exponents(parts) for key, parts in states.items()}
+    cut = [leaf for (leaf, _), parts in states.items() if not parts and leaf.node is not None and leaf.node.target in DETACH]
+    if cut and sum(not parts for parts in states.values()) > 1:
+        raise near_miss("LC305", leaf=cut[0])
     stride = int(np.prod([hint(s) for s in frame.sizes], dtype=int))
     updates, starts = _in_order_of_use(forms, states, stride)
     weights = [p.weight for parts in (*states.values(), *(f.parts for f in forms)) for p in parts]
@@ -54,6 +59,10 @@ def weigh(pieces: Pieces, frame: Frame, forms: Sequence[Form], states: States, d
     if dtype is not None and not dtype.is_floating_point:
         raise near_miss("LC402", dtype=dtype)
     operands = _operands(forms, frame, states, updates, starts, stride)
+    if stride == 1:
+        key = operands.moving_key()
+        forms, states = gathered(forms, states, updates, lambda u: key.position(u.k[key.number]), int(hint(pieces.length)))
+        weights = [p.weight for parts in (*states.values(), *(f.parts for f in forms)) for p in parts]
     at = _sequenced(pieces, forms, operands, updates, stride, Tables(frame, weights, 0))
     found, tables = weighed(forms, states, frame, weights, operands.moving_key(), at)
     coef, reverse, strict = causality(found.norms[0], found.rows, found.columns, found.decays)

@@ -28,6 +28,7 @@ class Match:
     the polynomial of them with these (coefficient, degree)s. `state` times `entering` is the state before the first position.
     With `ends`, the value is the state after the last one instead: it names its variables for those of batch, d and e. `room` is
     the relative rounding of tables in which the program keeps its decay: so far may the one log-decay for all of them be off.
+    Of a `detached` one no gradient goes back.
     `ending`, of a loop, tells of other values whether they are the state after it.
     """
 
@@ -53,6 +54,7 @@ class Match:
     state: tuple[Read, ...] = ()
     entering: float = 0.0
     ends: tuple[tuple[Index, Index], ...] = ()
+    detached: bool = False
     ending: Callable[[Value], Match | None] | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -85,7 +87,7 @@ class Match:
         value = f" * ({v})[j]" if self.v else ""
         factors = "".join(f" * {_name(r)}" for r in self.out)
         scale = "" if self.coef == 1 else f"{self.coef:.4g} * " if isinstance(self.coef, float) else f"{self.coef} * "
-        decay = " * exp(G[i] - G[j])" if self.decay else ""
+        decay = (" * exp(G[j] - G[i])" if self.reverse else " * exp(G[i] - G[j])") if self.decay else ""
         below = "" if not self.decay else f", G the cumulative sum of {self._log_decay()}"
         scores = f"(({q})[i] . ({k})[j])"
         if self.degrees:
@@ -110,4 +112,6 @@ def parts_of(r: Read) -> tuple[Read, ...]:
 
 
 def _name(r: Read) -> str:
-    return f"{r.function}({r.leaf!r})" if r.function else repr(r.leaf)
+    shown = {"": "{}", "complement": "1 - {}", "log_complement": "log(1 - {})"}.get(r.function, r.function + "({})")
+    name = shown.format(repr(r.leaf))
+    return f"detach({name})" if r.detached else name

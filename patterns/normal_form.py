@@ -16,6 +16,7 @@ import torch
 import torch.fx as fx
 
 from .index import Affine, Index, Size, Unknown, var
+from .ranges import ALL, Range, unit
 
 MAX_TERMS = 16  # a sum with more terms than any attention has is a leaf
 
@@ -26,11 +27,11 @@ class Leaf:
 
     `node` is the graph node that holds it (None while it exists only inside a composite operation); `dirty` says that
     it was written to after it was read, so that the node's value is no longer the value meant. `scores` names the function
-    that made it, if that was applied to products of two tensors (softmax of scores). `positive` says that its values cannot
-    be negative, whatever the inputs are. `real` holds the values of a static buffer, and `relied` says that something was
+    that made it, if that was applied to products of two tensors (softmax of scores). `bounds` are what its values cannot leave,
+    whatever the inputs are. `real` holds the values of a static buffer, and `relied` says that something was
     concluded from them. `definition` is the value that it had before it was made a leaf, where it had one.
     `parts` are reads of other leaves, laid one behind the other along the last axis: each with the variables of the other
-    axes and that of its own position (None: it is a single one).
+    axes and those of its own position, outermost first (none: it is a single one).
     """
 
     shape: tuple[Size, ...]
@@ -39,28 +40,39 @@ class Leaf:
     parameter: bool = False
     dirty: bool = False
     scores: str = ""
-    positive: bool = False
+    bounds: Range = ALL
     real: torch.Tensor | None = None
     relied: bool = False
     definition: Value | None = None
-    parts: tuple[tuple[Read, tuple[Index, ...], Index | None], ...] = ()
+    parts: tuple[tuple[Read, tuple[Index, ...], tuple[Index, ...]], ...] = ()
+
+    @property
+    def positive(self) -> bool:
+        """Whether no value is negative."""
+        return self.bounds[0] >= 0
+
+    @property
+    def unit(self) -> bool:
+        """Whether all values lie between 0 and 1."""
+        return unit(self.bounds)
 
     def __repr__(self) -> str:
         if self.parts:
-            return f"{self.parts[0][0].leaf} ..."
+            return f"{self.parts[0][0].leaf}" + " ..." * (len(self.parts) > 1)
         return self.node.name if self.node is not None else f"tmp{id(self) & 0xFFF:x}"
 
 
 @dataclass(frozen=True)
 class Read:
-    """leaf[index], through an elementwise function ('' is the identity)."""
+    """leaf[index], through an elementwise function ('' is the identity). Of a `detached` one no gradient goes back."""
 
     leaf: Leaf
     index: tuple[Affine, ...]
-    function: str = ""  # "", "reciprocal", "log", "exp"
+    function: str = ""  # "", "reciprocal", "log", "exp", "complement" (1 - x), "log_complement"
+    detached: bool = False
 
     def substitute(self, mapping: Mapping[Index, Affine]) -> Read:
-        return Read(self.leaf, tuple(a.substitute(mapping) for a in self.index), self.function)
+        return Read(self.leaf, tuple(a.substitute(mapping) for a in self.index), self.function, self.detached)
 
     def variables(self) -> set[Index]:
         return {x for a in self.index for x in a.coef}
@@ -207,6 +219,15 @@ class Value:
 
     def variables(self) -> set[Index]:
         return {x for axis in self.axes for x in axis}
+
+
+def detached(v: Value) -> Value:
+    """A value through which no gradient goes back."""
+    def of_term(t: Term) -> Term:
+        return replace(t, factors=tuple(replace(f, detached=True) if isinstance(f, Read) else f for f in t.factors),
+                       exponent=tuple(map(of_term, t.exponent)))
+
+    return replace(v, terms=tuple(map(of_term, v.terms)))
 
 
 def constant(value: Any, rank: int = 0) -> Value:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from .axes import insert
 from .index import Size, same
 from .normal_form import Value
+from .sizes import at_most
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,18 @@ class Piece:
 
 @dataclass(frozen=True)
 class Pieces:
-    """Pieces along axis `dim`, in order of their starts, without overlap; `length` is that of the whole axis."""
+    """Pieces along axis `dim`, in order of their starts, without overlap; `length` is that of the whole axis. What is in no
+    piece is zero where `zeros` says so."""
 
     dim: int
     length: Size
     pieces: tuple[Piece, ...] = ()
+    zeros: bool = False
 
     def complete(self) -> bool:
-        """Whether every element belongs to a piece."""
+        """Whether every element belongs to a piece, or is zero and will not be written by a loop that goes on as it began."""
+        if self.zeros and self.pieces and same(self.pieces[-1].start + self.pieces[-1].length, self.length):
+            return True
         at: Size = 0
         for p in self.pieces:
             if not same(p.start, at):
@@ -39,13 +44,36 @@ class Pieces:
             at = at + p.length
         return same(at, self.length)
 
-    def write(self, start: int, length: int, value: Value) -> Pieces | None:
+    def filled(self) -> Pieces:
+        """With a piece for each gap of zeros."""
+        if not self.zeros or not all(isinstance(x, int) for p in self.pieces for x in (p.start, p.length)):
+            return self
+        found: list[Piece] = []
+        at: Size = 0
+        for p in self.pieces:
+            if not same(p.start, at):
+                axes = tuple(() if n == self.dim else axis for n, axis in enumerate(p.value.axes))
+                found += [Piece(at + n, 1, Value(axes, ())) for n in range(p.start - at)]
+            found.append(p)
+            at = p.start + p.length
+        return replace(self, pieces=tuple(found), zeros=False)
+
+    def window(self, start: int, length: Size) -> Value | None:
+        """What was written to a window; a value without terms where there are zeros; None where nothing is known."""
+        for p in self.pieces:
+            if (p.start, p.length) == (start, length):
+                return p.value
+            if not at_most(start + length, p.start) and not at_most(p.start + p.length, start):
+                return None
+        return Value((), ()) if self.zeros else None
+
+    def write(self, start: int, length: Size, value: Value) -> Pieces | None:
         """With a window written; None where it cuts a piece that is there."""
         new = Piece(start, length, value)
-        if not self.pieces or self.pieces[-1].start + self.pieces[-1].length <= start:
+        if not self.pieces or at_most(self.pieces[-1].start + self.pieces[-1].length, start):
             return replace(self, pieces=(*self.pieces, new))
         kept = [p for p in self.pieces if (p.start, p.length) != (start, length)]
-        if any(p.start < start + length and start < p.start + p.length for p in kept):
+        if any(not at_most(start + length, p.start) and not at_most(p.start + p.length, start) for p in kept):
             return None
         return replace(self, pieces=tuple(sorted((*kept, new), key=lambda p: p.start)))
 

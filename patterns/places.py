@@ -8,7 +8,7 @@ from typing import Any
 
 from .codes import near_miss
 from .index import Affine, Index, hint, mixed_radix, product, same, var
-from .normal_form import Read, Term
+from .normal_form import Leaf, Read, Term
 from .weights import Density
 
 
@@ -87,14 +87,15 @@ def position_of(reads: Sequence[Read], i: set[Index], j: set[Index]) -> Sequence
 
 class Places:
     """Variables for the positions of queries and keys, and the reads with these in place of the user's own digits: one
-    variable where every tensor holds the position on one axis, else the digits of the tensor with the most axes."""
+    variable where every tensor holds the position on one axis, or where some are shorter than the padded sequence, else the
+    digits of the tensor with the most axes."""
 
     def __init__(self, rows: tuple[Index, ...], low: tuple[int, int], whole: bool,
                  positions: tuple[SequencePosition, SequencePosition]) -> None:
         self.low = low
         self.single = all(len(axes) <= 1 for p in positions for axes in p.axes)
         self.rows = rows
-        if self.single and not whole:
+        if not whole:
             if low != (0, 0):
                 raise near_miss("LC404", leaf="the padded sequence", seen="it is sliced too")
             wide = Index(product(x.size for x in rows))
@@ -104,10 +105,8 @@ class Places:
         elif self.single and len(rows) > 1:
             self.i = (Index(product(x.size for x in rows)),)
             self.i[0].split(rows)
-        elif whole:
-            self.i = rows
         else:
-            raise near_miss("LC404", leaf="the padded sequence", seen="its position has several axes")
+            self.i = rows
         self.j = tuple(Index(x.size) for x in self.i)
         for x, y in zip(self.i, self.j):
             x.split((y,))
@@ -123,6 +122,8 @@ class Places:
         index = list(r.index)
         if len(axes) == 1:
             index[axes[0]] = mixed_radix(digits).shift(start)
+        elif len(digits) == 1:
+            return _merged(r, axes, var(digits[0]).shift(start))
         else:
             if len(axes) != len(digits) or start != 0 or not all(
                     same(r.leaf.shape[a], x.size) for a, x in zip(axes, digits)):
@@ -137,6 +138,16 @@ class Places:
             axes = sorted(a for n, a in g.at if n == number)
             result.append(self._moved(r, axes, self.j, self.low[0]) if axes else r)
         return tuple(result)
+
+
+def _merged(r: Read, axes: Sequence[int], at: Affine) -> Read:
+    """A read of a tensor that holds the position on several axes, as one of a leaf that has one axis for all of them."""
+    own = {a: Index(r.leaf.shape[a]) for a in axes}
+    base = replace(r, index=tuple(var(own[n]) if n in own else a for n, a in enumerate(r.index)), function="", detached=False)
+    free = tuple(x for n, a in enumerate(r.index) if n not in own for x in a.coef)
+    shape = (*(x.size for x in free), product(x.size for x in own.values()))
+    leaf = Leaf(shape, r.leaf.tensor, bounds=r.leaf.bounds, parts=((base, free, tuple(own.values())),))
+    return Read(leaf, (*map(var, free), at), r.function, r.detached)
 
 
 def digits_of(position: Affine, variables: set[Index]) -> tuple[Index, ...]:

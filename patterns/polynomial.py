@@ -9,7 +9,7 @@ attention like any other; all degrees must agree in everything but the coefficie
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement
 from math import comb, factorial, prod
@@ -45,29 +45,31 @@ def occurrences(t: Term, positions: set[Index]) -> list[Scores]:
             if len({bool(r.variables() & positions) for r in reads}) == 2]
 
 
-def _signature(s: Scores, t: Term) -> Any:
-    """Scores up to the names of bound variables."""
+def _signature(s: Scores, t: Term, positions: set[Index]) -> Any:
+    """Scores up to the names of bound variables and the key's position, which the weights of all terms decide about."""
     def name(x: Index) -> Any:
-        return ("d", str(x.size)) if x in s.features else "j" if x in t.bound else x.id
+        return ("d", str(x.size)) if x in s.features else x.id
 
-    return Counter((id(r.leaf), r.function, tuple((str(a.const), frozenset((name(x), str(c)) for x, c in a.coef.items()))
-                                                  for a in r.index)) for r in s.reads)
+    return Counter((id(r.leaf), r.function, r.detached, tuple(
+        "position" if set(a.coef) & positions else (str(a.const), frozenset((name(x), str(c)) for x, c in a.coef.items()))
+        for a in r.index)) for r in s.reads)
 
 
-def reduced(terms: Sequence[Term], lead: Term, positions: Any) -> dict[int, list[Term]] | None:
+def reduced(terms: Sequence[Term], lead: Term, positions: Callable[[Term], set[Index]]) -> dict[int, list[Term]] | None:
     """The terms by degree, each with one occurrence of the scores; None where all have one, or where these differ.
     `positions(t)` are a term's bound variables of the key's position."""
     model = occurrences(lead, positions(lead))
-    if not model or any(_signature(s, lead) != _signature(model[0], lead) for s in model):
+    wanted = _signature(model[0], lead, positions(lead)) if model else None
+    if not model or any(_signature(s, lead, positions(lead)) != wanted for s in model):
         return None
     found = [occurrences(t, positions(t)) for t in terms]
     if all(len(s) == 1 for s in found) or not all(map(positions, terms)):
         return None
-    if any(_signature(s, t) != _signature(model[0], lead) for t, every in zip(terms, found) for s in every):
+    if any(_signature(s, t, positions(t)) != wanted for t, every in zip(terms, found) for s in every):
         return None
     by_degree: dict[int, list[Term]] = {}
     for t, every in zip(terms, found):
-        one = _with_scores(t, model[0], positions(t), positions(lead)) if not every else _without(t, every[1:])
+        one = _with_scores(t, lead, model, positions) if not every else _without(t, every[1:])
         by_degree.setdefault(len(every), []).append(one)
     return by_degree
 
@@ -79,14 +81,25 @@ def _without(t: Term, scores: Sequence[Scores]) -> Term:
                    bound=tuple(x for x in t.bound if x not in features))
 
 
-def _with_scores(t: Term, scores: Scores, mine: set[Index], theirs: set[Index]) -> Term:
-    """A term of degree 0 gets the scores, to be like the others; only their coefficient counts afterwards."""
-    if len(mine) != 1 or len(theirs) != 1:
+def _with_scores(t: Term, lead: Term, model: Sequence[Scores], positions: Callable[[Term], set[Index]]) -> Term:
+    """A term of degree 0 gets the leading term's scores, at the position of its own values; only their coefficient counts
+    afterwards."""
+    theirs, scored = positions(lead), {id(r) for s in model for r in s.reads}
+    values = [r for r in lead.reads() if id(r) not in scored and r.variables() & theirs]
+    pairs = [(v, w) for v in values for w in t.reads() if v.leaf is w.leaf]
+    if not pairs and len(theirs) == len(positions(t)) == 1:  # a count of positions, of a normaliser
+        own = {x: var(y) for x, y in zip(theirs, positions(t))}
+        moved = {a: a.substitute(own) for s in model for r in s.reads for a in r.index if set(a.coef) & theirs}
+    elif not pairs:
         raise near_miss("LC109")
-    mapping = {x: var(y) for x, y in zip(theirs, mine)}
-    mapping.update({x: var(rename(x)) for x in scores.features})
-    reads = tuple(r.substitute(mapping) for r in scores.reads)
-    return replace(t, factors=t.factors + reads, bound=t.bound + tuple(y for x in scores.features for y in mapping[x].coef))
+    else:
+        v, w = pairs[0]
+        moved = {a: b for a, b in zip(v.index, w.index) if set(a.coef) & theirs}
+    features = {x: var(rename(x)) for x in model[0].features}
+    reads = tuple(replace(r, index=tuple(moved.get(a, a) for a in r.index)).substitute(features) for r in model[0].reads)
+    if any(r.variables() & theirs - positions(t) for r in reads):
+        raise near_miss("LC109")
+    return replace(t, factors=t.factors + reads, bound=t.bound + tuple(y for a in features.values() for y in a.coef))
 
 
 def width(d: int, degrees: Degrees) -> int:

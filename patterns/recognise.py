@@ -16,6 +16,7 @@ import sympy
 import torch
 
 from .algebra import pinned, straighten, wider
+from .clock import look
 from .codes import NearMiss, near_miss
 from .index import Index, product
 from .match import MAX_FEATURES, Match
@@ -23,7 +24,7 @@ from .normal_form import Read, Term, Value
 from .places import Places, SequencePosition, digits_of, innermost, ordered, position_of, sharing
 from .polynomial import reduced, width
 from .refusals import refuse_function_of_scores, refuse_reads, refuse_states_of_one_tensor, without_causality
-from .roles import Roles, enter, fit, free_linked, roles_of, summed
+from .roles import Roles, enter, fit, free_linked, key_digits, roles_of, summed
 from .sums import gates_apart
 from .weights import Part, Problem, solve
 
@@ -32,6 +33,7 @@ def recognise(value: Value) -> Match | NearMiss | None:
     """The attention that a value is, why it is none though it comes near, or None if it is something else."""
     if value.masked is not None or not any(t.bound for t in value.terms):
         return None
+    look()
     terms = [gates_apart(straighten(pinned(t))) for t in value.terms]
     value = replace(value, terms=tuple(terms))
     leads = [t for t in terms if summed(t)]
@@ -39,7 +41,7 @@ def recognise(value: Value) -> Match | NearMiss | None:
         return without_causality(terms)
     lead = max(leads, key=lambda t: len(t.bound))
     try:
-        by_degree = reduced(terms, lead, summed)
+        by_degree = reduced(terms, lead, key_digits)
         return _match(value, terms, lead) if by_degree is None else _polynomial(value, by_degree)
     except NearMiss as e:
         return e
@@ -69,7 +71,8 @@ def _polynomial(value: Value, by_degree: dict[int, list[Term]]) -> Match | NearM
 
 def _sum_of(m: Match) -> Any:
     """What is summed, but for the names of variables; the checks compare the rest."""
-    reads = tuple(sorted((role, id(r.leaf), r.function) for role, group in enumerate((m.q, m.k, m.v, m.out)) for r in group))
+    groups = enumerate((m.q, m.k, m.v, m.out))
+    reads = tuple(sorted((role, id(r.leaf), r.function, r.detached) for role, group in groups for r in group))
     decay = tuple((tuple(g.numbers.ravel().round(9)), tuple(r.leaf for r in g.reads)) for g in m.decay)
     return reads, decay, m.reverse, m.strict, m.batch, m.e, m.state, m.entering
 
@@ -101,6 +104,7 @@ def _match(value: Value, terms: list[Term], lead: Term) -> Match | NearMiss | No
     parts = [_entering_part(t, lead, names.i, query) for t in entering]
     parts += [_part(t, lead, roles, names.i, query, key) for t in terms if t not in entering]
     rows = digits_of(query.at, names.i)
+    _refuse_half_detached(terms)
     try:
         weights = solve(Problem(tuple(parts), rows, names.batch, (query.length, key.length)))
     except NearMiss as e:
@@ -115,10 +119,32 @@ def _match(value: Value, terms: list[Term], lead: Term) -> Match | NearMiss | No
     ratio = round(weights.coef) if abs(weights.coef - round(weights.coef)) < 1e-9 else weights.coef
     dtype = _dtype(terms, roles, names)
     decay = tuple(replace(g, reads=place.decay(g)) for g in weights.densities)
-    return Match(value, place.reads(q, query, 0), place.reads(k, key, 1), place.reads(v, key, 1, len(k)), tuple(out),
+    found = Match(value, place.reads(q, query, 0), place.reads(k, key, 1), place.reads(v, key, 1, len(k)), tuple(out),
                  names.batch, place.i, place.j, rows, ordered(roles.d, k), names.e, lead.coef * ratio, decay,
                  weights.reverse, weights.strict, dtype, frozenset().union(*(t.via for t in terms)),
                  state=names.state, entering=weights.entering)
+    return found if found.v else _with_gradients(found)
+
+
+def _with_gradients(m: Match) -> Match:
+    """A normaliser of which every tensor is detached is a detached one of the tensors themselves."""
+    decay = tuple(r for g in m.decay for r in g.reads)
+    if not all(r.detached for r in m.q + m.k + m.out + decay):
+        return m
+
+    def whole(reads: tuple[Read, ...]) -> tuple[Read, ...]:
+        return tuple(replace(r, detached=False) for r in reads)
+
+    return replace(m, q=whole(m.q), k=whole(m.k), out=whole(m.out), detached=True,
+                   decay=tuple(replace(g, reads=whole(g.reads)) for g in m.decay))
+
+
+def _refuse_half_detached(terms: Sequence[Term]) -> None:
+    """A decay whose gradient stops at one of its two positions is a decay by its values only."""
+    reads = {(r.leaf, r.detached) for t in terms for e in t.exponent for r in e.reads()}
+    for leaf, detached in reads:
+        if detached and (leaf, False) in reads:
+            raise near_miss("LC201", seen=f"{leaf} is detached at one of the two positions")
 
 
 def _variables(value: Value, terms: Sequence[Term], lead: Term, roles: Roles, entering: Sequence[Term]) -> _Variables:

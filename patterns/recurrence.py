@@ -15,12 +15,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import sympy
 
+from .clock import look
 from .codes import near_miss
 from .evaluate import Array, Grid
 from .index import Affine, Index, hint
 from .loop_forms import Carry, Form, Frame, StateKey, Update
 from .normal_form import Factor, Leaf, Numbers, Read, Term
+from .sizes import hint_of
 from .slots import Slot
 from .weights import Density
 
@@ -54,6 +57,13 @@ class Tables(Grid):
         for x in frame.batch:
             if x not in heads:
                 self.values[x] = np.array([0])
+
+    def number(self, s: Any) -> Any:
+        """A dynamic size has its value in the example; the check looks at another one too."""
+        if isinstance(s, sympy.Basic):
+            s = s.subs({x: hint_of(x) for x in s.free_symbols})
+            return int(s) if s.is_Integer else float(s)
+        return s
 
     def _read(self, r: Read, grid: Grid) -> Array:
         variables = list(dict.fromkeys(x for a in r.index for x in a.coef))
@@ -92,6 +102,10 @@ class Tables(Grid):
         return int(np.prod([len(self.of(y)) for y in self.heads], dtype=int))
 
 
+# The logarithm of a read through a function: its sign and its own function.
+LOGARITHMS = {"": (1, "log"), "reciprocal": (-1, "log"), "complement": (1, "log_complement")}
+
+
 def _factors(t: Term) -> list[Factor]:
     """All factors, those of exponents too."""
     return [*t.factors, *(f for e in t.exponent for f in _factors(e))]
@@ -101,11 +115,11 @@ def gates_as_exponents(t: Term) -> Term:
     """Factors that cannot be negative are exponentials of their logarithms."""
     gates = [f for f in t.factors if isinstance(f, Read)]
     for r in gates:
-        if not r.leaf.positive or r.function not in ("", "reciprocal"):
+        if not r.leaf.positive or r.function not in LOGARITHMS or r.function == "complement" and not r.leaf.unit:
             raise near_miss("LC204", leaf=r.leaf)
     if not gates:
         return t
-    logs = tuple(Term(-1 if r.function else 1, (replace(r, function="log"),)) for r in gates)
+    logs = tuple(Term(sign, (replace(r, function=function),)) for r in gates for sign, function in (LOGARITHMS[r.function],))
     return replace(t, factors=tuple(f for f in t.factors if f not in gates), exponent=t.exponent + logs)
 
 
@@ -150,6 +164,7 @@ class Chain:
                 self.known[top][..., -1] = 1.0
 
     def _sum(self, parts: Sequence[Update | Carry], digits: tuple[Index, ...], values: Sequence[Array]) -> Array:
+        look()
         total: Array = np.zeros((1, 1, len(self.columns) + 1))
         for p in parts:
             if isinstance(p, Carry):
@@ -255,8 +270,8 @@ def atoms_of(tables: Tables, weights: Iterable[Term], low: int) -> list[Atom]:
             reads = tuple(sorted((f for f in e.factors if isinstance(f, Read)), key=lambda r: (id(r.leaf), r.function)))
             if e.exponent:
                 raise near_miss("LC201", seen="an exponent within an exponent")
-            key = tuple((id(r.leaf), r.function, tuple(a for n, a in enumerate(r.index) if n not in tables.positions[r.leaf]))
-                        for r in reads)
+            key = tuple((id(r.leaf), r.function, r.detached,
+                         tuple(a for n, a in enumerate(r.index) if n not in tables.positions[r.leaf])) for r in reads)
             found.setdefault(key, Atom(reads, low))
     return list(found.values())
 

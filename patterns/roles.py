@@ -21,6 +21,12 @@ def summed(t: Term) -> set[Index]:
     return {x for e in t.indicators if set(e.coef) - bound for x in set(e.coef) & bound}
 
 
+def key_digits(t: Term) -> set[Index]:
+    """Bound variables of the key's position: summed ones, and further digits that stand on an axis with one of these."""
+    j, bound = summed(t), set(t.bound)
+    return j | {x for r in t.reads() for a in r.index if set(a.coef) & j for x in a.coef if x in bound}
+
+
 def free_linked(t: Term) -> set[Index]:
     bound = set(t.bound)
     return {x for e in t.indicators if set(e.coef) & bound for x in set(e.coef) - bound}
@@ -126,7 +132,7 @@ def enter(t: Term, lead: Term, roles: Roles, i: set[Index]) -> tuple[Read, ...]:
 def _alike(r: Read, model: Read, roles: Roles, i: set[Index], bound: set[Index], features: dict[Index, Index],
            moves: bool, commit: bool = False) -> bool:
     """Whether a read is the model's: equal but for the names of bound variables and, where it `moves`, its position."""
-    if r.leaf is not model.leaf or r.function != model.function:
+    if r.leaf is not model.leaf or (r.function, r.detached) != (model.function, model.detached):
         return False
     new: dict[Index, Index] = {}
     for a, b in zip(r.index, model.index):

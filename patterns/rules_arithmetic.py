@@ -9,7 +9,7 @@ import torch
 from . import algebra as al
 from . import axes as ax
 from .calls import Call, rule
-from .index import Unknown, same, size_of
+from .index import Unknown, product, same, size_of
 from .normal_form import Numbers, Read, Value, constant
 
 
@@ -130,13 +130,13 @@ def logarithm(c: Call) -> Value:
 
 
 def _log_of(c: Call, x: Any) -> Value:
-    """The logarithm of a base that cannot be negative, whatever the inputs are."""
+    """The logarithm of a base that is positive, whatever the inputs are."""
     v = c.table.value(x)
     if (found := al.logarithm(v)) is not None:
         return found
-    if v.leaves() and all(leaf.positive for leaf in v.leaves()) and len(v.terms) == 1 and not isinstance(x, (int, float)):
+    if v.leaves() and all(leaf.bounds[0] > 0 for leaf in v.leaves()) and len(v.terms) == 1 and not isinstance(x, (int, float)):
         return c.table.leaf(x, "log")
-    raise Unknown("powers of a base that may be negative")
+    raise Unknown("powers of a base that may be negative, or zero")
 
 
 @rule("pow")
@@ -177,6 +177,21 @@ def clamped_below(c: Call) -> Value:
     return al.clamp(c["self"], c.get("min"), None)
 
 
+@rule("relu")
+def rectified(c: Call) -> Value:
+    return al.clamp(c["self"], 0, None)
+
+
+@rule("maximum", "minimum")
+def bounded(c: Call) -> Value:
+    """By a number."""
+    x, y = c["self"], c["other"]
+    x, y = (y, x) if x.number() is not None else (x, y)
+    if (bound := y.number()) is None:
+        raise Unknown("the larger of two tensors")
+    return al.clamp(x, *((bound, None) if c.name == "maximum" else (None, bound)))
+
+
 @rule("abs")
 def absolute(c: Call) -> Value:
     return al.absolute(c["self"])
@@ -192,6 +207,13 @@ def cumulative(c: Call) -> Value:
 def cumulative_product(c: Call) -> Value:
     """The exponential of a cumulative sum of logarithms."""
     return al.exponential(al.cumsum(_log_of(c, c.args["self"]), c.dim(), None))
+
+
+@rule("mean")
+def averaged(c: Call) -> Value:
+    v = summed(c)
+    count = product(size_of(s) for s in c.args["self"].shape) / product(size_of(s) for s in c.out.shape)
+    return al.multiply(v, constant(1 / count))
 
 
 @rule("sum")
@@ -230,9 +252,24 @@ def _is_running(v: Value) -> bool:
     return any(set(e.coef) & set(t.bound) for t in v.terms for e in t.indicators)
 
 
-@rule("baddbmm")
+@rule("lerp")
+def interpolated(c: Call) -> Value:
+    """x + w (y - x)."""
+    x, w = c.open("self"), c.table.value(c.args["weight"])
+    return al.add(al.add(x, al.multiply(w, x), -1), al.multiply(w, c.open("end")))
+
+
+@rule("addcmul")
+def sum_and_scaled_product(c: Call) -> Value:
+    p = al.multiply(*_operands(c, "tensor1", "tensor2"))
+    return al.add(c.open("self"), al.multiply(p, constant(c.get("value", 1))))
+
+
+@rule("baddbmm", "addmm")
 def sum_and_product(c: Call) -> Value:
-    x, y = c["batch1"], c["batch2"]
+    x, y = (c["batch1"], c["batch2"]) if c.name == "baddbmm" else (c["mat1"], c["mat2"])
+    if c.name == "addmm" and (_is_weight(x) or _is_weight(y)):
+        raise Unknown("a projection by a parameter")
     p = al.multiply(al.matmul(x, y, c.dtype), constant(c.get("alpha", 1)))
     beta = c.get("beta", 1)
     return p if beta == 0 else al.add(p, al.multiply(c.open("self"), constant(beta)))

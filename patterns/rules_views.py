@@ -1,10 +1,12 @@
 """Rules for what moves elements and leaves them as they are: views, windows, concatenation."""
 from __future__ import annotations
 
+import torch
+
 from . import algebra as al
 from . import axes as ax
 from .calls import Call, rule
-from .index import Size, Unknown, size_of
+from .index import Unknown, size_of
 from .normal_form import Value
 
 
@@ -64,6 +66,26 @@ def selected(c: Call) -> Value:
     return ax.remove(ax.window(v, d, at, 1, 1), d)
 
 
+@rule("index", "index_select")
+def looked_up(c: Call) -> Value:
+    """Along one axis, at an expression of positions."""
+    v = c.open("self")
+    indices = [None] * c.dim() + [c.args["index"]] if c.name == "index_select" else list(c.args["indices"])
+    given = [d for d, x in enumerate(indices) if x is not None]
+    if len(given) != 1 or indices[given[0]].dim() != 1 or indices[given[0]].dtype == torch.bool or len(v.axes[given[0]]) != 1:
+        raise Unknown("elements picked along several axes")
+    d, where = given[0], c.table.value(indices[given[0]])
+    at, (x,) = al.affine(where), v.axes[given[0]]
+    if not isinstance(at.const, int) or not isinstance(x.size, int) or len(where.axes[0]) > 1:
+        raise Unknown("positions that are not known")
+    ends = [at.const + sum(s * (y.size - 1) for y, s in at.coef.items() if (s > 0) == up) for up in (False, True)]
+    if ends[0] < 0 or ends[1] >= x.size:
+        raise Unknown("positions counted from the end")
+    if len(at.coef) == 1 and set(at.coef.values()) == {1}:
+        where.axes[0][0].slice_of(x, at.const, 1)
+    return v.substitute({x: at}, v.axes[:d] + (where.axes[0],) + v.axes[d + 1:])
+
+
 @rule("split", "split_with_sizes", "chunk", "unbind")
 def pieces(c: Call) -> list[Value]:
     v, d = c.open("self"), c.dim()
@@ -95,24 +117,16 @@ def padded(c: Call) -> Value:
     return ax.pad(c.open("self"), [size_of(s) for s in c.args["pad"]])
 
 
-@rule("cat")
+@rule("cat", "stack")
 def concatenated(c: Call) -> Value:
     """A sum of windows. Where no piece is a sum over positions, nothing is gained by looking into it."""
     tensors = [t for t in c.args["tensors"] if t.dim() > 1 or t.shape[0] != 0]
     pieces = [c.table.value(t) for t in tensors]
+    d = int(c.args.get("dim", 0)) % c.out.dim()
+    lengths = [size_of(t.shape[d]) for t in tensors] if c.name == "cat" else [1] * len(tensors)
+    if c.name == "stack":
+        pieces = [ax.insert(v, d) for v in pieces]
     zeros = sum(not v.terms and v.masked is None for v in pieces)
     if len(pieces) - zeros > 1 and not any(t.bound or al.outer(t) for v in pieces for t in v.terms):
         raise Unknown("pieces of several tensors")
-    d = int(c.args.get("dim", 0)) % tensors[0].dim()
-    whole = size_of(c.out.shape[d])
-    start: Size = 0
-    total: Value | None = None
-    for t, v in zip(tensors, pieces):
-        length = size_of(t.shape[d])
-        after = whole - start - length
-        spec = [0] * (2 * (t.dim() - 1 - d)) + [start, after]
-        placed = ax.pad(v, spec) if v.terms else Value(ax.expand(Value(((),) * t.dim(), ()), c.sizes()).axes, ())
-        total = placed if total is None else al.add(total, placed)
-        start = start + length
-    assert total is not None
-    return total
+    return al.windows(list(zip(pieces, lengths)), d, c.sizes())

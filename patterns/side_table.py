@@ -7,22 +7,25 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
 from torch._subclasses import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from .algebra import table
+from .algebra import table, windows
 from .assembled import Assembled
 from .calls import Call, Table, number_value
 from .evaluate import MAX_TABLE, fold
-from .functions import POSITIVE, SUMS, VIEWS
+from .functions import SUMS, VIEWS
 from .index import Index, Unknown, product, same, size_of
 from .leaves import are_scores
 from .normal_form import Leaf, Read, Value, leaf_value
+from .ranges import ALL, Range, by_name
 from .records import Key, Record
 from .rules import RULES
+from .scans import SHORTEST, running_sum
 
 
 class SideTable(Assembled):
@@ -52,9 +55,9 @@ class SideTable(Assembled):
         self.values[id(t)] = v
 
     def cut(self, t: torch.Tensor, node: fx.Node | None = None, parameter: bool = False, scores: str = "",
-            positive: bool = False, definition: Value | None = None) -> Value:
+            bounds: Range = ALL, definition: Value | None = None) -> Value:
         """Makes t a leaf."""
-        leaf = Leaf(tuple(size_of(s) for s in t.shape), t, node, parameter, scores=scores, positive=positive,
+        leaf = Leaf(tuple(size_of(s) for s in t.shape), t, node, parameter, scores=scores, bounds=bounds,
                     definition=definition)
         v = leaf_value(leaf)
         self.put(t, v)
@@ -125,18 +128,20 @@ class SideTable(Assembled):
             window = self._window_of(outs[0]) if name == "copy" and len(outs) == 1 else None
             old = None if window is None else (
                 self._key(window[0]), self.pieces.get(id(window[0])), self.value(window[0]))
-            self._mutated(outs)
+            self.mutated(outs)
         values = result if isinstance(result, list) else [result] * len(outs)
         if inherits and name in VIEWS and not mutates and name != "neg":
             closed = self._apply(name, func, args, kwargs, out, _Closed(self))
             closed = closed if isinstance(closed, list) else [closed] * len(outs)
         else:
             closed = [None] * len(outs)
+        if name in ("slice", "select") and not mutates and values[0] is not None:
+            values = [self._read_back(outs[0], values[0]) or values[0]]
         for o, v, leaf in zip(outs, values, closed):
             if mutates:
                 self.versions[id(o)] = self.versions.get(id(o), 0) + 1
             if v is None:
-                self.cut(o, scores=self.of_scores(name, args), positive=name in POSITIVE)
+                self.cut(o, scores=self.of_scores(name, args), bounds=by_name(name))
                 continue
             self.put(o, v)
             self.viewed.discard(id(o))
@@ -149,15 +154,29 @@ class SideTable(Assembled):
                     self.closed[id(o)] = leaf
             else:
                 self.attention.discard(id(o))
+        if put_together is not None:
+            self.pieces[id(out)] = put_together
+            self.sum_up(out)
+            self._tie(self.values[id(out)], put_together.pieces[0].value, put_together.dim)
         keys = tuple((id(o), self.versions.get(id(o), 0)) for o in outs)
         record = Record(func, inputs, keywords, keys, tuple(self.values[id(o)] for o in outs), len(self.records))
         self.records.update(dict.fromkeys(keys, record))
-        if put_together is not None:
-            self.pieces[id(out)] = put_together
-            self._tie(self.values[id(out)], put_together.pieces[0].value, put_together.dim)
         if mutates and window is not None and old is not None:
             self._write(*window, *old, Key(*keys[0]))
         return out
+
+    def sum_up(self, t: torch.Tensor) -> None:
+        """The value of a tensor of which all pieces are there, if they are states that a loop carried."""
+        pieces, before = self.pieces[id(t)].filled(), self.values[id(t)]
+        states = running_sum(pieces)
+        if states is None and len(pieces.pieces) < SHORTEST and any(x.bound for p in pieces.pieces for x in p.value.terms):
+            try:
+                states = windows([(p.value, p.length) for p in pieces.pieces], pieces.dim, [size_of(s) for s in t.shape])
+            except Unknown:
+                return
+        if states is not None and not self.settled(t):
+            self.put(t, states)
+            self._tie(before, states, -1)
 
     def of_scores(self, name: str, args: Any) -> str:
         """The name of a function that is applied to products of two tensors, for reports; else empty."""
@@ -167,7 +186,7 @@ class SideTable(Assembled):
                     if found := next((leaf.scores for leaf in t.leaves() if leaf.scores), ""):
                         return found
                     if are_scores(t):
-                        return name
+                        return name.strip("_")
         return ""
 
     def _key(self, t: torch.Tensor) -> Key | torch.Tensor:
@@ -201,6 +220,8 @@ class SideTable(Assembled):
     def _numbers(self, func: Any, args: Any, kwargs: Any, out: Any) -> Value | None:
         """A function of numbers that are known is known: it is called on them."""
         given = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, torch.Tensor)]
+        if func.namespace not in ("aten", "prims"):             # an operator of somebody else's is not called on numbers
+            return None
         if not given or not isinstance(out, torch.Tensor) or func._schema.is_mutable or not out.is_floating_point() \
                 or torch.Tag.nondeterministic_seeded in func.tags or any(self.value(a).leaves() for a in given):
             return None
@@ -217,9 +238,10 @@ class SideTable(Assembled):
             kwargs = {k: v for k, v in kwargs.items() if k not in ("device", "dtype", "layout", "pin_memory")}
             numbers = func(*args, **kwargs).double().numpy()
         axes = tuple(() if s == 1 else (Index(s),) for s in out.shape)
-        return table(numbers, Value(axes, ())) if numbers.shape == tuple(out.shape) else None
+        finite = bool(np.isfinite(numbers).all())           # others may be known by their values as a whole
+        return table(numbers, Value(axes, ())) if finite and numbers.shape == tuple(out.shape) else None
 
-    def _mutated(self, outs: list[torch.Tensor]) -> None:
+    def mutated(self, outs: list[torch.Tensor]) -> None:
         """A write makes every other view of the storage unknown, and dirties the leaves that were read from it."""
         for o in outs:
             storage = o.untyped_storage()._cdata

@@ -12,8 +12,6 @@ import torch.fx as fx
 import torch.utils._pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
-from .functions import POSITIVE
-
 if TYPE_CHECKING:
     from .islands import Partition
 
@@ -90,7 +88,7 @@ class Signer:
                 island.inputs.setdefault(n)
                 if n not in names:                          # where it stands among the members matters for what may be moved
                     before = sum(p.place[m] < p.place[n] for m in island.members[:at])
-                    return "input", name(n), before, make(p.examples[n]), n.op == "get_attr", _positive(n)
+                    return "input", name(n), before, make(p.examples[n]), n.op == "get_attr", p.ranges.of(n)
             return "node", name(n)
 
         for at, n in enumerate(island.members):
@@ -179,7 +177,3 @@ def encode(x: Any, reference: Callable[[fx.Node], Any]) -> Any:
     except TypeError as e:
         raise TooStrange(str(e)) from e
     return type(x), x
-
-
-def _positive(n: fx.Node) -> bool:
-    return name_of(n) in POSITIVE

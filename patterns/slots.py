@@ -70,10 +70,10 @@ class Slot:
         parts = []
         for r in order:
             own = [y for n in self.axes for y in r.index[n].coef]
-            parts.append((replace(r, function=""), tuple(free), own[0] if own else None))
+            parts.append((replace(r, function="", detached=False), tuple(free), tuple(own)))
         shape = (*(y.size for y in free), at)
         leaf = Leaf(shape, order[0].leaf.tensor, parts=tuple(parts))
-        return Read(leaf, (*(var(y) for y in free), var(x)), self.read.function)
+        return Read(leaf, (*(var(y) for y in free), var(x)), self.read.function, self.read.detached)
 
 
 def slots(every: Sequence[tuple[Read, ...]], fixed: set[Index], starts: Sequence[int | None]) -> list[Slot]:
@@ -84,7 +84,7 @@ def slots(every: Sequence[tuple[Read, ...]], fixed: set[Index], starts: Sequence
     found = []
     for number, column in enumerate(zip(*every)):
         first = column[0]
-        if any(r.function != first.function for r in column):
+        if any((r.function, r.detached) != (first.function, first.detached) for r in column):
             raise near_miss("LC109")
         if any(r.leaf is not first.leaf for r in column):
             found.append(_of_many(number, column, fixed, starts))

@@ -90,7 +90,7 @@ def _fits(reads: Sequence[Read], models: Sequence[Read], main: Match, t: Term, m
 
 def _same_read(r: Read, model: Read, main: Match, names: dict[Index, Index]) -> list[Affine] | None:
     """The positions at which r reads, where the model reads at j; None where it is another read."""
-    if r.leaf is not model.leaf or r.function != model.function:
+    if r.leaf is not model.leaf or (r.function, r.detached) != (model.function, model.detached):
         return None
     where: list[Affine] = []
     for a, b in zip(r.index, model.index):

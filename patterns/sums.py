@@ -9,7 +9,11 @@ from .normal_form import Read, Term, Value
 
 
 def has_difference(v: Value) -> bool:
-    """A difference of sums of one tensor up to two positions, the exponent of a decay; a gate may be added to it."""
+    """A difference of sums of one tensor up to two positions, or its sum between the two, the exponent of a decay; a gate may
+    be added to it."""
+    if any(t.bound and len(t.factors) == 1 and len({x for e in t.indicators if set(e.coef) & set(t.bound)
+                                                   for x in set(e.coef) - set(t.bound)}) > 1 for t in v.terms):
+        return True
     sums = [(t.leaves(), t.coef) for t in v.terms if t.bound and len(t.factors) == 1]
     return any(leaves == others and coef == -other for leaves, coef in sums for others, other in sums)
 

@@ -9,6 +9,7 @@ pieces there are, how long they are, or in which order they were computed.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 
 from .algebra import times, wider
+from .clock import OutOfTime, look
 from .codes import NearMiss, near_miss
 from .index import Index, hint, same, var
 from .loop_forms import (
@@ -27,6 +29,7 @@ from .loop_forms import (
     Update,
     as_exponent,
     expand,
+    merged,
     resolved,
     substituted,
     without,
@@ -35,6 +38,7 @@ from .loop_match import weigh
 from .match import Match
 from .normal_form import Leaf, Read, Term, Value
 from .pieces import Piece, Pieces
+from .step_gates import kind, positionless
 
 log = logging.getLogger("lightning_compile")
 
@@ -49,6 +53,8 @@ def recognise_pieces(pieces: Pieces) -> Match | NearMiss | None:
         return None
     except NearMiss as e:
         return e
+    except OutOfTime:
+        raise
     except Exception as e:                                  # other sites of the graph have nothing to do with it
         log.debug("a loop was not understood", exc_info=True)
         return near_miss("LC901", seen=f"in a loop: {type(e).__name__}: {str(e)[:200]}")
@@ -70,12 +76,20 @@ class _Loop:
         self.frame: Frame | None = None
         self.states: dict[StateKey, list[Update | Carry]] = {}
         self.dtype: torch.dtype | None = None
+        self.numbers_of_keys: Counter[Any] | None = None    # by what they are made of, where each step has its own
+        empty = [p.start for p in pieces.pieces if not p.value.terms and p.value.masked is None]
+        self.empty = frozenset(s for s in empty if isinstance(s, int))
+        self.pieces = replace(pieces, pieces=tuple(p for p in pieces.pieces if p.start not in self.empty))
+        if len(empty) > 1 or len(self.pieces.pieces) < 2:   # at most the first position, which sees none before it
+            raise NotUnrolled
+        pieces = self.pieces
         rough = [self._split(p) for p in reversed(pieces.pieces)]
         self.rows = self._row_axes(rough)
         self.queries: list[tuple[Any, ...]] = []            # marks of queries, known from pieces with several rows
         # what tells most comes first: several rows tell queries from keys, states tell keys from values
         order = sorted(zip(reversed(pieces.pieces), rough), key=lambda pair: (
-            not any(pair[0].value.axes[n] for n in self.rows), not _reads_a_state(pair[1])))
+            not any(pair[0].value.axes[n] for n in self.rows), not _reads_a_state(pair[1]),
+            -max(len(t.bound) for t in pair[1])))
         self.forms = sorted((self._form(p, parts) for p, parts in order), key=lambda f: f.start)
 
     def _row_axes(self, rough: Sequence[Sequence[Term]]) -> tuple[int, ...]:
@@ -89,6 +103,7 @@ class _Loop:
     # ------------------------------------------------------------------------------------------------------- one piece
     def _split(self, p: Piece) -> list[Term]:
         """The terms of a piece, down to contractions of queries with something."""
+        look()
         if p.value.masked is not None or not isinstance(p.start, int):
             raise NotUnrolled
         done: list[Term] = []
@@ -109,12 +124,13 @@ class _Loop:
         return done
 
     def _form(self, p: Piece, terms: list[Term]) -> Form:
+        look()
         if any(len(p.value.axes[n]) > 1 for n in self.rows):
             raise NotUnrolled
         digits = tuple(x for n in self.rows for x in p.value.axes[n])
         asked: set[tuple[Leaf, str]] = set()                # queries of this piece, known from what it reads of states
         taken = []
-        terms = sorted(terms, key=lambda t: not _reads_a_state([t]))
+        terms = sorted(terms, key=lambda t: (not _reads_a_state([t]), -len(t.bound)))  # a window tells keys from queries
         for t in terms:
             taken.append(self._roles(t, set(digits), asked))
             asked |= {(r.leaf, r.function) for r in taken[-1][0]}
@@ -140,7 +156,7 @@ class _Loop:
             gates = [r for r in s.extra if r not in shared]
             part = s.part
             if isinstance(part, Update):
-                own = [r for r in gates if _same_place(r, part.k)]
+                own = self._numbers_of(gates, part.k)
                 part, gates = replace(part, v=_in_order((*part.v, *own))), [r for r in gates if r not in own]
             weight = as_exponent(replace(s.front, factors=s.front.factors + tuple(gates)))
             parts.append(replace(part, weight=times(weight, part.weight)))
@@ -154,8 +170,10 @@ class _Loop:
         mine = [] if rows else self._known_queries(reads, bound)
         if rows or mine:
             d = {x for r in reads if rows & r.variables() or r in mine for x in r.variables() & bound}
-        else:
-            d = {x for x in bound if sum(x in r.variables() for r in reads) > 1}
+        else:                                               # values tell positions of keys from features
+            shared = {x for x in bound if sum(x in r.variables() for r in reads) > 1}
+            values = [r for r in reads if self._own_features(r, reads, bound, rows)]
+            d = shared - {x for r in values for x in r.variables()} or shared
         if not d:
             raise NotUnrolled
         holders = [r for r in reads if r.variables() & d]
@@ -167,8 +185,8 @@ class _Loop:
         state = wide[0] if wide else None
         q = [r for r in holders if r is not state]
         if state is None:
-            q = [r for r in q if rows & r.variables()] if rows else mine or self._not_keys(q, asked)
-        if rows and not self.queries:
+            q = [r for r in q if rows & r.variables()] if rows else mine or self._not_keys(q, asked, bound - d)
+        if not self.queries and (rows or state is None and any(r.variables() & bound - d for r in holders)):
             self.queries = [_mark(r, bound) for r in q]
         if not q:
             raise NotUnrolled
@@ -193,8 +211,10 @@ class _Loop:
         others = {x for s in holders if s is not r for x in s.variables()}
         return r.variables() - bound - others - rows
 
-    def _not_keys(self, holders: list[Read], asked: set[tuple[Leaf, str]]) -> list[Read]:
-        """Queries of a single position, which no index tells from keys."""
+    def _not_keys(self, holders: list[Read], asked: set[tuple[Leaf, str]], summed: set[Index]) -> list[Read]:
+        """Queries of a single position, which no index tells from keys if these are of a single one too."""
+        if any(r.variables() & summed for r in holders):
+            return [r for r in holders if not r.variables() & summed]
         keys = {(r.leaf, r.function) for parts in self.states.values() for p in parts if isinstance(p, Update) for r in p.k}
         found = [r for r in holders if (r.leaf, r.function) in asked] or (
             [r for r in holders if (r.leaf, r.function) not in keys] if keys else [])
@@ -270,13 +290,51 @@ class _Loop:
             if leaf.definition is None or leaf.definition.masked is not None:
                 self.states[key] = []
                 continue
-            self.states[key] = parts = []
-            for t in map(resolved, substituted(leaf.definition, index)):
-                part = self._state_part(t)
-                parts.append(part)
+            terms = [resolved(t) for t in substituted(leaf.definition, index)]
+            terms = self._looked_into(terms)
+            self._note_numbers_of_keys(terms)
+            self.states[key] = parts = merged([self._state_part(t) for t in terms])
+            for t in terms:
                 self.dtype = wider(self.dtype, t.dtype)
-                if isinstance(part, Carry):
-                    todo.append(part.state)
+            todo += [p.state for p in parts if isinstance(p, Carry)]
+
+    def _looked_into(self, terms: list[Term]) -> list[Term]:
+        """Of several states in a sum, those that are made of another one of them are replaced by what they are made of: in
+        s + g (x - s), the difference."""
+        for _ in range(4):
+            states = {r.leaf: (t, r) for t in terms for r in t.reads() if self._is_state(r)}
+            made = next((leaf for leaf in states if leaf.definition is not None and any(
+                r.leaf in states and r.leaf is not leaf for d in leaf.definition.terms for r in d.reads())), None)
+            if made is None:
+                break
+            t, r = states[made]
+            terms = [x for x in terms if x is not t] + [resolved(x) for x in expand(t, r)]
+        return terms
+
+    def _note_numbers_of_keys(self, terms: list[Term]) -> None:
+        """What a step multiplies the product by that it adds to an earlier state are numbers of its key."""
+        added = [t for t in terms if not any(map(self._is_state, t.reads()))]
+        if self.numbers_of_keys is None and len(added) == 1 and len(terms) == 2:
+            _, extra = self._update(added[0])
+            self.numbers_of_keys = Counter(kind(r.leaf.node) for r in extra if positionless(r))
+
+    def _numbers_of(self, reads: Sequence[Read], keys: Sequence[Read]) -> list[Read]:
+        """Those of the reads that are numbers of a key, and no gates. Where a step makes tensors of its own for both, they are
+        told apart by what they are made of, and the earlier one of two that are made of the same belongs to the key."""
+        if self.numbers_of_keys is None or not any(positionless(r) for r in reads):
+            return [r for r in reads if _same_place(r, keys)]
+        left = self.numbers_of_keys.copy()
+        own = [r for r in reads if not positionless(r) and _same_place(r, keys)]
+        for r in sorted((r for r in reads if positionless(r)), key=_order):
+            made_of = kind(r.leaf.node)
+            if left[made_of] > 0:
+                left[made_of] -= 1
+                own.append(r)
+        return own
+
+    def _is_state(self, r: Read) -> bool:
+        assert self.frame is not None
+        return bool(r.variables() & set(self.frame.d) and r.variables() & set(self.frame.e))
 
     def _state_part(self, t: Term) -> Update | Carry:
         assert self.frame is not None
@@ -285,7 +343,7 @@ class _Loop:
         both = [r for r in reads if r.variables() & d and r.variables() & e]
         if not both:
             update, extra = self._update(t)
-            own = [r for r in extra if _same_place(r, update.k)]
+            own = self._numbers_of(extra, update.k)
             gates = tuple(r for r in extra if r not in own)
             weight = as_exponent(replace(update.weight, factors=update.weight.factors + gates))
             return replace(update, weight=weight, v=_in_order((*update.v, *own)))
@@ -315,14 +373,42 @@ class _Loop:
         return Update(replace(t, factors=without(t, reads)), _in_order(k), _in_order(v)), extra
 
     # ---------------------------------------------------------------------------------------------------------- match
+    def _weighed(self, forms: list[Form]) -> Match:
+        assert self.frame is not None
+        return weigh(self.pieces, self.frame, forms, self.states, self.dtype, self._state_part)
+
+    def _with_gates(self) -> list[Form] | None:
+        """The forms with positive factors of the output as gates of what is read of the state."""
+        if not any(r.leaf.positive for f in self.forms for r in f.out):
+            return None
+        moved = []
+        for f in self.forms:
+            gates = tuple(r for r in f.out if r.leaf.positive)
+            parts = tuple(replace(p, weight=as_exponent(replace(p.weight, factors=p.weight.factors + gates))) for p in f.parts)
+            moved.append(replace(f, out=tuple(r for r in f.out if r not in gates), parts=parts))
+        return moved
+
     def match(self) -> Match | NearMiss | None:
         assert self.frame is not None
-        return weigh(self.pieces, self.frame, self.forms, self.states, self.dtype, self._state_part)
+        try:
+            found = self._weighed(self.forms)
+        except NearMiss as e:
+            if e.code not in ("LC106", "LC201") or (gated := self._with_gates()) is None:
+                raise
+            try:
+                found = self._weighed(gated)
+            except NearMiss:
+                raise e from None
+        for start in self.empty:
+            own = same(start + 1, self.pieces.length) if found.reverse else start == 0
+            if not (found.strict and own and len(self.frame.rows) == 1):
+                raise near_miss("LC106", seen=f"position {start} sees none")
+        return found
 
 
 def _mark(r: Read, bound: set[Index]) -> tuple[Any, ...]:
     """What tells a read of one role from those of others that may share its tensor: how it is read along summed axes."""
-    return (r.leaf, r.function, *((n, a.const, tuple(sorted(map(str, a.coef.values()))))
+    return (r.leaf, r.function, r.detached, *((n, a.const, tuple(sorted(map(str, a.coef.values()))))
                                   for n, a in enumerate(r.index) if set(a.coef) & bound))
 
 
@@ -330,6 +416,11 @@ def _reads_a_state(terms: Sequence[Term]) -> bool:
     """Whether a term contracts with a leaf that is a sum of several things."""
     return any(r.leaf.definition is not None and len(r.leaf.definition.terms) > 1 and set(t.bound) & r.variables()
                for t in terms for r in t.reads())
+
+
+def _order(r: Read) -> Any:
+    """Nodes come in the order of the graph."""
+    return (r.leaf.node is None, r.leaf.node)
 
 
 def _pairs(mine: tuple[Index, ...], theirs: tuple[Index, ...]) -> list[tuple[Index, Index]]:

@@ -30,6 +30,22 @@ def results(f, args: list[Tensor]) -> list[Tensor]:
     return [out, *torch.autograd.grad((out * torch.randn_like(out)).sum(), args)]
 
 
+class Counting:
+    """A function compiled for dynamic sizes; `sites` are the numbers of rewritten ones, by graph."""
+
+    def __init__(self, f) -> None:
+        self.sites: list[int] = []
+        self.compiled = torch.compile(f, backend=self.backend, dynamic=True)
+
+    def backend(self, gm: torch.fx.GraphModule, example_inputs: list[Tensor]):
+        outcome = examine(gm, example_inputs, Options(when="always"))
+        self.sites.append(len(outcome.report.rewritten))
+        return (outcome.graph or gm).forward
+
+    def __call__(self, *args: Tensor) -> Tensor:
+        return self.compiled(*args)
+
+
 @pytest.fixture(autouse=True)
 def fresh() -> None:
     torch._dynamo.reset()
@@ -82,10 +98,46 @@ def test_states_go_in_and_out_of_the_operator(name: str) -> None:
         torch.testing.assert_close(x, w, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["blocks_written", "blocks_by_cumsum", "blocks_decayed", "blocks_gated", "blocks_heads_merged"])
+@pytest.mark.parametrize("name", [n for n in LOOPS if n.startswith("blocks_")])
 def test_a_last_block_of_one_row_belongs_to_the_loop(name: str) -> None:
     """Queries and keys of one position look alike; other blocks tell which is which."""
     report = lightning_compile.explain(LOOPS[name], *inputs(25), options=OPTIONS)
+    assert len(report.rewritten) == 1, str(report)
+
+
+@pytest.mark.parametrize("name", [n for n in LOOPS if n not in ("blocks_by_cumsum", "blocks_of_features")])
+def test_a_loop_of_dynamic_sizes_is_one_site(name: str) -> None:
+    """Batch, heads and features are symbols; lengths too, as far as the number of steps leaves them open."""
+    compiled = Counting(LOOPS[name])
+    for w, x in zip(results(LOOPS[name], inputs()), results(compiled, inputs())):
+        torch.testing.assert_close(x, w, rtol=1e-9, atol=1e-9)
+    assert compiled.sites == [1]
+
+
+def test_a_length_with_as_many_blocks_is_no_new_graph() -> None:
+    """Dynamo compiles again for another number of blocks; nothing else does."""
+    def f(x: Tensor) -> Tensor:
+        return LOOPS["blocks_counted"](*x.split((4, 4, 6), -1))
+
+    compiled = Counting(f)
+    for n, graphs in ((28, 1), (27, 1), (31, 1), (37, 2), (39, 2)):
+        x = [torch.cat(inputs(n), -1)]
+        for w, y in zip(results(f, x), results(compiled, x)):
+            torch.testing.assert_close(y, w, rtol=1e-9, atol=1e-9)
+        assert compiled.sites == [1] * graphs, f"at length {n}"
+
+
+@pytest.mark.parametrize("n", [512, 700])
+def test_a_few_long_blocks_are_a_loop(n: int) -> None:
+    """Not a sum of windows, which could not be checked at small sizes."""
+    def f(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        s, out = q.new_zeros(2, 2, 4, 6), []
+        for qi, ki, vi in zip(q.split(256, 2), k.split(256, 2), v.split(256, 2)):
+            out.append((qi @ ki.mT).tril() @ vi + qi @ s)
+            s = s + ki.mT @ vi
+        return torch.cat(out, 2)
+
+    report = lightning_compile.explain(f, *inputs(n), options=OPTIONS)
     assert len(report.rewritten) == 1, str(report)
 
 

@@ -6,9 +6,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+import spellings_adverse  # noqa: F401
 import spellings_decays  # noqa: F401
+import spellings_kernels  # noqa: F401
 import spellings_masks  # noqa: F401
+import spellings_more  # noqa: F401
+import spellings_odd  # noqa: F401
+import spellings_retention  # noqa: F401
+import spellings_spaces  # noqa: F401
 import spellings_states  # noqa: F401
+import spellings_steps  # noqa: F401
 import torch
 import torch.fx as fx
 from spelling import SPELLINGS, B, H, N, Spelling
@@ -27,7 +34,7 @@ def results(one: Spelling, f: Callable[..., Any], inputs: Sequence[Any]) -> list
     out = f(*inputs)
     outs = list(out) if isinstance(out, tuple) else [out]
     operands = [x for x in inputs if x.requires_grad]
-    operands += list(one.program.parameters()) if isinstance(one.program, torch.nn.Module) else []
+    operands += [p for p in one.program.parameters() if p.requires_grad] if isinstance(one.program, torch.nn.Module) else []
     generator = torch.Generator().manual_seed(3)
     loss = sum((o * torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.dtype)).sum() for o in outs)
     gradients = torch.autograd.grad(loss, operands, allow_unused=True)

@@ -98,7 +98,7 @@ def test_kernels_compiled_ahead_are_those_that_are_launched() -> None:
 
     q, k, v = (torch.randn(2, 3, 300, 48, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
     g = (-torch.rand(2, 3, 300, device="cuda")).requires_grad_()
-    tiles.compile_ahead(q, k, v, g, None, 1.0, False, False, True, False, [True] * 4 + [False])
+    tiles.compile_ahead(q, k, v, g, None, 1.0, False, False, True, False, needs=[True] * 4 + [False])
     for key in list(ahead._pending):
         ahead.wait(key)
     compiled = len(sweep.device_caches[torch.cuda.current_device()][0])

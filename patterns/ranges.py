@@ -1,0 +1,148 @@
+"""Which values a node can take whatever the inputs are, by interval arithmetic over the graph: gates are positive, and below 1.
+
+What is 0 only by rounding (a sigmoid of -1000) has a lower bound above 0, what is 0 for ordinary inputs (a ReLU) has 0.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch.fx as fx
+
+Range = tuple[float, float]
+TINY = 1e-300
+ALL: Range = (-math.inf, math.inf)
+POSITIVE: Range = (TINY, math.inf)
+NOT_NEGATIVE: Range = (0.0, math.inf)
+
+# Functions whose results lie in a range whatever goes in.
+_KNOWN: dict[str, Range] = {
+    **dict.fromkeys(("exp", "exp2", "softplus", "rsqrt"), POSITIVE),
+    **dict.fromkeys(("abs", "square", "relu", "relu6", "sqrt", "norm"), NOT_NEGATIVE),
+    **dict.fromkeys(("sigmoid", "softmax", "_softmax"), (TINY, 1.0)), "hardsigmoid": (0.0, 1.0),
+    **dict.fromkeys(("tanh", "sin", "cos", "sign"), (-1.0, 1.0)),
+    **dict.fromkeys(("logsigmoid", "log_sigmoid_forward", "log_softmax", "_log_softmax"), (-math.inf, 0.0)),
+    "elu": (-1.0, math.inf)}
+_VIEWS = frozenset({
+    "view", "reshape", "transpose", "permute", "contiguous", "to", "float", "half", "bfloat16", "double", "squeeze", "type_as",
+    "unsqueeze", "flatten", "unflatten", "chunk", "split", "unbind", "narrow", "getitem", "expand", "expand_as", "repeat",
+    "repeat_interleave", "clone", "detach", "select", "flip", "movedim", "swapaxes"})
+_MATRIX_VIEWS = frozenset({"mT", "T", "mH", "H"})
+_SUMS = {"add": 1, "radd": 1, "sub": -1, "subtract": -1, "rsub": -1}
+_PRODUCTS = frozenset({"mul", "rmul", "multiply"})
+_QUOTIENTS = frozenset({"div", "truediv", "true_divide", "divide", "rtruediv"})
+_WRITING = frozenset({"setitem", "iadd", "isub", "imul", "itruediv", "ipow"})
+_DEPTH = 24  # nodes that are looked through
+
+
+def unit(x: Range) -> bool:
+    """Whether it lies between 0 and 1."""
+    return x[0] >= 0 and x[1] <= 1
+
+
+def by_name(name: str) -> Range:
+    """The range of a function's results, whatever goes in."""
+    return _KNOWN.get(name, ALL)
+
+
+def _name(n: fx.Node) -> str:
+    name = n.target if isinstance(n.target, str) else getattr(n.target, "__name__", "")
+    return name.split(".")[0].removeprefix("__").removesuffix("__")
+
+
+def _writes(n: fx.Node) -> bool:
+    """Whether a node writes to a tensor: nothing is known of its values then."""
+    name = _name(n)
+    return name in _WRITING or name.endswith("_") or "out" in n.kwargs or bool(n.kwargs.get("inplace"))
+
+
+class Ranges:
+    """Ranges of a graph's nodes, as far as they were asked for."""
+
+    def __init__(self) -> None:
+        self.known: dict[fx.Node, Range] = {}
+
+    def of(self, x: Any, depth: int = _DEPTH) -> Range:
+        """The range of a node's value, or of a number."""
+        if isinstance(x, (bool, int, float)):
+            return (float(x), float(x))
+        if not isinstance(x, fx.Node) or depth == 0:
+            return ALL
+        if x not in self.known:
+            found = ALL if any(map(_writes, x.users)) else self._of(x, depth - 1)
+            self.known[x] = ALL if any(map(math.isnan, found)) else found
+        return self.known[x]
+
+    def _of(self, n: fx.Node, depth: int) -> Range:
+        if n.op not in ("call_function", "call_method") or _writes(n):
+            return ALL
+        name = _name(n)
+        if name == "getattr":
+            return self.of(n.args[0], depth) if n.args[1] in _MATRIX_VIEWS else ALL
+        if name in _VIEWS and n.args:
+            return self.of(n.args[0], depth)
+        if name in _KNOWN:
+            low, high = _KNOWN[name]
+            if name in ("exp", "exp2"):                     # not above 1 where the exponent is not above 0
+                high = 1.0 if self.of(n.args[0], depth)[1] <= 0 else high
+            return low, high
+        if name in _SUMS and len(n.args) == 2 and not n.kwargs:
+            x, y = (self.of(a, depth) for a in n.args)
+            if name == "rsub":
+                x, y = y, x
+            return _sum(x, y, _SUMS[name])
+        if name in _PRODUCTS and len(n.args) == 2:
+            return product(*(self.of(a, depth) for a in n.args))
+        if name in _QUOTIENTS and len(n.args) == 2 and not n.kwargs:
+            x, y = (self.of(a, depth) for a in n.args)
+            return product(*((y, _inverse(x)) if name == "rtruediv" else (x, _inverse(y))))
+        if name == "reciprocal":
+            return _inverse(self.of(n.args[0], depth))
+        if name == "neg":
+            low, high = self.of(n.args[0], depth)
+            return -high, -low
+        if name == "pow" and len(n.args) == 2:
+            return _power(self.of(n.args[0], depth), self.of(n.args[1], depth))
+        if name in ("cumprod", "prod"):
+            low, high = self.of(n.args[0], depth)
+            return ALL if low < 0 else (min(low, TINY), 1.0 if high <= 1 else math.inf)
+        if name in ("clamp", "clip", "clamp_min", "clamp_max"):
+            return self._clamped(n, name, depth)
+        return ALL
+
+    def _clamped(self, n: fx.Node, name: str, depth: int) -> Range:
+        low, high = self.of(n.args[0], depth)
+        names = {"clamp_min": ("min",), "clamp_max": ("max",)}.get(name, ("min", "max"))
+        given = {**dict(zip(names, n.args[1:])), **n.kwargs}
+        for key, bound in given.items():
+            if bound is not None and not isinstance(bound, (int, float)):
+                return ALL
+            if bound is not None:
+                low, high = (max(low, bound), max(high, bound)) if key == "min" else (min(low, bound), min(high, bound))
+        return low, high
+
+
+def _sum(x: Range, y: Range, sign: int) -> Range:
+    y = y if sign == 1 else (-y[1], -y[0])
+    return x[0] + y[0], x[1] + y[1]
+
+
+def product(x: Range, y: Range) -> Range:
+    """Of values in two ranges; 0 times infinity is 0, since an infinite bound is not reached."""
+    every = [0.0 if 0 in (a, b) else a * b for a in x for b in y]
+    return max(min(every), TINY) if x[0] > 0 and y[0] > 0 else min(every), max(every)
+
+
+def _inverse(x: Range) -> Range:
+    if x[0] < 0:
+        return ALL
+    return max(1 / x[1] if x[1] else math.inf, TINY), (1 / x[0] if x[0] else math.inf)
+
+
+def _power(base: Range, exponent: Range) -> Range:
+    """Of a base that is not negative."""
+    if base[0] < 0:
+        even = exponent[0] == exponent[1] and exponent[0] % 2 == 0
+        return NOT_NEGATIVE if even else ALL
+    return min(base[0], TINY), 1.0 if exponent[0] >= 0 and base[1] <= 1 else math.inf

@@ -1,0 +1,364 @@
+"""States that a loop carries and leaves side by side, as a sum over what was added to them.
+
+    state[m] = w[m] * state[m - 1] + u[m]
+
+    state[m] = sum over x <= m of  u[x] * exp(log w[x + 1] + ... + log w[m])
+
+if what is added, and what the state is multiplied by, are the same products at each step but for the positions that they are
+read at, which move by a constant step. The rest of a program then reads a sum with a decay, as it would read a cumulative sum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .index import Affine, Index, same, var
+from .loop_forms import resolved, substituted
+from .normal_form import Factor, Numbers, Position, Read, Term, Value
+from .pieces import Pieces
+from .recurrence import LOGARITHMS
+
+SHORTEST = 4  # pieces: of fewer, the windows are summed as they are
+
+
+class _NoScan(Exception):
+    """The pieces are something else."""
+
+
+def running_sum(pieces: Pieces) -> Value | None:
+    """The pieces' value, if they are states of a loop; None if they are not."""
+    if len(pieces.pieces) < SHORTEST or not isinstance(pieces.length, int) or len(pieces.pieces) != pieces.length:
+        return None
+    if any(p.value.masked is not None or p.value.axes[pieces.dim] for p in pieces.pieces):
+        return None
+    for found in (_side_by_side, lambda p: _Scan(p).value()):
+        try:
+            return found(pieces)
+        except _NoScan:
+            continue
+    return None
+
+
+def _side_by_side(pieces: Pieces) -> Value:
+    """Products that each step makes for itself, as one product along all steps."""
+    if any(len(p.value.terms) != 1 for p in pieces.pieces):
+        raise _NoScan
+    axes = pieces.pieces[0].value.axes
+    terms = [_renamed(p.value, axes)[0] for p in pieces.pieces]
+    lead = terms[0]
+    if not lead.bound or any((t.coef, len(t.bound), t.dtype) != (lead.coef, len(lead.bound), lead.dtype) for t in terms):
+        raise _NoScan
+    m = Index(len(terms))
+    made = _family([(n, _parts(t)) for n, t in enumerate(terms)]).at(var(m))
+    return Value(tuple((m,) if d == pieces.dim else axis for d, axis in enumerate(axes)), (_of_parts(lead, made),))
+
+
+def _renamed(v: Value, axes: Sequence[tuple[Index, ...]]) -> list[Term]:
+    """The terms of a value in the names of the given axes."""
+    mapping: dict[Index, Affine] = {}
+    for mine, theirs in zip(v.axes, axes):
+        if v.terms and (len(mine) != len(theirs) or not all(same(x.size, y.size) for x, y in zip(mine, theirs))):
+            raise _NoScan
+        mapping.update({x: var(y) for x, y in zip(mine, theirs)})
+    return [t.substitute(mapping) for t in v.terms]
+
+
+def _of_parts(lead: Term, made: Sequence[Any]) -> Term:
+    """A term like `lead` of the given parts."""
+    return Term(lead.coef, tuple(f for f in made if isinstance(f, (Read, Position, Numbers))),
+                frozenset(f for f in made if isinstance(f, Affine)), tuple(f for f in made if isinstance(f, Term)),
+                lead.bound, lead.dtype, lead.via)
+
+
+# ------------------------------------------------------------------------------------------------- parts of terms, by name
+@dataclass(frozen=True)
+class _Part:
+    """A factor, an indicator or a summand of the exponent. `name` is equal for equal ones at other positions; `at` are the
+    constants in their indices, in the order in which `_moved` meets them."""
+
+    name: Any
+    at: tuple[Any, ...]
+    what: Factor | Affine | Term
+
+
+def _parts(t: Term) -> list[_Part]:
+    names = _names(t, {})
+    found = [_part(f, names) for f in t.factors]
+    found += [_part(a, names) for a in t.indicators]
+    return found + [_part(e, names) for e in t.exponent]
+
+
+def _names(t: Term, outer: Mapping[Index, Any]) -> dict[Index, Any]:
+    """Names for variables: their own if they are free, what they do if they are bound."""
+    names = dict(outer)
+    for b in t.bound:
+        uses = [(id(f.leaf), f.function, n, str(a.coef[b])) for f in _reads(t) for n, a in enumerate(f.index) if b in a.coef]
+        names[b] = ("bound", str(b.size), tuple(sorted(uses)))
+    return names
+
+
+def _reads(t: Term) -> Iterator[Read]:
+    yield from t.reads()
+    for e in t.exponent:
+        yield from _reads(e)
+
+
+def _part(what: Factor | Affine | Term, names: Mapping[Index, Any]) -> _Part:
+    at: list[Any] = []
+
+    def affine(a: Affine) -> Any:
+        at.append(a.const)
+        return frozenset((names.get(x, x), str(c)) for x, c in a.coef.items())
+
+    def name(f: Factor | Affine | Term) -> Any:
+        if isinstance(f, Affine):
+            return "indicator", affine(f)
+        if isinstance(f, Read):
+            return f.leaf, f.function, f.detached, tuple(map(affine, f.index))
+        if isinstance(f, Numbers):
+            return f.values, affine(f.at)
+        if isinstance(f, Position):
+            return "position", affine(f.at)
+        inner = _names(f, names)
+        made = []
+        for x in (*f.factors, *_ordered(f.indicators), *f.exponent):
+            part = _part(x, inner)
+            made.append(part.name)
+            at.extend(part.at)
+        return "exponent", f.coef, tuple(made)
+
+    return _Part(name(what), tuple(at), what)
+
+
+def _ordered(indicators: frozenset[Affine]) -> list[Affine]:
+    return sorted(indicators, key=lambda a: sorted(str(c) for c in a.coef.values()))
+
+
+def _moved(what: Any, by: Iterator[Affine]) -> Any:
+    """A part with each constant moved by the next of the given expressions."""
+    if isinstance(what, Affine):
+        return what + next(by)
+    if isinstance(what, Read):
+        return replace(what, index=tuple(a + next(by) for a in what.index))
+    if isinstance(what, (Numbers, Position)):
+        return replace(what, at=what.at + next(by))
+    factors = tuple(_moved(f, by) for f in what.factors)
+    indicators = frozenset(_moved(a, by) for a in _ordered(what.indicators))
+    return replace(what, factors=factors, indicators=indicators, exponent=tuple(_moved(e, by) for e in what.exponent))
+
+
+@dataclass(frozen=True)
+class _Family:
+    """Parts that move from step to step: those of step `first`, and by how much each constant grows in a step."""
+
+    first: int
+    parts: tuple[_Part, ...]
+    steps: tuple[tuple[Any, ...], ...]
+
+    def at(self, x: Affine) -> list[Any]:
+        """The parts at the step that is the given expression."""
+        by = x.shift(-self.first)
+        return [_moved(p.what, iter([by.scale(s) for s in steps])) for p, steps in zip(self.parts, self.steps)]
+
+    def moves(self, n: int) -> bool:
+        return any(s != 0 for s in self.steps[n])
+
+    def earliest(self) -> int:
+        """The step at which the first of the moving constants would be the least that is not negative."""
+        starts = [self.first - c // s for p, steps in zip(self.parts, self.steps) for c, s in zip(p.at, steps)
+                  if isinstance(c, int) and isinstance(s, int) and s > 0]
+        return max(starts, default=self.first)
+
+
+def _family(found: Sequence[tuple[int, Sequence[_Part]]]) -> _Family:
+    """The family of the parts of some steps; _NoScan if they are none."""
+    sets = [(step, sorted(parts, key=lambda p: (str(hash(p.name)), str(p.at)))) for step, parts in found]
+    first, parts = sets[0]
+    steps: list[tuple[Any, ...]] = [(0,) * len(p.at) for p in parts]
+    if len(sets) > 1:
+        step, later = sets[1]
+        if [p.name for p in parts] != [p.name for p in later]:
+            raise _NoScan
+        steps = []
+        for p, q in zip(parts, later):
+            if any(not isinstance(c, int) or (c - d) % (step - first) for c, d in zip(q.at, p.at)):
+                raise _NoScan
+            steps.append(tuple((c - d) // (step - first) for c, d in zip(q.at, p.at)))
+    for step, later in sets:
+        for p, q, s in zip(parts, later, steps):
+            if p.name != q.name or len(parts) != len(later) or q.at != tuple(
+                    c + d * (step - first) for c, d in zip(p.at, s)):
+                raise _NoScan
+    return _Family(first, tuple(parts), tuple(steps))
+
+
+# ------------------------------------------------------------------------------------------------------------ the scan
+@dataclass(frozen=True)
+class _Step:
+    """state[m] = coef * (product of parts) * state[m - 1] + added."""
+
+    coef: Any
+    parts: tuple[_Part, ...]
+
+
+class _Scan:
+    def __init__(self, pieces: Pieces) -> None:
+        self.pieces, self.dim = pieces, pieces.dim
+        shown = next((p.value for p in pieces.pieces if p.value.terms), None)
+        if shown is None:
+            raise _NoScan
+        self.axes = shown.axes
+        self.added: list[tuple[int, Term]] = []
+        self.steps: list[tuple[int, _Step]] = []
+        self.start: Term | None = None
+        before: list[Term] = []
+        for m, p in enumerate(pieces.pieces):
+            terms, seen = self._terms(p.value)
+            if m == 0:
+                if len(terms) > 1:
+                    raise _NoScan
+                self.start = terms[0] if terms else None
+            else:
+                self._follow(m, before, terms)
+            before = seen
+
+    def _terms(self, v: Value) -> tuple[list[Term], list[Term]]:
+        """What a piece is made of, and how the next one sees it: as that, or as one leaf."""
+        seen = _renamed(v, self.axes)
+        read = seen[0].factors[0] if len(seen) == 1 and len(seen[0].factors) == 1 else None
+        if isinstance(read, Read) and read.leaf.definition is not None and seen[0] == Term(1, (read,)):
+            made = substituted(read.leaf.definition, read.index)
+            if len(made) > 1:                               # a state, not a projection or a feature map
+                return [resolved(t) for t in made], seen
+        return [resolved(t) for t in seen], [resolved(t) for t in seen]
+
+    def _follow(self, m: int, before: Sequence[Term], terms: Sequence[Term]) -> None:
+        left = list(terms)
+        step: _Step | None = None
+        for x in before:
+            found = next(((y, w) for y in left if (w := _word(x, y)) is not None and (step is None or _equal(w, step))), None)
+            if found is None:
+                raise _NoScan
+            left.remove(found[0])
+            step = found[1]
+        if len(left) != 1:
+            raise _NoScan
+        self.added.append((m, left[0]))
+        if step is not None:
+            self.steps.append((m, step))
+
+    # ----------------------------------------------------------------------------------------------------------- value
+    def value(self) -> Value:
+        added = _family([(m, _parts(t)) for m, t in self.added])
+        lead = self.added[0][1]
+        if any((t.coef, len(t.bound), t.dtype) != (lead.coef, len(lead.bound), lead.dtype) for _, t in self.added):
+            raise _NoScan
+        first, entering = 1, self.start
+        if self.start is not None and _belongs(self.start, lead, added):
+            first, entering = 0, None
+        count = len(self.pieces.pieces)
+        m, x = Index(count), Index(count - first)
+        x.slice_of(m, 0, 1) if first else m.split((x,))
+        steps = self._steps()
+        bound = {b: var(Index(b.size)) for b in lead.bound}
+        made = added.at(var(x).shift(first))
+        term = _of_parts(lead, made).substitute(bound)
+        term = replace(term, indicators=term.indicators | {Affine(first, {x: 1, m: -1})}, bound=(*term.bound, x),
+                       exponent=term.exponent + steps(m, var(x).shift(first)), via=term.via | {"cumsum"})
+        terms = [term]
+        if entering is not None:
+            terms.append(replace(entering, exponent=entering.exponent + steps(m, Affine())))
+        axes = tuple((m,) if d == self.dim else axis for d, axis in enumerate(self.axes))
+        return Value(axes, tuple(terms))
+
+    def _steps(self) -> Callable[[Index, Affine], tuple[Term, ...]]:
+        """Exponents of the product of all steps up to m that come after another one."""
+        if not self.steps:
+            return lambda m, after: ()
+        coef = self.steps[0][1].coef
+        if any(w.coef != coef for _, w in self.steps) or isinstance(coef, complex) or not coef > 0:
+            raise _NoScan
+        family = _family([(m, w.parts) for m, w in self.steps])
+        if len(self.steps) < 2 and family.parts:
+            raise _NoScan
+        earliest = family.earliest()
+
+        def product(m: Index, after: Affine) -> tuple[Term, ...]:
+            y = Index(m.size)
+            y.slice_of(m, 0, 1)
+            found = [_counted(Term(math.log(coef)), at, sign) for at, sign in ((var(m), 1), (after, -1)) if coef != 1]
+            for n, what in enumerate(family.at(var(y).shift(earliest))):
+                e = _logarithm(what)
+                for at, sign in ((var(m), 1), (after, -1)):
+                    if family.moves(n):
+                        reach = {z: var(Index(z.size)) for z in e.bound}
+                        up_to = var(y).shift(earliest) - at
+                        own = Index(y.size)
+                        own.slice_of(m, 0, 1)
+                        found.append(replace(e, coef=e.coef * sign, indicators=e.indicators | {up_to}, bound=(*e.bound, y)
+                                             ).substitute({**reach, y: var(own)}))
+                    else:
+                        found.append(_counted(e, at, sign))
+            return tuple(found)
+
+        return product
+
+
+def _counted(e: Term, at: Affine, sign: int) -> Term:
+    """A summand of the exponent as often as an expression says."""
+    if not at.coef:
+        return replace(e, coef=e.coef * sign * at.const)
+    return replace(e, coef=e.coef * sign, factors=(*e.factors, Position(at)))
+
+
+def _logarithm(what: Any) -> Term:
+    if isinstance(what, Term):
+        return what
+    if isinstance(what, Read) and what.leaf.positive and what.function in LOGARITHMS:
+        sign, function = LOGARITHMS[what.function]
+        return Term(sign, (replace(what, function=function),))
+    if isinstance(what, Numbers) and min(what.values) > 0:
+        return Term(1, (replace(what, values=tuple(map(math.log, what.values))),))
+    raise _NoScan
+
+
+def _word(x: Term, y: Term) -> _Step | None:
+    """What x has to be multiplied by to be y."""
+    if len(x.bound) != len(y.bound) or not x.coef:
+        return None
+    have = Counter((p.name, p.at) for p in _parts(x))
+    rest: list[_Part] = []
+    for p in _parts(y):
+        if have[p.name, p.at] > 0:
+            have[p.name, p.at] -= 1
+        else:
+            rest.append(p)
+    if any(have.values()) or any(isinstance(p.what, Affine) for p in rest):
+        return None
+    return _Step(y.coef / x.coef, tuple(rest))
+
+
+def _equal(a: _Step, b: _Step) -> bool:
+    return abs(a.coef - b.coef) <= 1e-12 * abs(b.coef) and Counter((p.name, p.at) for p in a.parts) == Counter(
+        (p.name, p.at) for p in b.parts)
+
+
+def _belongs(start: Term, lead: Term, family: _Family) -> bool:
+    """Whether what the first piece is was added to nothing, as the others were added to what was there."""
+    if (start.coef, len(start.bound), start.dtype) != (lead.coef, len(lead.bound), lead.dtype):
+        return False
+    try:
+        _family([(0, _parts(start)), *((m, [_shifted(p, s, m - family.first) for p, s in zip(family.parts, family.steps)])
+                                       for m in (1, 2))])
+    except _NoScan:
+        return False
+    return True
+
+
+def _shifted(p: _Part, steps: Sequence[Any], by: int) -> _Part:
+    return replace(p, at=tuple(c + s * by for c, s in zip(p.at, steps)))
+

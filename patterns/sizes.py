@@ -1,0 +1,125 @@
+"""What is known of dynamic sizes: their values in the example, and the ranges that Dynamo's guards leave them.
+
+A number of blocks that a loop runs through is a guard, `(n + 7) // 8 == 4`; then n lies between 25 and 32, and the end of the
+first block, `min(8, n)`, is 8. Ranges follow from guards alone, which hold at every call; the example only orders sizes.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import sympy
+import torch.fx as fx
+from torch import SymInt
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._sympy.functions import FloorDiv, Max, Min
+from torch.utils._sympy.numbers import int_oo
+from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
+
+_hints: dict[Any, int] = {}                # values that the symbols of dynamic sizes have in the example
+_ranges: dict[Any, ValueRanges[Any]] = {}  # and those that they can have at all
+_simple: dict[Any, Any] = {}               # expressions, without what ranges decide
+
+
+def learn(graph: fx.Graph, env: ShapeEnv | None) -> None:
+    """Takes hints and ranges from the shape environment of a graph; forgets those of others."""
+    for known in (_hints, _ranges, _simple):
+        known.clear()
+    if env is None:
+        return
+    for n in graph.find_nodes(op="placeholder"):
+        note(n.meta.get("example_value"))
+    _ranges.update(env.var_to_range)
+    for guard in env.guards:
+        _learn_from(guard.expr)
+
+
+def note(s: Any) -> None:
+    """Notes the value of a symbol in the example."""
+    if isinstance(s, SymInt) and getattr(s.node.expr, "is_Symbol", False) and isinstance(s.node.hint, int):
+        _hints[s.node.expr] = s.node.hint
+
+
+def hint_of(symbol: Any) -> int:
+    """The value of a symbol in the example inputs."""
+    return _hints.get(symbol, 4096)
+
+
+def range_of(symbol: Any) -> ValueRanges[Any]:
+    return _ranges.get(symbol, ValueRanges(0, int_oo))
+
+
+def another_value(symbol: Any) -> int:
+    """A value that a symbol may have in other calls, near that in the example where it is free."""
+    known, here = range_of(symbol), hint_of(symbol)
+    low, high = (int(max(known.lower, here - 1)), int(min(known.upper, here + 1)))
+    return low if low != here else high
+
+
+def simplified(e: sympy.Expr) -> int | sympy.Expr:
+    """A size without exact floor divisions, and without minima and maxima that the ranges of symbols decide."""
+    if e not in _simple:
+        found = e
+        if e.has(FloorDiv, Min, Max):
+            found = e.replace(lambda x: isinstance(x, (FloorDiv, Min, Max)), _decided)
+        bounds = bound_sympy(found, _ranges)
+        number = found if found.is_number else bounds.lower if bounds.is_singleton() else None
+        _simple[e] = int(number) if number is not None else found
+    return _simple[e]
+
+
+def _decided(e: sympy.Expr) -> sympy.Expr:
+    if isinstance(e, FloorDiv):
+        whole = sympy.cancel(e.args[0] / e.args[1])
+        return whole if sympy.denom(whole) == 1 and whole.is_integer else e
+    smallest = isinstance(e, Min)
+    kept = list(e.args)
+    for x in e.args:
+        if any(y is not x and at_most(*((y, x) if smallest else (x, y))) for y in kept) and len(kept) > 1:
+            kept.remove(x)
+    return e.func(*kept)
+
+
+def at_most(x: int | sympy.Expr, y: int | sympy.Expr) -> bool:
+    """Whether x <= y for all values of the symbols."""
+    if isinstance(x, int) and isinstance(y, int):
+        return x <= y
+    return bool(bound_sympy(sympy.expand(x - y), _ranges).upper <= 0)
+
+
+def _learn_from(guard: Any) -> None:
+    """What a guard on one symbol says about it."""
+    if not isinstance(guard, (sympy.Eq, sympy.Le, sympy.Lt, sympy.Ge, sympy.Gt)) or len(guard.free_symbols) != 1:
+        return
+    left, right = guard.args
+    if not right.is_Integer:
+        return
+    low: Any = -int_oo if isinstance(guard, (sympy.Le, sympy.Lt)) else right + 1 if isinstance(guard, sympy.Gt) else right
+    high: Any = int_oo if isinstance(guard, (sympy.Ge, sympy.Gt)) else right - 1 if isinstance(guard, sympy.Lt) else right
+    for symbol, lower, upper in _solved(left, low, high):
+        old = range_of(symbol)
+        if max(old.lower, lower) <= min(old.upper, upper):
+            _ranges[symbol] = ValueRanges(max(old.lower, lower), min(old.upper, upper))
+
+
+def _solved(e: sympy.Expr, low: Any, high: Any) -> Iterable[tuple[sympy.Symbol, Any, Any]]:
+    """Bounds of symbols that follow from low <= e <= high."""
+    if e.is_Symbol:
+        yield e, low, high
+        return
+    numbers = [x for x in e.args if x.is_Integer]
+    rest = [x for x in e.args if not x.is_Integer]
+    if isinstance(e, sympy.Add) and len(rest) == 1:
+        yield from _solved(rest[0], low - sum(numbers), high - sum(numbers))
+    elif isinstance(e, sympy.Mul) and len(rest) == len(numbers) == 1 and numbers[0] > 0:
+        n = numbers[0]
+        yield from _solved(rest[0], low if low == -int_oo else -(-low // n), high if high == int_oo else high // n)
+    elif isinstance(e, FloorDiv) and e.args[1].is_Integer and e.args[1] > 0:
+        n = e.args[1]
+        yield from _solved(e.args[0], low if low == -int_oo else low * n, high if high == int_oo else high * n + n - 1)
+    elif isinstance(e, Min):
+        for x in rest:                                      # all are at least the smallest, which is another than the numbers
+            yield from _solved(x, low, high if len(rest) == 1 and all(n > high for n in numbers) else int_oo)
+    elif isinstance(e, Max):
+        for x in rest:
+            yield from _solved(x, low if len(rest) == 1 and all(n < low for n in numbers) else -int_oo, high)

@@ -1,0 +1,120 @@
+"""Gates that each step of a loop makes for itself: tensors of their own, which are read together as one along the positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch.fx as fx
+
+from .codes import near_miss
+from .index import Affine, Index, same, var
+from .loop_forms import Carry, Form, StateKey, Update
+from .normal_form import Leaf, Read, Term
+
+States = Mapping[StateKey, Sequence[Update | Carry]]
+
+_POSITIONS = frozenset({"getitem", "select", "narrow", "index_select", "unbind", "split", "chunk"})
+_DEPTH = 12
+
+
+def kind(n: fx.Node | None, depth: int = _DEPTH) -> Any:
+    """Equal for the same expression at another step: what is computed from what, but for the numbers of positions."""
+    if n is None or depth == 0:
+        return None
+    if n.op not in ("call_function", "call_method"):
+        return n
+    name = n.target if isinstance(n.target, str) else getattr(n.target, "__name__", str(n.target))
+    numbers = name not in _POSITIONS
+
+    def encode(x: Any) -> Any:
+        if isinstance(x, fx.Node):
+            return kind(x, depth - 1)
+        if isinstance(x, (tuple, list)):
+            return tuple(map(encode, x))
+        return str(x) if numbers and not isinstance(x, slice) else None
+
+    return n.target, encode(n.args), tuple((k, encode(v)) for k, v in sorted(n.kwargs.items()))
+
+
+def positionless(r: Read) -> bool:
+    """Whether a read has no constant in its index that could be a position, and reads a tensor of the graph as a whole."""
+    return not any(not a.coef and not same(n, 1) for a, n in zip(r.index, r.leaf.shape))
+
+
+def gathered(forms: Sequence[Form], states: States, updates: Sequence[Update], position: Callable[[Update], Affine], length: int
+             ) -> tuple[Sequence[Form], States]:
+    """Forms and states whose gates are read at positions, where each step has tensors of its own for them."""
+    weights = [p.weight for parts in (*states.values(), *(f.parts for f in forms)) for p in parts]
+    found: dict[Any, set[Leaf]] = {}
+    for t in weights:
+        for e in t.exponent:
+            for r in e.reads():
+                if positionless(r):
+                    found.setdefault(_family(e, r), set()).add(r.leaf)
+    many = {family for family, leaves in found.items() if len(leaves) > 1}
+    if not many or any(position(u).coef for u in updates):
+        return forms, states
+    by_step = _Gates(many, length)
+    at = {key: max((int(position(p).const) for p in parts if isinstance(p, Update)), default=None)
+          for key, parts in states.items()}
+    for key, parts in states.items():
+        by_step.note(parts, at[key])
+    for f in forms:
+        by_step.note(f.parts, f.start)
+    new = {key: by_step.replaced(parts, at[key]) for key, parts in states.items()}
+    return [replace(f, parts=tuple(by_step.replaced(f.parts, f.start))) for f in forms], new
+
+
+def _family(e: Term, r: Read) -> Any:
+    return kind(r.leaf.node), r.function, r.detached, r.index, e.coef, tuple(f for f in e.factors if not isinstance(f, Read))
+
+
+@dataclass
+class _Gates:
+    """For each family of gates the read of each step."""
+
+    many: set[Any]
+    length: int
+
+    def __post_init__(self) -> None:
+        self.reads: dict[Any, dict[int, Read]] = {}
+        self.made: dict[Any, Leaf] = {}
+
+    def note(self, parts: Sequence[Update | Carry], step: int | None) -> None:
+        for p in parts:
+            for e in p.weight.exponent:
+                for r in e.reads():
+                    family = _family(e, r)
+                    if family in self.many and (step is None or self.reads.setdefault(family, {}).setdefault(step, r) != r):
+                        raise near_miss("LC201", seen=f"{r.leaf} is a gate of several steps")
+
+    def replaced(self, parts: Sequence[Update | Carry], step: int | None) -> list[Update | Carry]:
+        return [replace(p, weight=replace(p.weight, exponent=tuple(self._term(e, step) for e in p.weight.exponent)))
+                for p in parts]
+
+    def _term(self, e: Term, step: int | None) -> Term:
+        factors = []
+        for f in e.factors:
+            if isinstance(f, Read) and (family := _family(e, f)) in self.many and step is not None:
+                leaf = self._leaf(family)
+                free = [x for a in f.index for x in a.coef]
+                f = Read(leaf, (*map(var, free), Affine(step)), f.function, f.detached)
+            factors.append(f)
+        return replace(e, factors=tuple(factors))
+
+    def _leaf(self, family: Any) -> Leaf:
+        """The gates of all steps behind each other. Before the first that has one there is nothing to forget: any will do."""
+        if family not in self.made:
+            reads = self.reads[family]
+            first = min(reads)
+            if any(r.leaf.node is None or r.leaf.dirty for r in reads.values()) or set(reads) != set(
+                    range(first, first + len(reads))) or first > 1 or first + len(reads) > self.length:
+                raise near_miss("LC201", seen=f"{reads[first].leaf} is a gate of some of the steps only")
+            every = [reads[max(first, min(n, max(reads)))] for n in range(self.length)]
+            free: list[Index] = [x for a in every[0].index for x in a.coef]
+            parts = tuple((replace(r, function="", detached=False), tuple(free), ()) for r in every)
+            self.made[family] = Leaf((*(x.size for x in free), self.length), every[0].leaf.tensor, parts=parts,
+                                     bounds=every[0].leaf.bounds)
+        return self.made[family]
