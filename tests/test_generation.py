@@ -1,6 +1,6 @@
 """`generate()` with caches: the prompt goes through the operator, with the state that it leaves; single steps stay as they are.
 
-Slow: each model compiles a prompt and a step.
+The slow tests compile a prompt and a step of each model.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 import torch
 from torch._dynamo.utils import counters
+
+from lightning_compile import backend as lightning_backend
+from lightning_compile.backend import lightning
 
 pytest.importorskip("transformers")
 TOKENS = 64
@@ -56,3 +59,34 @@ def test_greedy_generation_is_eagers(make: Any) -> None:
     assert torch.equal(compiled.generate(prompt, **how), wanted)
     # two linear layers, once: the prompt's graph and no other
     assert dict(counters["lightning"]) == {"rewritten": 2, "rejected": 0}
+
+
+@pytest.mark.parametrize("make", [minimax, mamba2])
+def test_a_step_with_a_cache_is_inductors_own(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inductor gets the very graph of Dynamo, and what it returns is what runs: a step costs nothing more than under Inductor."""
+    torch.manual_seed(0)
+    model = make().eval()
+    given: list[torch.fx.GraphModule] = []
+    made: list[Any] = []
+
+    def inductor(gm: torch.fx.GraphModule, *args: Any) -> Any:
+        given.append(gm)
+        return gm.forward
+
+    def backend(gm: torch.fx.GraphModule, example_inputs: Any) -> Any:
+        before = gm.print_readable(print_output=False)
+        made.append(lightning(gm, example_inputs, options={"when": "always"}))
+        assert given[-1] is gm and made[-1] == gm.forward
+        assert gm.print_readable(print_output=False) == before
+        return made[-1]
+
+    monkeypatch.setattr(lightning_backend, "_inductor", inductor)
+    tokens = torch.randint(1, 64, (1, 41))
+    with torch.no_grad():
+        prompt = model(input_ids=tokens[:, :40], use_cache=True)
+        name = "past_key_values" if make is minimax else "cache_params"
+        states = {name: copy.deepcopy(getattr(prompt, name))}
+        wanted = model(input_ids=tokens[:, 40:], use_cache=True, **{name: getattr(prompt, name)}).logits
+        step = torch.compile(model, backend=backend)(input_ids=tokens[:, 40:], use_cache=True, **states).logits
+    torch.testing.assert_close(step, wanted)
+    assert made and dict(counters["lightning"]) == {"rewritten": 0, "rejected": 0}
