@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .operator import linear_attention as _operator
+from .sharding import ensure_registered
 
 
 def linear_attention(
@@ -48,6 +49,7 @@ def linear_attention(
         ValueError: shapes or devices that do not fit, or a normaliser together with a state.
         TypeError: dtypes that are not taken, or q, k and v of different dtypes outside autocast.
     """
+    ensure_registered()
     o, z, state = _operator(
         q, k, v, log_decay, initial_state, scale, reverse, strict, normalizer, output_final_state
     )

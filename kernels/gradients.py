@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import chunked, tiles
 from .dispatch import straight_for
@@ -15,10 +17,11 @@ from .problem import gradient_behind_the_end, log_decay_gradient, make_problem, 
 Gradients = tuple[Tensor | None, ...]
 
 
-class LinearAttention(torch.autograd.Function):
+class LinearAttention(torch.autograd.function._SingleLevelFunction):
     """Saves the operands (and the final state where it was asked for): no matrices, no states of chunks.
 
-    `operator` is the operator below autograd, in whatever is being dispatched to.
+    `operator` is the operator below autograd, in whatever is being dispatched to. The dispatcher calls this for one level of
+    torch.func's transforms at a time, which is what the base class is for.
     """
 
     @staticmethod
@@ -36,7 +39,7 @@ class LinearAttention(torch.autograd.Function):
         normalizer: bool,
         final_state: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        with torch._C._AutoDispatchBelowAutograd():
+        with torch._C._AutoDispatchBelowAutograd(), _for_outer_transforms():
             o, z, state = operator(
                 q, k, v, log_decay, initial_state, scale, reverse, strict, normalizer, final_state
             )
@@ -57,7 +60,9 @@ class LinearAttention(torch.autograd.Function):
         grads = (grad_o, grad_z if normalizer else None, grad_state if final_state else None)
         needs = [bool(need) for need in ctx.needs_input_grad[1:6]]
         found: Gradients
-        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*grads, *saved)):
+        # under a transform, or with tangents about, what is differentiated further does not show in requires_grad
+        transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+        if transformed or torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*grads, *saved)):
             found = differentiable_backward(*grads, *saved, *options, needs)
         elif all(x is None for x in grads):
             found = (None,) * 5
@@ -69,6 +74,16 @@ class LinearAttention(torch.autograd.Function):
                 else:
                     found = torch.ops.lightning.linear_attention_backward.default(*grads, *saved, *options, needs)
         return (None, *(x if need else None for x, need in zip(found, needs)), None, None, None, None, None)
+
+
+def _for_outer_transforms() -> contextlib.AbstractContextManager[Any]:
+    """A function's forward runs without gradients and tangents of its own; transforms further out still want theirs."""
+    if torch._C._are_functorch_transforms_active():
+        stack = contextlib.ExitStack()
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(forward_ad._set_fwd_grad_enabled(True))
+        return stack
+    return contextlib.nullcontext()
 
 
 def differentiable_backward(

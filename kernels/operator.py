@@ -12,12 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
 from torch._ops import OpOverload
+from torch.autograd import forward_ad
 from torch.library import Library
 from torch.utils.flop_counter import register_flop_formula
 
-from . import chunked, tiles
+from . import chunked, reference, tiles
 from .dispatch import straight
+from .errors import NoDerivative
 from .gradients import LinearAttention
 from .problem import accumulation_dtype, empty_like_layout, output_heads, sequence_first
 from .validation import check_arguments
@@ -123,11 +126,28 @@ def _fake_backward(
 
 def _autograd(keyset: torch.DispatchKeySet, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     options = (*rest, *DEFAULTS[len(rest) :])
+    if forward_ad._current_level >= 0 and _has_tangent(q, k, v, options[0], options[1]):
+        return _with_tangents(q, k, v, *options)
     if torch.is_grad_enabled() and any(
         x is not None and x.requires_grad for x in (q, k, v, options[0], options[1])
     ):
+        if torch._C._are_functorch_transforms_active():
+            with enable_single_level_autograd_function():
+                return LinearAttention.apply(_below_autograd(keyset), q, k, v, *options)
         return LinearAttention.apply(_below_autograd(keyset), q, k, v, *options)
     return _below_autograd(keyset)(q, k, v, *options)
+
+
+def _has_tangent(*operands: Tensor | None) -> bool:
+    return any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in operands)
+
+
+def _with_tangents(*args: Any) -> tuple[Tensor, ...]:
+    """Forward mode, by the definition: the kernels write in place, which loses tangents. Quadratic in the length."""
+    check_arguments(*args[:5], *args[8:])
+    dtype = accumulation_dtype(args[2].dtype)
+    o, z, state = reference.linear_attention(*args)
+    return o, z.to(dtype), state.to(dtype)
 
 
 def _below_autograd(keyset: torch.DispatchKeySet) -> Callable[..., tuple[Tensor, ...]]:
@@ -139,10 +159,7 @@ def _below_autograd(keyset: torch.DispatchKeySet) -> Callable[..., tuple[Tensor,
 
 def _autograd_backward(keyset: torch.DispatchKeySet, *args: Any) -> tuple[Tensor, ...]:
     if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
-        raise RuntimeError(
-            "lightning::linear_attention_backward has no derivative of its own; call lightning::linear_attention and "
-            "differentiate twice with create_graph=True, or wrap this call in torch.no_grad()"
-        )
+        raise NoDerivative()
     return linear_attention_backward.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
 

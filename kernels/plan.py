@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import ahead
+
 # Plans kept; a plan is some kilobytes. Programs with more signatures than this make plans anew.
 MOST = 512
 
@@ -64,6 +66,7 @@ class Launch:
     ) -> None:
         self.kernel, self.grid, self.options = kernel, (*grid, *(1,) * (3 - len(grid))), options
         self.places = [buffer.place for buffer in buffers]
+        self.dtypes = [buffer.dtype for buffer in buffers]
         # many arguments are one tensor, handed over where another kernel of the kind would read something
         self.distinct = list(dict.fromkeys(self.places))
         self.order = [self.distinct.index(place) for place in self.places]
@@ -71,11 +74,21 @@ class Launch:
         self.rest = [*numbers, *constants.values()]
         self.run: Callable[..., Any] | None = None
 
+    @property
+    def key(self) -> Hashable:
+        """Equal for launches of one compiled kernel (where alignment and divisibility agree)."""
+        return (self.kernel.__name__, *self.dtypes, *map(str, self.constants.items()), *self.options.items())
+
+    def compile(self) -> Any:
+        """Triton's compiled kernel, without a launch; addresses count as multiples of 16."""
+        return self.kernel.warmup(*self.dtypes, *self.numbers, **self.constants, **self.options, grid=self.grid)
+
     def __call__(self, tensors: Tensors) -> None:
         if self.run is not None:
             addresses = [tensors[place].data_ptr() for place in self.distinct]
             self.run(*[addresses[i] for i in self.order], *self.rest)
             return
+        ahead.wait(self.key)
         pointers = [tensors[place] for place in self.places]
         compiled = self.kernel[self.grid](*pointers, *self.numbers, **self.constants, **self.options)
         if compiled is not None:  # None: interpreted
@@ -137,6 +150,10 @@ class Plan:
         self.steps.append(lambda tensors: tensors.append(tensors[of.place].transpose(1, 2)))
         shape, strides = ((x[0], x[2], x[1], x[3]) for x in (of.shape, of.strides))
         return self._buffer(shape, strides, of.dtype)
+
+    @property
+    def launches(self) -> list[Launch]:
+        return [step for step in self.steps if isinstance(step, Launch)]
 
     def launch(
         self,

@@ -14,8 +14,9 @@ import torch
 from .spec import Decay
 
 Precision = Literal["ieee", "tf32", "tf32x3"]
-# What a sweep leaves: an output, an output and its normaliser, two outputs that share a state, or states only.
-Kind = Literal["output", "normalizer", "pair", "states"]
+# What a sweep leaves: an output, an output and its normaliser, two outputs that share a state, those and row sums, or
+# states only.
+Kind = Literal["output", "normalizer", "pair", "pair with sums", "states"]
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,18 @@ _HALF: dict[str, dict[int, Row]] = {
     "output": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 256: (64, 64, 8, 2)},
     "normalizer": {64: (64, 64, 4, 3), 128: (64, 128, 8, 2), 256: (64, 64, 8, 2)},
     "pair": {64: (64, 64, 4, 3), 128: (64, 128, 8, 2)},
+    "pair with sums": {64: (64, 64, 8, 3)},
     "states": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 256: (64, 64, 8, 2)},
 }
-# Weights of a constant decay stay in registers at 64 features: eight warps have them. Those of each step at 128 features
-# do not fit beside a pair: two sweeps are faster.
-_HALF_PAIR: dict[tuple[int, Decay], Row | None] = {(64, "head"): (64, 64, 8, 3), (128, "step"): None}
+# Weights of a constant decay stay in registers at 64 features: eight warps have them.
+_HALF_PAIR: dict[tuple[int, Decay], Row] = {(64, "head"): (64, 64, 8, 3)}
 # Operands of 32 bits take twice the room, and split dots hold several copies of a tile in registers: no pairs but for
 # few features.
 _SINGLE: dict[str, dict[int, Row]] = {
     "output": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
     "normalizer": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
     "pair": {32: (32, 32, 4, 1)},
+    "pair with sums": {},
     "states": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
 }
 
@@ -66,7 +68,7 @@ def schedule(
     """The schedule of a sweep that contracts over so many features; None: two sweeps are faster than such a pair."""
     half = dtype.itemsize == 2
     table, block = (_HALF if half else _SINGLE)[kind], _block(contract)
-    widest = max(block, _block(out)) if kind == "pair" else block
+    widest = max(block, _block(out)) if kind.startswith("pair") else block
     widest = max(widest, min(table, default=widest))
     row = table.get(widest)
     if kind == "pair" and half:

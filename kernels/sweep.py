@@ -23,8 +23,8 @@ ON_RIGHT = tl.constexpr(3)  # right has the column x, left ones
 ON_STATE = tl.constexpr(4)  # value has the column x, for the state and for a companion; left has none
 
 # What a sweep of the backward sums for the log-decay's gradient.
-OF_QUERIES = tl.constexpr(1)  # with grad_q: q.grad_q less k.grad_k of pairs in a chunk, q.grad_q of what came before it
-OF_KEYS = tl.constexpr(2)  # with grad_k: k.grad_k of what lies behind the chunk
+OF_QUERIES = tl.constexpr(1)  # with grad_q: q.grad_q of what came before the chunk
+OF_KEYS = tl.constexpr(2)  # with grad_k: k.grad_k of what lies behind the chunk, and k.grad_k - q.grad_q of pairs in it
 
 
 @triton.jit
@@ -54,14 +54,12 @@ def _operand(x, DOT: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _leave(
-    S_BORDER, X_BORDER, state, column, border, cc, oc, CONTRACT: tl.constexpr, OUT: tl.constexpr, HAS_COLUMN: tl.constexpr
-):
+def _leave(S_BORDER, X_BORDER, state, column, border, cc, oc, CONTRACT: tl.constexpr, OUT: tl.constexpr, COLUMN: tl.constexpr):
     """The state at a border of two blocks of steps, rounded as products read it."""
     mask = (cc < CONTRACT)[:, None] & (oc < OUT)[None, :]
     at = S_BORDER + border * CONTRACT * OUT + cc[:, None] * OUT + oc[None, :]
     tl.store(at, state.to(S_BORDER.dtype.element_ty), mask=mask)
-    if HAS_COLUMN:
+    if COLUMN:
         tl.store(X_BORDER + border * OUT + oc, column, mask=oc < OUT)
 
 
@@ -227,7 +225,21 @@ def sweep(
                 others = tl.dot(other, tl.trans(value), input_precision=PRECISION, out_dtype=ACC)
                 if COLUMN == ON_STATE:
                     others += x[None, :]
-                others = _operand(others * inside * early if SMALL else others * inside, DOT, PRECISION)
+                others *= inside
+                if SUM != 0:
+                    scores = tl.dot(left, tl.trans(right), input_precision=PRECISION, out_dtype=ACC)
+                    if COLUMN == ON_RIGHT:
+                        scores += x[None, :]
+                    # pairs in a chunk: both sums of one product, so that their errors cancel as they do
+                    pairs = tl.where(gap > 0, others * scores, 0.0)
+                    row_sums = (tl.sum(pairs, 1) - tl.sum(pairs, 0)) * out_scale
+                    scores *= inside
+                    scores = _operand(scores * early if SMALL else scores, DOT, PRECISION)
+                others = _operand(others * early if SMALL else others, DOT, PRECISION)
+                if SUM != 0:
+                    row_sums += tl.sum(r * a.to(ACC), 1)  # v.grad_v is k.grad_k, but for the normaliser
+                    if COLUMN == ON_RIGHT:
+                        row_sums += scaled * tl.sum(w.to(ACC) * column[None, :], 1)
                 r += tl.dot(others, right, input_precision=PRECISION, out_dtype=ACC) * late
                 _store_tile(R, r_base + t64 * r_n, r_n, rows, valid, cc, r, C_MASK)
 
@@ -237,17 +249,17 @@ def sweep(
                 o += (scaled * x)[:, None] * column[None, :]
             elif COLUMN == ON_RIGHT:
                 o += scaled[:, None] * column[None, :]
-            if SUM != 0:
+            if SUM != 0 and not COMPANION:
                 w = _load_tile(W, w_base + t64 * w_n, w_n, w_d, rows, valid, oc, O_MASK)
                 row_sums = tl.sum(o * w.to(ACC), 1)
-            scores = tl.dot(left, tl.trans(right), input_precision=PRECISION, out_dtype=ACC)
-            if COLUMN == ON_LEFT:
-                scores += x[:, None]
-            elif COLUMN == ON_RIGHT:
-                scores += x[None, :]
-            scores *= inside
-            if SUM == OF_QUERIES:
-                # pairs in a chunk: both sums of one product, so that their errors cancel as they do
+            if SUM == 0 or not COMPANION:
+                scores = tl.dot(left, tl.trans(right), input_precision=PRECISION, out_dtype=ACC)
+                if COLUMN == ON_LEFT:
+                    scores += x[:, None]
+                elif COLUMN == ON_RIGHT:
+                    scores += x[None, :]
+                scores *= inside
+            if SUM == OF_KEYS and not COMPANION:
                 pairs = tl.dot(_operand(w, DOT, PRECISION), tl.trans(value), input_precision=PRECISION, out_dtype=ACC)
                 pairs = tl.where(gap > 0, pairs * scores, 0.0)
                 row_sums += (tl.sum(pairs, 1) - tl.sum(pairs, 0)) * out_scale
@@ -257,7 +269,8 @@ def sweep(
                 z += tl.sum(scores, 1) * out_scale
                 if block == 0:
                     tl.store(Z + bh * n + t64 + rows, z, mask=valid)
-            scores = _operand(scores * early if SMALL else scores, DOT, PRECISION)
+            if SUM == 0 or not COMPANION:
+                scores = _operand(scores * early if SMALL else scores, DOT, PRECISION)
             # scaled here: as one accumulator with the first sum, Triton would give each group of four warps all rows
             o += tl.dot(scores, value, input_precision=PRECISION, out_dtype=ACC) * late
             _store_tile(O, o_base + t64 * o_n, o_n, rows, valid, oc, o, O_MASK)

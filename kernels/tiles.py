@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import chunked
+from . import ahead, chunked
 from .plan import Buffer, Plan, Plans, signature
 from .problem import accumulation_dtype, boundary_log_decay, output_heads, sequence_first, sum_groups
 from .schedule import Kind, Schedule, schedule, segments
@@ -51,7 +53,44 @@ def serves(q: Tensor, v: Tensor) -> bool:
 
 @functools.cache
 def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+    if device.type == "meta":  # a plan for another device: the one that is there, or an H100
+        device = torch.device("cuda" if torch.cuda.is_available() else "meta")
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    return 132 if device.type == "meta" else 4
+
+
+def compile_ahead(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    initial_state: Tensor | None,
+    scale: float,
+    reverse: bool,
+    strict: bool,
+    normalizer: bool,
+    final_state: bool,
+    *,
+    needs: list[bool],
+) -> None:
+    """Begins to compile, in a thread, the kernels of such a call and of its backward; operands may be fake tensors.
+
+    needs: which of the five gradients will be asked for.
+    """
+    given = tuple(None if x is None else _meta(x.shape, x.stride(), x.dtype) for x in (v, q, k, log_decay, initial_state))
+    plan = plan_forward(given, scale, reverse, strict, normalizer, final_state)
+    launches = plan.launches
+    if any(needs) and scale != 0.0:
+        outputs = [_meta(x.shape, x.strides, x.dtype) if math.prod(x.shape) else None for x in plan.results]
+        launches += plan_backward((*given, *outputs, outputs[2]), scale, reverse, strict, *needs).launches
+    ahead.begin(launches, v.device)
+
+
+def _meta(shape: Sequence[int | torch.SymInt], strides: Sequence[int | torch.SymInt], dtype: torch.dtype) -> Tensor:
+    """A tensor that a plan cannot tell from another, without memory; sizes that are symbolic by their hints."""
+    sizes, steps = ([int(s.node.hint if isinstance(s, torch.SymInt) else s) for s in x] for x in (shape, strides))
+    return torch.empty_strided(sizes, steps, dtype=dtype, device="meta")
 
 
 def forward(
@@ -73,7 +112,7 @@ def forward(
     plan = plans.find(key)
     if plan is None:
         check_arguments(q, k, v, log_decay, initial_state, normalizer, final_state)
-        plan = plans.keep(key, _plan_forward(given, *options))
+        plan = plans.keep(key, plan_forward(given, *options))
     return plan(given)
 
 
@@ -101,7 +140,7 @@ def backward(
     key = (_precision(v), scale, reverse, strict, *needs, *signature(given))
     plan = plans.find(key)
     if plan is None:
-        plan = plans.keep(key, _plan_backward(given, scale, reverse, strict, *needs))
+        plan = plans.keep(key, plan_backward(given, scale, reverse, strict, *needs))
     return plan(given)
 
 
@@ -174,7 +213,7 @@ class _Call:
         return self.plan.nothing(self.dtype)
 
 
-def _plan_forward(
+def plan_forward(
     given: tuple[Tensor | None, ...], scale: float, reverse: bool, strict: bool, normalizer: bool, final_state: bool
 ) -> Plan:
     call = _Call(given, scale, reverse, strict, normalizer, final_state)
@@ -203,7 +242,7 @@ def _lengthwise(operands: tuple[Tensor | None, ...]) -> bool:
     return sequence_first(*(x for x in operands if x is not None))
 
 
-def _plan_backward(
+def plan_backward(
     given: tuple[Tensor | None, ...],
     scale: float,
     reverse: bool,
@@ -231,9 +270,6 @@ def _plan_backward(
     grad_start = None if call.start is None else plan.empty((b, heads, d, e), acc)
     with_sums = need_decay and call.spec.decay != "none"
 
-    def sums(which: int, blocks: int) -> Sums | None:
-        return sweeps.sums(which, blocks, d, e, x is not None) if with_sums else None
-
     def output(role: Role) -> Buffer:
         return call.output(call.operands[role.value].shape[3], call.lengthwise[role.out.removeprefix("grad_")])
 
@@ -248,20 +284,24 @@ def _plan_backward(
             scale_in=scales[0], scale_leave=scales[1], **more,
         )  # fmt: skip
 
+    def sums(which: int, blocks: int) -> Sums | None:
+        return sweeps.sums(which, blocks, d, e, x is not None) if with_sums else None
+
     grad_q = grad_k = grad_v = sums_q = sums_k = None
-    pair, _ = call.schedule(roles.grad_v, "pair")
-    if with_sums or not (need_k and need_v):  # with row sums a pair does not fit the registers
-        pair = None
+    # with sums a pair is led by grad_k, whose state at borders is that of grad_q
+    pair, _ = call.schedule(roles.grad_k, "pair with sums") if with_sums else call.schedule(roles.grad_v, "pair")
+    ahead_layout, ahead_blocks = call.schedule(roles.grad_q)
+    assert ahead_layout is not None
+    if not (need_k and need_v) or (with_sums and pair is not None and pair.chunk != ahead_layout.chunk):
+        pair = None  # the sums of both sweeps are of pairs in and out of the same chunks
     if need_q or with_sums:
-        layout, blocks = call.schedule(roles.grad_q)
-        assert layout is not None
-        ahead = call.direction(roles.grad_q.reverse, layout, blocks)
+        ahead = call.direction(roles.grad_q.reverse, ahead_layout, ahead_blocks)
         enters = None if call.start is None else State(call.start)
         if ahead.count > 1:
             enters = sweeps.states(ahead, k, v, call.start, None, column=NO_COLUMN if x is None else ON_VALUE)
-        grad_q, sums_q = output(roles.grad_q), sums(OF_QUERIES, blocks)
+        grad_q, sums_q = output(roles.grad_q), sums(OF_QUERIES, ahead_blocks)
         run(
-            roles.grad_q, layout, ahead, grad_q, enters, sums=sums_q, x=x, column=NO_COLUMN if x is None else ON_LEFT,
+            roles.grad_q, ahead_layout, ahead, grad_q, enters, sums=sums_q, x=x, column=NO_COLUMN if x is None else ON_LEFT,
             beside=None if sums_q is None else q,
         )  # fmt: skip
     if need_k or need_v or need_state or with_sums:
@@ -273,21 +313,23 @@ def _plan_backward(
         if behind.count > 1:
             column = NO_COLUMN if x is None else ON_STATE
             enters, leaves = sweeps.states(behind, q, grad_o, end, grad_start, x, scale, column), None
-        if pair is not None:
+        if pair is not None and not with_sums:
             grad_k, grad_v = output(roles.grad_k), output(roles.grad_v)
             run(
                 roles.grad_v, pair, behind, grad_v, enters, leaves=leaves, beside=v, companion=grad_k, x=x,
                 column=NO_COLUMN if x is None else ON_STATE,
             )  # fmt: skip
         elif need_k or with_sums:
-            wide, blocks = call.schedule(roles.grad_k)
+            wide, blocks = (pair, 1) if pair is not None else call.schedule(roles.grad_k)
             assert wide is not None
             grad_k, sums_k = output(roles.grad_k), sums(OF_KEYS, blocks)
+            if pair is not None:
+                grad_v = output(roles.grad_v)
             run(
-                roles.grad_k, wide, behind, grad_k, enters, sums=sums_k, x=x, column=NO_COLUMN if x is None else ON_RIGHT,
-                beside=None if sums_k is None else k,
+                roles.grad_k, wide, behind, grad_k, enters, leaves=None if pair is None else leaves, sums=sums_k, x=x,
+                column=NO_COLUMN if x is None else ON_RIGHT, beside=None if sums_k is None else k, companion=grad_v,
             )  # fmt: skip
-        if pair is None and (need_v or (leaves is not None and (need_state or with_sums))):
+        if grad_v is None and (need_v or (leaves is not None and (need_state or with_sums))):
             grad_v = output(roles.grad_v)
             run(roles.grad_v, layout, behind, grad_v, enters, leaves=leaves)
 

@@ -17,22 +17,22 @@ from torch._dynamo.utils import counters
 from torch._guards import TracingContext, detect_fake_mode
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
+from . import ahead
+from .announce import announce
+from .errors import TooFewRewrites, UnknownArgument
 from .guards import Assumption, guarded
+from .kernels.sharding import ensure_registered
 from .options import Options, inductor_config, split
 from .patterns.codes import CODES
 from .patterns.constants import static
 from .patterns.islands import CAUSAL, may_match
-from .report import Candidate, Report
+from .report import Report, describe
 from .rewrite import Outcome, rewrite
 
 log = logging.getLogger("lightning_compile")
 
 # A graph without one of these has no sums over products, and is not looked at.
 PRODUCTS = frozenset({"einsum", "matmul", "bmm", "baddbmm", "mm", "__matmul__", "sum", "inner", "tensordot", "mul"})
-
-
-class TooFewRewrites(RuntimeError):
-    """Fewer sites were rewritten than `min_rewrites` asks for."""
 
 
 def lightning(gm: fx.GraphModule, example_inputs: Sequence[Any], *, mode: str | None = None,
@@ -45,13 +45,19 @@ def lightning(gm: fx.GraphModule, example_inputs: Sequence[Any], *, mode: str | 
         TooFewRewrites: see option `min_rewrites`.
     """
     if unknown:
-        raise TypeError(f"backend 'lightning' takes mode= and options=, not {sorted(unknown)}")
+        raise UnknownArgument(names=", ".join(f"{name}=" for name in sorted(unknown)))
     own, rest = split(options)
     config = inductor_config(mode, rest)
     outcome = examine(gm, example_inputs, own)
     count(outcome.report)
+    announce(outcome.report)
     if len(outcome.report.rewritten) < own.min_rewrites:
-        raise TooFewRewrites(f"min_rewrites is {own.min_rewrites}, but {outcome.report}")
+        raise TooFewRewrites(wanted=own.min_rewrites, found=len(outcome.report.rewritten), report=f"\n{outcome.report}")
+    if outcome.graph is not None:
+        try:
+            ahead.begin(outcome.graph.graph)
+        except Exception:                                       # the first call then compiles what it launches
+            log.debug("no kernel is compiled ahead", exc_info=True)
     compiled = _inductor(outcome.graph or gm, example_inputs, config, own, name)
     if outcome.inputs and outcome.graph is not None:
         placeholders = [n for n in outcome.graph.graph.nodes if n.op == "placeholder"]
@@ -91,13 +97,14 @@ def examine(gm: fx.GraphModule, example_inputs: Iterable[Any], options: Options,
                 inner = fx.GraphModule(sub, copy.deepcopy(sub.graph))
                 inner.meta.update(sub.meta)
                 setattr(mine, child, inner)
+        ensure_registered()
         return rewrite(mine, fake, options, thorough)
     except Exception as e:
         log.warning("the pass failed; the model is compiled by Inductor alone (%s: %s)", type(e).__name__, e)
         log.debug("traceback", exc_info=True)
         code = CODES["LC901"]
         reason = code.reason.format(seen=f"{type(e).__name__}: {str(e)[:200]}")
-        return Outcome(None, Report((Candidate("rejected", code.code, reason, "the whole graph", code.hint, ""),)))
+        return Outcome(None, Report((describe.failed(reason),)))
 
 
 def count(report: Report) -> None:
@@ -162,7 +169,7 @@ def source_hash() -> str:
 
 
 @functools.cache
-def _teach_inductor() -> None:
+def teach_inductor() -> None:
     """Puts our decompositions into Inductor's table. As an argument of compile_fx they would become a part of the key of its
     cache, which cannot be made from functions. Where a decomposition declines, the operator is called as it is."""
     from torch._inductor import decomposition, lowering
@@ -182,7 +189,7 @@ def _inductor(gm: fx.GraphModule, example_inputs: Sequence[Any], config: dict[st
     from torch._inductor import config as inductor
     from torch._inductor.compile_fx import compile_fx
 
-    _teach_inductor()
+    teach_inductor()
     slot = "post_grad_custom_pre_pass"
     previous = config.get(slot)
     config = {**config, slot: _Salt(own, getattr(inductor, slot) if previous is None else previous)}

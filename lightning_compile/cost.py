@@ -18,6 +18,7 @@ from .patterns.index import hint
 from .patterns.polynomial import width
 from .patterns.records import Key, Record
 from .patterns.side_table import SideTable
+from .report import Estimate
 
 CHUNK = 64
 _KEPT = frozenset({"bmm", "mm", "baddbmm", "cumsum"})  # Inductor writes their results to memory
@@ -46,9 +47,9 @@ def hint_of(s: Any) -> int:
     return int(s)
 
 
-def original_seconds(table: SideTable, records: Sequence[Record], machine: Machine) -> float:
+def original(table: SideTable, records: Sequence[Record], machine: Machine) -> Estimate:
     """Of the user's operations, pointwise ones fused away."""
-    moved, multiplied, launched = 0, 0, 0
+    moved, multiplied, added, launched = 0, 0, 0, 0
     for r in records:
         if r.func._schema.name.split("::")[1] not in _KEPT:
             continue
@@ -58,10 +59,13 @@ def original_seconds(table: SideTable, records: Sequence[Record], machine: Machi
         launched += 1
         if r.func._schema.name != "aten::cumsum":
             multiplied += _numel(outs[0]) * hint_of(ins[-1].shape[-2])
-    return max(moved / machine.bandwidth, multiplied / machine.compute) + machine.launch * max(launched, 1)
+        else:
+            added += _numel(outs[0])
+    took = max(moved / machine.bandwidth, multiplied / machine.compute) + machine.launch * max(launched, 1)
+    return Estimate(moved, 2 * multiplied + added, took)
 
 
-def operator_seconds(table: SideTable, site: Site, machine: Machine) -> float:
+def operator(table: SideTable, site: Site, machine: Machine) -> Estimate:
     m = site.main
     sizes = {s: h for t in table.tensors.values() for x in t.shape if isinstance(x, torch.SymInt)
              for s, h in [(x.node.expr, hint_of(x))]}
@@ -71,10 +75,10 @@ def operator_seconds(table: SideTable, site: Site, machine: Machine) -> float:
     size = m.dtype.itemsize if m.dtype is not None else 4
     moved = batch * n * 2 * (d + e) * size
     multiplied = batch * padded * (2 * d * e + CHUNK * (d + e))
-    return max(moved / machine.bandwidth, multiplied / machine.compute) + machine.operator
+    return Estimate(moved, 2 * multiplied, max(moved / machine.bandwidth, multiplied / machine.compute) + machine.operator)
 
 
-def seconds(table: SideTable, site: Site, records: Sequence[Record], device: str) -> tuple[float, float]:
+def estimates(table: SideTable, site: Site, records: Sequence[Record], device: str) -> tuple[Estimate, Estimate]:
     """(original, operator)."""
     machine = MACHINES.get(device, MACHINES["cuda"])
-    return original_seconds(table, records, machine), operator_seconds(table, site, machine)
+    return original(table, records, machine), operator(table, site, machine)

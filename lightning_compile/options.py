@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
+from .errors import UnknownOption, WrongOption
+
 When = Literal["profitable", "always"]
 Verify = Literal["off", "compile", "run"]
 
@@ -22,9 +24,9 @@ class Options:
     def __post_init__(self) -> None:
         for name, choices in (("when", get_args(When)), ("verify", get_args(Verify))):
             if getattr(self, name) not in choices:
-                raise ValueError(f"option {name!r} is {getattr(self, name)!r}; it must be one of {list(choices)}")
+                raise WrongOption(name=name, value=getattr(self, name), allowed=f"one of {list(choices)}")
         if isinstance(self.min_rewrites, bool) or not isinstance(self.min_rewrites, int) or self.min_rewrites < 0:
-            raise ValueError(f"option 'min_rewrites' is {self.min_rewrites!r}; it must be a number of sites, 0 or more")
+            raise WrongOption(name="min_rewrites", value=self.min_rewrites, allowed="a number of sites, 0 or more")
 
 
 NAMES = tuple(f.name for f in fields(Options))
@@ -44,5 +46,5 @@ def inductor_config(mode: str | None, options: dict[str, Any]) -> dict[str, Any]
     known = config.get_config_copy()
     unknown = [name for name in options if name.replace("-", "_") not in known]
     if unknown:
-        raise ValueError(f"unknown option {unknown[0]!r}. Known are lightning's {list(NAMES)} and Inductor's {sorted(known)}")
+        raise UnknownOption(name=unknown[0], ours=list(NAMES), inductors=sorted(known))
     return dict(torch._TorchCompileInductorWrapper(mode, options, None).config)

@@ -14,8 +14,7 @@ import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
 from torch._dispatch.python import enable_python_dispatcher
-from torch._guards import detect_fake_mode
-from torch._subclasses import FakeTensorMode
+from torch._subclasses import FakeTensor, FakeTensorMode
 
 from . import cost, verify
 from .emit import Site, _add, _item, _multiply, _subtract, emit
@@ -28,13 +27,14 @@ from .patterns.constants import known_value, static
 from .patterns.functions import example_of
 from .patterns.index import Affine, Index, product, same
 from .patterns.interpret import GraphInterpreter, without_guards
-from .patterns.islands import Islands, islands
+from .patterns.islands import CAUSAL, Islands, islands
 from .patterns.match import Match, parts_of
 from .patterns.normal_form import Leaf, Read, Value
 from .patterns.records import Key, Record
 from .patterns.signatures import name_of
 from .patterns.states import final_state
-from .report import Candidate, Report, location
+from .patterns.transforms import regions, suspect
+from .report import Candidate, Detail, Estimate, Report, describe, sketch
 from .small import leaf_key, region
 from .strides import restore
 from .twins import Edit, relied_on, renamed, repeat
@@ -73,7 +73,9 @@ class GraphBuilder:
     def _example(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """What the node yields, on fake tensors: AOTAutograd's cache wants to know which methods are methods of tensors."""
         args, kwargs = fx.node.map_arg((args, kwargs), lambda n: n.meta.get("example_value"))
-        fake = detect_fake_mode(pytree.tree_leaves((args, kwargs))) or self.interpreter.fake
+        # the tensors' own mode: while a backend runs, detect_fake_mode finds one that Dynamo made for it
+        own = (x.fake_mode for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, FakeTensor))
+        fake = next(own, self.interpreter.fake)
         try:
             with fake, enable_python_dispatcher(), torch.no_grad():
                 return function(*args, **kwargs)
@@ -142,11 +144,15 @@ def rewrite(gm: fx.GraphModule, fake: FakeTensorMode, options: Options, thorough
     """Rewrites the graph in place. `thorough`: look also where no order of positions is in sight."""
     # verify="run" writes behind sites too, where the graph's next node may belong to anything
     parts = islands(gm, share=options.verify != "run", thorough=thorough)
+    inside = _under_transforms(gm)
+    if parts is None and inside is not None:                    # everything would be run, the transforms too
+        return Outcome(None, inside)
     with without_guards(fake):                                  # what is written is run on fake tensors too
         found = cand.find(gm, fake, _constants, parts)
-        pass_ = _Pass(gm, found, options, parts)
+        pass_ = _Pass(gm, found, options, parts, thorough)
         pass_.run()
     report = Report(tuple(c for _, c in sorted(pass_.decided.items(), key=lambda item: item[0])))
+    report = report if inside is None else report + inside
     changed = gm if pass_.changed else None
     for name, sub in _bodies(gm):
         outcome = rewrite(sub, fake, options, thorough)
@@ -161,6 +167,16 @@ def rewrite(gm: fx.GraphModule, fake: FakeTensorMode, options: Options, thorough
     return Outcome(changed, report, tuple(pass_.relied))
 
 
+def _under_transforms(gm: fx.GraphModule) -> Report | None:
+    """What may be an attention under torch.func, where nothing is rewritten; None if the graph has no such region."""
+    found = regions(gm)
+    if not found:
+        return None
+    why = near_miss("LC304")
+    ends = (suspect(region, CAUSAL) for region in found)
+    return Report(tuple(describe.rejected(n, why, "", None, None, None) for n in ends if n is not None))
+
+
 def _bodies(gm: fx.GraphModule) -> list[tuple[str, fx.GraphModule]]:
     """Bodies of checkpoints and other higher-order operators."""
     return [(name, sub) for name, sub in gm.named_children() if isinstance(sub, fx.GraphModule)]
@@ -171,8 +187,9 @@ def _constants(node: fx.Node, real: Any) -> Value | None:
 
 
 class _Pass:
-    def __init__(self, gm: fx.GraphModule, found: cand.Findings, options: Options, parts: Islands | None) -> None:
-        self.gm, self.options, self.parts = gm, options, parts
+    def __init__(self, gm: fx.GraphModule, found: cand.Findings, options: Options, parts: Islands | None,
+                 detailed: bool) -> None:
+        self.gm, self.options, self.parts, self.detailed = gm, options, parts, detailed
         self.candidates, self.interpreter = found.candidates, found.interpreter
         self.table = found.interpreter.table
         self.order = {n: p for p, n in enumerate(gm.graph.nodes)}
@@ -320,7 +337,7 @@ class _Pass:
         return False
 
     def _contains(self, c: cand.Candidate, inner: cand.Candidate) -> bool:
-        """Whether a near miss is but a larger piece of one that is reported already."""
+        """Whether a node is made of another, however far back."""
         seen, todo = set(), [c.node]
         while todo:
             n = todo.pop()
@@ -339,18 +356,20 @@ class _Pass:
         stop = {leaf_key(self.table, leaf) for m in site.matches() for leaf in m.leaves()}
         records = [r for key in targets for r in region(self.table, key, stop)]
         refusal: NearMiss | None = None
-        if self.options.when == "profitable":
+        estimates: tuple[Estimate, Estimate] | None = None
+        if self.options.when == "profitable" or self.detailed:
             device = self.table.tensors[targets[0].tensor].device.type
-            before, after = cost.seconds(self.table, site, records, device)
-            if after >= before:
-                refusal = near_miss("LC601", original=round(before * 1e6), operator=round(after * 1e6))
+            before, after = estimates = cost.estimates(self.table, site, records, device)
+            if self.options.when == "profitable" and after.seconds >= before.seconds:
+                refusal = near_miss("LC601", original=round(before.seconds * 1e6), operator=round(after.seconds * 1e6))
+        detail = self._detail(members[0]) if told or refusal is None else None
         if refusal is None and self.options.verify != "off":
             refusal = verify.check(self.table, site, targets)
         if refusal is None:
             refusal = self._write(members, site)
         if refusal is not None:
             if told:
-                self._reject(members[0], refusal)
+                self._reject(members[0], refusal, estimates, detail)
             return False
         self.changed = True
         for key in {a for r in records for a in _keys(r)} - stop:
@@ -368,8 +387,36 @@ class _Pass:
             checks = "with its final state; " + checks
         if site.main.kind == "state":
             return True
-        self._tell(members[0], Candidate("rewritten", "", checks, location(members[0].node), "", site.main.algebra()))
+        if detail is not None:
+            back = {new: old for old, new in self.replaced.items()}
+            detail = describe.completed(detail, [n for n, _ in self.edits[-1].made],
+                                        {new for _, new in self.edits[-1].replaced}, back)
+        self._tell(members[0], describe.rewritten(members[0].node, checks, site.main.algebra(), estimates, detail))
         return True
+
+    def _detail(self, c: cand.Candidate) -> Detail | None:
+        """What a page shows of a candidate, as long as the graph is as it was."""
+        if not self.detailed:
+            return None
+        m = c.found if isinstance(c.found, Match) else None
+        try:
+            return describe.details(c.node, self._value(c), m, self._nodes(c))
+        except Exception:                                       # a report without a picture is better than none
+            log.debug("no detail for %s", c.node, exc_info=True)
+            return None
+
+    def _nodes(self, c: cand.Candidate) -> list[fx.Node]:
+        """The nodes of a candidate, back to what its normal form reads."""
+        value = self._value(c)
+        leaves = c.found.leaves() if isinstance(c.found, Match) else value.leaves() if value is not None else set()
+        return sketch.between(c.node, {leaf.node for leaf in leaves if leaf.node is not None})
+
+    def _value(self, c: cand.Candidate) -> Value | None:
+        """The normal form of a candidate; None where it was found in the pieces of a loop."""
+        if isinstance(c.found, Match):
+            return None if c.found.unrolled else c.found.value
+        v, t = self.table.values.get(c.key.tensor), self.table.tensors.get(c.key.tensor)
+        return None if v is None or t is None else definition_or_value(v, t)
 
     def _write(self, members: Sequence[cand.Candidate], site: Site) -> NearMiss | None:
         first = min((c.node for c in members), key=lambda n: self.order[n])
@@ -413,9 +460,11 @@ class _Pass:
         return any(n is not None and n is not c.holder and self.order[n] < last and any(
             self.order.get(u, -1) > last for u in n.users) for n in views)
 
-    def _reject(self, c: cand.Candidate, why: NearMiss) -> None:
+    def _reject(self, c: cand.Candidate, why: NearMiss, estimates: tuple[Estimate, Estimate] | None = None,
+                detail: Detail | None = None) -> None:
         algebra = c.found.algebra() if isinstance(c.found, Match) else ""
-        self._tell(c, Candidate("rejected", why.code, why.reason, location(c.node), why.hint, algebra))
+        detail = detail or self._detail(c)
+        self._tell(c, describe.rejected(c.node, why, algebra, self._value(c), estimates, detail))
 
     def _tell(self, c: cand.Candidate, decision: Candidate) -> None:
         self.about.append((c.node, decision))
@@ -423,7 +472,8 @@ class _Pass:
 
     def _decide(self, node: fx.Node, decision: Candidate) -> None:
         self.decided[self.order[node], len(self.decided)] = decision
-        log.info(decision.line())
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug(decision.line())
 
     def _live(self) -> set[fx.Node]:
         """Nodes that an output or an effect on something live depends on."""

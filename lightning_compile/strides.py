@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
 # What takes any strides and gives its own: a walk along users may stop there.
 _ENDS: frozenset[Any] = frozenset({
-    torch.reshape, "reshape", "flatten", torch.flatten, "contiguous", F.linear, torch._C._nn.linear, torch.matmul,
+    "contiguous", F.linear, torch._C._nn.linear, torch.matmul,
     operator.matmul, "matmul", torch.einsum, torch.functional.einsum, torch.bmm, "bmm", "sum", torch.sum, "mean",
     torch.mean, F.layer_norm, F.group_norm, "repeat", torch.cat, torch.stack})
+# What hands strides on. A reshape copies only where it must: with other strides it may, or may not, give a view.
 _ON: frozenset[Any] = frozenset({
+    torch.reshape, "reshape", "flatten", torch.flatten,
     operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, operator.iadd, operator.imul, torch.add,
     torch.sub, torch.mul, torch.div, "add", "sub", "mul", "div", "to", "float", "type_as", "transpose", torch.transpose,
     "permute", torch.permute, "unsqueeze", torch.unsqueeze, "squeeze", torch.squeeze, operator.getitem, torch.relu,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch.fx as fx
 
-from .report import Candidate, location
+from .report import Candidate
+from .report.describe import renamed as described
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,10 @@ def renamed(c: Candidate, node: fx.Node, twin: Mapping[fx.Node, fx.Node]) -> Can
     names = {a.name: b.name for a, b in twin.items()}
 
     def text(s: str) -> str:
-        return re.sub(r"[A-Za-z_]\w*", lambda word: names.get(word.group(), word.group()), s)
+        # a word with something in brackets behind it is a function, or the log-decay's sum G; i and j are positions
+        return re.sub(r"\b(?!(?:i|j)\b)[A-Za-z_]\w*(?![\w(\[])", lambda word: names.get(word.group(), word.group()), s)
 
-    # other words of a reason might be names of nodes by chance; the algebra has nothing but names
-    reason = text(c.reason) if c.status == "rejected" else c.reason
-    return replace(c, location=location(node), reason=reason, algebra=text(c.algebra))
+    return described(c, node, {a.name: b for a, b in twin.items()}, text)
 
 
 def relied_on(nodes: Iterable[fx.Node], twin: Mapping[fx.Node, fx.Node]) -> dict[fx.Node, None]:

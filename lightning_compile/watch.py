@@ -46,6 +46,6 @@ compare.register_autograd(_backward)
 
 def watched(b: GraphBuilder, value: Any, original: fx.Node) -> Any:
     """A node that is `value` and compares it with `original` at run time."""
-    from .report import location
+    from .report.origin import location
 
     return b.call(torch.ops.lightning.compare.default, value, original, location(original))

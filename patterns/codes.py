@@ -3,13 +3,30 @@ lightning_compile.patterns.codes`)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+# The laws that a candidate has to pass, in the order in which they are tried. The first digit of a code is the number of
+# those that hold; LC9xx stands outside of the order.
+LAWS = (
+    "products of tensors are summed over positions",
+    "the sum is that of causal linear attention",
+    "its decay is one number a head and step",
+    "nothing else changes or sees what is between",
+    "the operator takes such operands",
+    "the checks agree",
+    "it pays at these sizes",
+)
+MASKS = ("tril", "triu", "where", "masked_fill", "masked_fill_", "cumsum", "ge", "gt", "le", "lt")
+POWERS = ("exp", "pow", "exp2", "cumprod")
 
 
 @dataclass(frozen=True)
 class Code:
     """One reason. `reason` may have fields in braces; `wrong` and `right` are lines of user code, `right` empty where no
-    rewriting of the user's code helps."""
+    rewriting of the user's code helps. `blames` are the operations that are to blame, where what was seen names none;
+    `edit` is a pattern and its replacement that mend a user's line, where that is so simple."""
 
     code: str
     title: str
@@ -17,6 +34,26 @@ class Code:
     hint: str
     wrong: str = ""
     right: str = ""
+    blames: tuple[str, ...] = ()
+    edit: tuple[str, str] = ("", "")
+
+    @property
+    def passed(self) -> int:
+        """How many of LAWS hold."""
+        n = int(self.code[2])
+        return n if n < len(LAWS) else 0
+
+    @property
+    def stays_slow(self) -> bool:
+        """Whether the candidate is linear attention all the same, which a change of the program would make fast."""
+        return self.passed in (3, 4, 5) or self.code in ("LC114", "LC204")
+
+    def edited(self, line: str) -> tuple[str, ...]:
+        """A suggested edit: of the user's line where that is simple, else as the table has it; lines that begin with - and +."""
+        pattern, replacement = self.edit
+        if pattern and (mended := re.sub(pattern, replacement, line)) != line:
+            return f"- {line}", f"+ {mended}"
+        return (f"- {self.wrong}", f"+ {self.right}") if self.right else ()
 
 
 _TABLE = (
@@ -33,21 +70,26 @@ _TABLE = (
          "torch.relu((q @ k.mT).tril()) @ v", "(torch.relu(q) @ torch.relu(k).mT).tril() @ v"),
     Code("LC103", "sees later positions",
          "position i also sums over j up to i + {offset}", "check the diagonal of the mask: causal is tril(0)",
-         "(q @ k.mT).tril(1) @ v", "(q @ k.mT).tril() @ v"),
+         "(q @ k.mT).tril(1) @ v", "(q @ k.mT).tril() @ v",
+         blames=MASKS, edit=(r"(\btril\((?:.*\S(?=\s*,))?)\s*,?\s*(?:diagonal=)?[1-9]\d*\)", r"\1)")),
     Code("LC104", "a window", "position i sums over a window of positions, not over all j <= i",
          "a window is no running state; use a windowed kernel (flex_attention) for it",
-         "((q @ k.mT) * ((i - j >= 0) & (i - j < w))) @ v"),
+         "((q @ k.mT) * ((i - j >= 0) & (i - j < w))) @ v",
+         blames=MASKS),
     Code("LC105", "shifted", "position i sums over j <= i - {offset} only",
          "the operator includes or excludes the own position; shift k and v by a slice if the delay is meant",
-         "(q @ k.mT).tril(-2) @ v", "(q @ k.mT).tril(-1) @ v"),
+         "(q @ k.mT).tril(-2) @ v", "(q @ k.mT).tril(-1) @ v",
+         blames=MASKS),
     Code("LC106", "other weights",
          "the weights of the pairs (i, j) are none the operator has: {seen}",
          "write the deviating part (often the own position) as a separate sum with its own q and k",
-         "(s.tril() + 2 * s.triu(1)) @ v", "s.tril() @ v"),
+         "(s.tril() + 2 * s.triu(1)) @ v", "s.tril() @ v",
+         blames=MASKS),
     Code("LC107", "a cumulative sum over features",
          "the cumulative sum or mask runs along an axis that is no sequence of both keys and values",
          "check the dim of the cumulative sum",
-         "(k[..., None] * v[..., None, :]).cumsum(-2)", "(k[..., None] * v[..., None, :]).cumsum(2)"),
+         "(k[..., None] * v[..., None, :]).cumsum(-2)", "(k[..., None] * v[..., None, :]).cumsum(2)",
+         blames=MASKS),
     Code("LC108", "lengths differ", "queries have {queries} positions, keys {keys}",
          "pass the earlier positions as a state (initial_state of lightning_compile.linear_attention) instead of longer "
          "keys",
@@ -82,10 +124,12 @@ _TABLE = (
     Code("LC201", "a decay that is no running product",
          "the exponent of the pair (i, j) is not a difference of sums up to i and j: {seen}",
          "a decay must be exp(G[i] - G[j]) with G a cumulative sum of log-decays, one number a head and step",
-         "torch.exp(-0.1 * (i + j))", "torch.exp(-0.1 * (i - j))"),
+         "torch.exp(-0.1 * (i + j))", "torch.exp(-0.1 * (i - j))",
+         blames=POWERS),
     Code("LC202", "a decay per feature", "the decay depends on the feature index",
          "the operator has one decay a head and step; per-feature decays (GLA, RWKV) are a different kernel",
-         "k * torch.exp(-G[..., :])"),
+         "k * torch.exp(-G[..., :])",
+         blames=POWERS),
     Code("LC203", "weights by position numbers", "the sum is weighted by the number of a position",
          "multiply k or v by a tensor of weights made outside of the attention",
          "((q @ k.mT) * (i - j)).tril() @ v"),
@@ -100,7 +144,11 @@ _TABLE = (
     Code("LC303", "dropout inside", "dropout is active on the scores or the state",
          "apply dropout to the output, or train with attention dropout 0",
          "F.dropout((q @ k.mT).tril(), 0.1) @ v", "F.dropout((q @ k.mT).tril() @ v, 0.1)"),
-    Code("LC304", "a gradient that is cut", "{leaf} stops the gradient of the state inside of the loop: the results are those of "
+    Code("LC304", "under a function transform", "the attention runs inside torch.func (vmap, grad, jvp ...) in the compiled code",
+         "give the tensors their batch axis instead of vmap, or call lightning_compile.linear_attention there, which vmap and "
+         "reverse mode know",
+         "torch.vmap(lambda q, k, v: (q @ k.mT).tril() @ v)(q, k, v)", "(q @ k.mT).tril() @ v"),
+    Code("LC305", "a gradient that is cut", "{leaf} stops the gradient of the state inside of the loop: the results are those of "
          "an attention, the gradients are not",
          "detach the state before the loop, or carry its gradient through the whole sequence",
          "state = state.detach() + k.mT @ v", "state = state + k.mT @ v"),
@@ -143,6 +191,7 @@ class NearMiss(Exception):
 
     code: str
     seen: tuple[tuple[str, str], ...] = ()
+    nodes: tuple[Any, ...] = field(default=(), compare=False, repr=False)  # of the graph, that were seen
 
     @property
     def reason(self) -> str:
@@ -157,7 +206,9 @@ class NearMiss(Exception):
 
 
 def near_miss(code: str, **seen: object) -> NearMiss:
-    return NearMiss(code, tuple((k, str(v)) for k, v in sorted(seen.items())))
+    """A near miss with values for the fields of its reason. A leaf among them names its node as one to blame."""
+    nodes = (getattr(v, "node", None) for v in seen.values())
+    return NearMiss(code, tuple((k, str(v)) for k, v in sorted(seen.items())), tuple(n for n in nodes if n is not None))
 
 
 def page() -> str:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 import torch.fx as fx
-import torch.utils._pytree as pytree
 
 # Operations through which an attention stays an attention. What a view makes of it is not a new candidate; a sum may be.
 VIEWS = frozenset({
@@ -28,16 +27,14 @@ OPAQUE: frozenset[Any] = frozenset({
 
 def opaque(n: fx.Node) -> bool:
     """A function whose result is a leaf whatever goes in. Dropout is one while it is active."""
-    return dropout_is_active(n) if n.target is torch.nn.functional.dropout else n.target in OPAQUE
+    return dropout_is_active(n) if n.target is torch.nn.functional.dropout else n.target in OPAQUE or across_devices(n)
 
 
-def transformed(n: fx.Node) -> bool:
-    """Whether a node belongs to a region under a transformation of functions (vmap, grad): its tensors are not what they seem,
-    and are not looked into."""
-    if str(getattr(n.target, "__module__", "")).startswith("torch._functorch"):
-        return True
-    return any(isinstance(t, torch.Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(t)
-               for t in pytree.tree_leaves(example_of(n)))
+def across_devices(n: fx.Node) -> bool:
+    """Whether a call makes, moves or opens tensors that are spread over devices: it is never run here."""
+    if n.op == "call_method":
+        return n.target in ("redistribute", "to_local", "full_tensor")
+    return n.op == "call_function" and (getattr(n.target, "__module__", None) or "").startswith("torch.distributed")
 
 
 def example_of(n: fx.Node) -> Any:

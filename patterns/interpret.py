@@ -13,7 +13,7 @@ from torch._subclasses import FakeTensorMode
 
 from .constants import known_value, static
 from .folding import Folder
-from .functions import DETACH, example_of, is_scalar, opaque, transformed
+from .functions import DETACH, example_of, is_scalar, opaque
 from .index import same, size_of
 from .leaves import are_scores, coupled, disconnected, dominated, grown, opaque_exponent
 from .normal_form import Value, detached
@@ -122,8 +122,6 @@ class GraphInterpreter(fx.Interpreter):
             return example
         for m in self.folder.meets(n):
             self._fold(m, n)
-        if transformed(n):
-            return pytree.tree_map_only(torch.Tensor, self._like, example)
         if self.islands is not None and n in self.islands.leaves and isinstance(example, torch.Tensor):
             out = self._like(example)
             self.table.cut(out, bounds=self.ranges.of(n))

@@ -26,9 +26,10 @@ import torch.fx as fx
 import torch.utils._pytree as pytree
 
 from .constants import static
-from .functions import OPAQUE, dropout_is_active, example_of, is_scalar, transformed
+from .functions import OPAQUE, across_devices, dropout_is_active, example_of, is_scalar
 from .ranges import Ranges, unit
 from .signatures import BUFFER, CONSTANT, LEAF, OPEN, READ, Island, Signer, TooStrange, counterparts, name_of, named
+from .transforms import regions, suspect
 
 # Without one of these an island has no order of positions.
 CAUSAL = frozenset({
@@ -60,15 +61,19 @@ WRITING = frozenset({"iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "i
 @dataclass(frozen=True)
 class Islands:
     """`active`: nodes to interpret; `leaves`: those of them that are leaves without a look; `twins`: for an interpreted
-    island the same nodes of each island that equals it; `writers`: nodes that write to a tensor."""
+    island the same nodes of each island that equals it; `writers`: nodes that write to a tensor; `transformed`: nodes in
+    regions of torch.func, which are never run."""
 
     active: frozenset[fx.Node]
     leaves: frozenset[fx.Node]
     twins: tuple[tuple[frozenset[fx.Node], tuple[dict[fx.Node, fx.Node], ...]], ...] = ()
     writers: tuple[fx.Node, ...] = ()
+    transformed: frozenset[fx.Node] = frozenset()
 
     def needs(self, n: fx.Node, example: Any) -> bool:
         """Whether a node is run: one that yields no tensor (a switch, a check) if all that it takes is there."""
+        if n in self.transformed:
+            return n in self.leaves or is_scalar(example)
         if n in self.active or is_scalar(example):
             return True
         if example is not None:
@@ -92,7 +97,7 @@ def islands(gm: fx.GraphModule, share: bool = True, thorough: bool = False) -> I
 def may_match(gm: fx.GraphModule, thorough: bool = False) -> bool:
     """Whether there is anything to interpret. Milliseconds for hundreds of nodes."""
     try:
-        return bool(Partition(gm, thorough).found)
+        return bool(Partition(gm, thorough).found) or any(suspect(region, CAUSAL) for region in regions(gm))
     except TooStrange:
         return True
 
@@ -113,6 +118,7 @@ class Partition:
         self.parent: dict[fx.Node, fx.Node] = {}
         self.ranges = Ranges()
         self.examples = {n: example_of(n) for n in self.nodes}
+        self.transformed = frozenset(n for region in regions(gm) for n in region)
         self.writers = {n: None for n in self.nodes if self._writes(n)}
         self.touched = self._touched()
         self._classify()
@@ -179,10 +185,10 @@ class Partition:
 
     def _kind(self, n: fx.Node) -> str:
         example = self.examples[n]
+        if n in self.transformed:
+            return LEAF if isinstance(example, torch.Tensor) else ""
         if n in self.touched or n in self.writers:
             return OPEN
-        if transformed(n):
-            return LEAF if isinstance(example, torch.Tensor) else ""
         if n.op == "output" or example is None or is_scalar(example):
             return ""                                       # no tensor
         if n.op in ("placeholder", "get_attr"):
@@ -197,7 +203,9 @@ class Partition:
         kinds = {self.kind[x] for x in arguments}
         if kinds <= {CONSTANT, BUFFER} and _is_torch(n.target) and not any(r in name for r in RANDOM):
             return CONSTANT
-        if n.target in OPAQUE and name in PROJECTIONS or name in ("addmm", "batch_norm") and _is_torch(n.target):
+        if across_devices(n) or n.target in OPAQUE and name in PROJECTIONS:
+            return LEAF
+        if name in ("addmm", "batch_norm") and _is_torch(n.target):
             return LEAF
         if kinds == {LEAF, OPEN} or kinds == {READ, OPEN}:
             return LEAF if self._is_residual(n, name, arguments) else OPEN
@@ -323,7 +331,8 @@ class Partition:
         leaves = {n for n in inputs - members if n.op not in ("placeholder", "get_attr")}
         constants = self._closure(n for i in chosen for n in i.constants)
         return Islands(frozenset(members | inputs | constants), frozenset(leaves),
-                       tuple((frozenset(chosen[k].members), tuple(maps)) for k, maps in twins.items()), tuple(self.writers))
+                       tuple((frozenset(chosen[k].members), tuple(maps)) for k, maps in twins.items()), tuple(self.writers),
+                       self.transformed)
 
     def _closure(self, start: Iterable[fx.Node]) -> set[fx.Node]:
         seen: set[fx.Node] = set()

@@ -50,7 +50,7 @@ def weigh(pieces: Pieces, frame: Frame, forms: Sequence[Form], states: States, d
     states = {key: _with_exponents(parts) for key, parts in states.items()}
     cut = [leaf for (leaf, _), parts in states.items() if not parts and leaf.node is not None and leaf.node.target in DETACH]
     if cut and sum(not parts for parts in states.values()) > 1:
-        raise near_miss("LC304", leaf=cut[0])
+        raise near_miss("LC305", leaf=cut[0])
     stride = int(np.prod([hint(s) for s in frame.sizes], dtype=int))
     updates, starts = _in_order_of_use(forms, states, stride)
     weights = [p.weight for parts in (*states.values(), *(f.parts for f in forms)) for p in parts]

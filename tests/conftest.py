@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -39,3 +40,42 @@ def fresh_dynamo() -> Iterator[None]:
     yield
     torch._dynamo.reset()
     counters.clear()
+
+
+# ---------------------------------------------------------------------------------------------- the table of compatibility
+TABLE = ROOT / "docs" / "compatibility.json"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--compatibility", action="store_true", help=f"record tests with a row in {TABLE.relative_to(ROOT)}")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Keeps the outcome of a test with a row; of several tests of one row the worst."""
+    outcome = yield
+    mark = item.get_closest_marker("row")
+    report = outcome.get_result()
+    if mark is None or not item.config.getoption("--compatibility") or report.when != "call" and report.passed:
+        return
+    rows = item.config.stash.setdefault(ROWS, {})
+    order = ("failed", "passed", "skipped")
+    rows[mark.args] = min(rows.get(mark.args, "skipped"), report.outcome, key=order.index)
+
+
+ROWS: pytest.StashKey[dict[tuple[str, str], str]] = pytest.StashKey()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Writes what ran into the table: {area: {what: {version of torch: outcome}}}."""
+    rows = session.config.stash.get(ROWS, {})
+    if not rows:
+        return
+    import torch
+
+    device = "CUDA" if torch.cuda.is_available() else "CPU"
+    version = f"{torch.__version__.split('+')[0]}, {device}"
+    table = json.loads(TABLE.read_text()) if TABLE.exists() else {}
+    for (area, what), seen in sorted(rows.items()):
+        table.setdefault(area, {}).setdefault(what, {})[version] = seen
+    TABLE.write_text(json.dumps(table, indent=1) + "\n")

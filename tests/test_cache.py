@@ -46,6 +46,7 @@ def compile_once(folder: Path, options: dict[str, Any] | None = None, source: st
 
 
 @pytest.mark.slow
+@pytest.mark.row("Caches", "a second process compiles nothing; changed options and changed sources of this package do not meet")
 def test_the_second_process_compiles_nothing_and_a_changed_one_everything(tmp_path: Path) -> None:
     """A changed kernel must not meet the cached graph of the old one."""
     first = compile_once(tmp_path)

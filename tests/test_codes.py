@@ -277,6 +277,13 @@ def dropout_on_the_state(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 @case("LC304")
+def under_vmap(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k.mT).tril() @ v  # here
+    return torch.vmap(attention)(q, k, v)
+
+
+@case("LC305")
 def state_detached_between_steps(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     state, out = torch.zeros(B, H, D, E), []
     for t in range(N):
@@ -360,7 +367,7 @@ def test_the_page_is_the_table(root: Path) -> None:
 
 # The table's lines of code are cut from programs; these are the programs around them. Lines that are no expressions
 # (LC301, LC401) or whose names mean nothing here (LC110's bias, LC112's projection) have programs above.
-FRAMES = {"LC106": "{}", "LC101": "{}", "LC102": "{}", "LC103": "{}", "LC104": "{}", "LC105": "{}", "LC303": "{}",
+FRAMES = {"LC106": "{}", "LC101": "{}", "LC102": "{}", "LC103": "{}", "LC104": "{}", "LC105": "{}", "LC303": "{}", "LC304": "{}",
           "LC107": "torch.einsum('bhnd,bhnde->bhne', q, {})", "LC108": "{}", "LC109": "{}", "LC110": "{}",
           "LC201": "((q @ k.mT) * {}.tril()) @ v", "LC203": "{}", "LC402": "{}"}
 SURROUNDINGS = """

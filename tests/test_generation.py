@@ -46,6 +46,7 @@ def mamba2() -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.row("Training", "generate() with a cache: greedy tokens of eager (MiniMax, Mamba-2 of transformers)")
 @pytest.mark.parametrize("make", [minimax, mamba2])
 def test_greedy_generation_is_eagers(make: Any) -> None:
     torch.manual_seed(0)

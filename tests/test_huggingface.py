@@ -22,6 +22,7 @@ from lightning_compile.options import Options
 
 pytestmark = pytest.mark.slow
 CLOSE = 2e-5  # fp32, relative to the largest element of a gradient
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA")])]
 
 COMMON = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 64}
@@ -51,7 +52,7 @@ def transformers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     torch._dynamo.reset()
 
 
-def compiled(model: nn.Module) -> tuple[Callable[..., Any], list[Report]]:
+def compiled(model: nn.Module, dynamic: bool | None = None) -> tuple[Callable[..., Any], list[Report]]:
     reports: list[Report] = []
 
     def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -60,7 +61,7 @@ def compiled(model: nn.Module) -> tuple[Callable[..., Any], list[Report]]:
         return (outcome.graph or gm).forward
 
     torch._dynamo.reset()
-    return torch.compile(model, backend=backend), reports
+    return torch.compile(model, backend=backend, dynamic=dynamic), reports
 
 
 def training_step(model: nn.Module, call: Callable[..., Any], tokens: Tensor) -> dict[str, Tensor]:
@@ -70,12 +71,14 @@ def training_step(model: nn.Module, call: Callable[..., Any], tokens: Tensor) ->
     return {"logits": out.logits.detach(), **{n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}}
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_training_step_is_eagers(name: str, transformers: Any) -> None:
+def test_a_training_step_is_eagers(name: str, device: str, transformers: Any) -> None:
     """Logits and every parameter's gradient; both layers are rewritten and nothing is rejected."""
     torch.manual_seed(0)
-    model = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**CONFIGS[name])).train()
-    tokens = torch.randint(0, 64, (2, 80))
+    model = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**CONFIGS[name]))
+    model = model.to(device).train()
+    tokens = torch.randint(0, 64, (2, 80), device=device)
     eager = training_step(model, model, tokens)
     call, reports = compiled(model)
     ours = training_step(model, call, tokens)
@@ -84,6 +87,28 @@ def test_a_training_step_is_eagers(name: str, transformers: Any) -> None:
     for key, e in eager.items():
         error = float((ours[key] - e).abs().max()) / max(float(e.abs().max()), 1e-12)
         assert error <= CLOSE, f"{key} is off by {error:.1e}"
+
+
+def test_dynamic_lengths_are_rewritten_without_more_graphs(transformers: Any) -> None:
+    """Interpretation installs no guards: Dynamo compiles again only where it does without the pass."""
+    torch.manual_seed(0)
+    model = transformers.Mamba2ForCausalLM(transformers.Mamba2Config(**CONFIGS["Mamba2"])).eval()
+    lengths = [torch.randint(0, 64, (2, n)) for n in (80, 90, 128, 160, 200)]
+    plain: list[fx.GraphModule] = []
+
+    def alone(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        plain.append(gm)
+        return gm.forward
+
+    torch._dynamo.reset()
+    with torch.no_grad():
+        call = torch.compile(model, backend=alone, dynamic=True)
+        expected = [call(input_ids=tokens, use_cache=False).logits for tokens in lengths]
+        call, reports = compiled(model, dynamic=True)
+        found = [call(input_ids=tokens, use_cache=False).logits for tokens in lengths]
+    assert [len(r.rewritten) for r in reports] == [2] * len(plain), "\n".join(map(str, reports))
+    for e, x in zip(expected, found):
+        torch.testing.assert_close(x, e, rtol=1e-4, atol=1e-5)
 
 
 def tensors_of(cache: Any) -> list[Tensor]:

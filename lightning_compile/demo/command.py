@@ -4,8 +4,11 @@ Inductor and under this backend, with the same seeds and batches. Prints one tab
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
+import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 from lightning_compile.demo.progress import Progress, progress
@@ -18,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default=None, help="default: the GPU, if there is one")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY", help="which ways to run")
     parser.add_argument("--out", type=Path, default=Path("lightning_demo.png"), help="where the picture goes")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--no-sweep", action="store_true", help="leave out the timing against sequence length")
 
 
@@ -59,14 +63,17 @@ def run(args: argparse.Namespace) -> int:
     if args.no_sweep:
         settings = Settings(**{**vars(settings), "lengths": ()})
     began = time.perf_counter()
-    print(describe(settings))
+    say = (lambda *words: None) if args.json else print
+    say(describe(settings))
     with progress() as shown:
         outcomes = [run_way(way, settings, shown) for way in args.ways]
-    print()
-    print(table(outcomes, settings))
+    say()
+    say(table(outcomes, settings))
     drawn = picture(outcomes, settings, args.out)
-    print(f"\n{drawn}   ({time.perf_counter() - began:.0f} s in all)")
+    say(f"\n{drawn}   ({time.perf_counter() - began:.0f} s in all)")
+    if args.json:
+        print(json.dumps({"settings": asdict(settings), "outcomes": list(map(asdict, outcomes))}, indent=1))
     failed = [o for o in outcomes if o.failed or (o.way == "lightning" and o.rewritten == 0)]
     for outcome in failed:
-        print(f"{outcome.way}: {outcome.failed or 'no site was rewritten'}")
+        print(f"{outcome.way}: {outcome.failed or 'no site was rewritten'}", file=sys.stderr)
     return 1 if failed else 0

@@ -1,4 +1,4 @@
-"""How far a long run is: bars where `rich` is installed and a person watches, plain lines elsewhere."""
+"""How far a long run is: bars where a person watches, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -60,13 +60,10 @@ class Bars:
 @contextlib.contextmanager
 def progress() -> Iterator[Progress]:
     """The progress display that fits where this runs."""
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as RichProgress
-    except ImportError:
-        yield Lines()
-        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as RichProgress
+
     console = Console(stderr=True)
     if not console.is_terminal:
         yield Lines()

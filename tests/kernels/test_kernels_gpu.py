@@ -90,3 +90,19 @@ def test_a_copy_is_not_made_of_strided_operands() -> None:
     assert o.stride() == q.stride()
     size = o.numel() * o.element_size()
     assert torch.cuda.max_memory_allocated() - before < 1.5 * size
+
+
+def test_kernels_compiled_ahead_are_those_that_are_launched() -> None:
+    from lightning_compile.kernels import ahead, tiles
+    from lightning_compile.kernels.sweep import sweep
+
+    q, k, v = (torch.randn(2, 3, 300, 48, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    g = (-torch.rand(2, 3, 300, device="cuda")).requires_grad_()
+    tiles.compile_ahead(q, k, v, g, None, 1.0, False, False, True, False, needs=[True] * 4 + [False])
+    for key in list(ahead._pending):
+        ahead.wait(key)
+    compiled = len(sweep.device_caches[torch.cuda.current_device()][0])
+    assert compiled > 0
+    o, z, _ = linear_attention(q, k, v, g, normalizer=True)
+    (o.float().sum() + z.sum()).backward()
+    assert len(sweep.device_caches[torch.cuda.current_device()][0]) == compiled

@@ -41,6 +41,7 @@ def test_steps_make_the_tensors_that_their_buffers_say() -> None:
 class Kernel:
     """What a launch needs of a Triton kernel; compiled calls are told from looked-up ones."""
 
+    __name__ = "kernel"
     arg_names = ("X", "Y", "n", "SIZE")
 
     def __init__(self) -> None:

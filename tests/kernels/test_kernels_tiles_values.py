@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import Case, assert_as_near_as_eager, evaluate, operands
 
-from lightning_compile.kernels import tiles
+from lightning_compile.kernels import ahead, tiles
 from lightning_compile.kernels.operator import linear_attention
 
 CHUNK = 64
@@ -60,6 +60,25 @@ def test_keys_and_values_may_have_different_widths(d: int, e: int) -> None:
     case = Case(n=70, d=d, e=e, batch=1)
     assert_as_near_as_eager(linear_attention, case.but(decay="head", initial=True, final=True, reverse=True))
     assert_as_near_as_eager(linear_attention, case.but(decay="step", normalizer=True))
+
+
+@pytest.mark.parametrize("decay, normalizer, initial", [("none", True, False), ("head", False, True), ("step", False, True)])
+def test_what_is_compiled_ahead_is_what_is_launched(
+    decay: str, normalizer: bool, initial: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both for a sequence in segments; from the operands alone, without a call."""
+    begun: set[object] = set()
+    launched: set[object] = set()
+    monkeypatch.setattr(ahead, "begin", lambda launches, device: begun.update(x.key for x in launches))
+    monkeypatch.setattr(ahead, "wait", launched.add)
+    case = Case(n=2500, d=32, e=32, batch=1, heads=(1, 1, 1), decay=decay, normalizer=normalizer, initial=initial)
+    args = operands(case)
+    needs = [x is not None for x in args]
+    tiles.compile_ahead(*args, 1.0, False, False, normalizer, False, needs=needs)
+    tiles.plans.clear()
+    o, z, _ = linear_attention(*args, normalizer=normalizer)
+    (o.sum() + z.sum()).backward()
+    assert launched == begun != set()
 
 
 @pytest.mark.parametrize("heads", [(4, 1, 2), pytest.param((1, 1, 4), marks=pytest.mark.slow)], ids=str)

@@ -1,0 +1,114 @@
+"""Measures the operator beside whatever else computes the same on this machine, and draws what came of it.
+
+Percent are of the time in which a copy on this device, measured in the same run, moves the operands and results once. Each
+peer is checked against fp64 before it is timed. Writes bench.json, bench.csv, bench.md and plots to the folder --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shapes", default="", help="shapes and sets by name, A,C,lengths; on a GPU gpu, on a CPU cpu")
+    parser.add_argument("--peers", default="", help="by name, separated by semicolons; all that are installed")
+    parser.add_argument("--dtype", default="", choices=("", "bfloat16", "float16", "float32"),
+                        help="bfloat16 on a GPU, float32 on a CPU")
+    parser.add_argument("--out", type=Path, default=Path("bench"), help="folder for the results")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """0; 1 if our own result was wrong or missing; 2 for a name that there is not."""
+    import torch
+
+    from .measure import copy_speed, measure
+    from .peers import PEERS
+    from .problems import chosen
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = getattr(torch, args.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    names = [name.strip() for name in args.peers.split(";")] if args.peers else list(PEERS)
+    try:
+        problems = chosen(args.shapes or ("gpu" if device.type == "cuda" else "cpu"))
+    except ValueError as e:
+        print(e, file=sys.stderr)
+        return 2
+    unknown = [name for name in names if name not in PEERS]
+    if unknown:
+        print(f"no peer {unknown}; there are {', '.join(PEERS)}", file=sys.stderr)
+        return 2
+    speed = copy_speed(device)
+    about = machine(speed)
+    rows = []
+    for problem in problems:
+        for name in names:
+            rows.append(measure(name, problem, dtype, device, speed))
+            if not args.json:
+                print(line(rows[-1].as_dict()), flush=True)
+    found = {"machine": about, "rows": [row.as_dict() for row in rows]}
+    write(found, args.out)
+    print(json.dumps(found, indent=1) if args.json else f"{sentence(about)}; written to {args.out}/")
+    return int(any(row.peer.startswith("lightning") and row.note for row in rows))
+
+
+def machine(speed: float) -> dict[str, Any]:
+    import torch
+
+    found = {"date": str(datetime.date.today()), "torch": torch.__version__, "copy_gb_per_s": round(speed / 1e9, 1)}
+    if torch.cuda.is_available():
+        import triton
+
+        return {"device": torch.cuda.get_device_name(), "triton": triton.__version__, **found}
+    return {"device": f"{torch.get_num_threads()} threads, {platform.processor() or platform.machine()}", **found}
+
+
+def sentence(about: dict[str, Any]) -> str:
+    triton = f", Triton {about['triton']}" if "triton" in about else ""
+    return f"{about['device']}, torch {about['torch']}{triton}, {about['date']}, copy {about['copy_gb_per_s']:.0f} GB/s"
+
+
+HEAD = ("shape", "decay", "peer", "ms", "with backward", "% of limit", "peak MiB", "errors", "")
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    def pair(a: str, b: str, form: str) -> str:
+        return " / ".join("-" if row[x] is None else format(row[x], form) for x in (a, b))
+
+    def number(x: str) -> str:
+        return "-" if row[x] is None else f"{row[x]:.3f}"
+
+    return [f"{row['problem']} {row['shape']}", row["decay"], row["peer"], number("forward"), number("both"),
+            pair("percent", "percent_both", ".0f"), pair("memory", "memory_both", ".0f"),
+            pair("error", "error_gradients", ".1e"), row["note"]]
+
+
+def line(row: dict[str, Any]) -> str:
+    widths = (22, 5, 19, 10, 10, 12, 15, 18, 0)
+    return " ".join(f"{x:<{w}}" for x, w in zip(cells(row), widths)).rstrip()
+
+
+def write(found: dict[str, Any], folder: Path) -> None:
+    """JSON, CSV, a Markdown table and, where matplotlib is installed, plots."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "bench.json").write_text(json.dumps(found, indent=1))
+    with (folder / "bench.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, list(found["rows"][0]))
+        table.writeheader()
+        table.writerows(found["rows"])
+    rows = [HEAD, ("---",) * len(HEAD), *(cells(row) for row in found["rows"])]
+    text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    (folder / "bench.md").write_text(f"{sentence(found['machine'])}\n\n{text}\n")
+    try:
+        from .plots import draw
+    except ImportError:
+        print("no plots: matplotlib is not installed (pip install matplotlib)", file=sys.stderr)
+        return
+    draw(found, folder)

@@ -1,0 +1,137 @@
+"""One peer on one problem: its errors against fp64 first, then milliseconds and memory."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kernels import reference
+from .peers import PEERS, function_of, laid_out
+from .problems import Problem
+
+CHECKED = 512  # positions on which errors are measured
+WORST = 0.03  # relative L2 error from which on a result counts as wrong, in 16 bits; a hundredth of that in fp32
+
+
+@dataclass
+class Row:
+    """A line of the table. Times in ms, medians; percent of the time that the copy of as many bytes takes; peak memory in
+    MiB beyond the operands; errors: the largest relative L2 error of the output, and of the gradients."""
+
+    problem: str
+    shape: str
+    decay: str
+    dtype: str
+    peer: str
+    forward: float | None = None
+    both: float | None = None
+    percent: float | None = None
+    percent_both: float | None = None
+    memory: float | None = None
+    memory_both: float | None = None
+    error: float | None = None
+    error_gradients: float | None = None
+    note: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def copy_speed(device: torch.device) -> float:
+    """Bytes a second, read and written, of a large copy on the device."""
+    x = torch.empty(2**31 if device.type == "cuda" else 2**28, dtype=torch.uint8, device=device)
+    y = torch.empty_like(x)
+    return 2 * x.numel() / (milliseconds(lambda: y.copy_(x), device) * 1e-3)
+
+
+def milliseconds(function: Callable[[], Any], device: torch.device) -> float:
+    """Median time of a call after warming up."""
+    if device.type == "cuda":
+        from triton.testing import do_bench
+
+        return float(do_bench(function, warmup=20, rep=100, return_mode="median"))
+    function()
+    times: list[float] = []
+    while len(times) < 3 or (sum(times) < 1 and len(times) < 50):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times) * 1e3
+
+
+def run(function: Callable[..., Tensor], operands: list[Tensor | None], grad: Tensor) -> list[Tensor]:
+    """The output, and the gradients of what needs one."""
+    out = function(*operands)
+    inputs = [x for x in operands if x is not None and x.requires_grad]
+    return [out.detach(), *torch.autograd.grad(out, inputs, grad)]
+
+
+def errors(name: str, function: Callable[..., Tensor], problem: Problem, dtype: torch.dtype, device: torch.device) -> list[float]:
+    """Relative L2 errors of the output and of each gradient on the first positions, against the definition in fp64."""
+    operands = problem.operands(dtype, device, min(CHECKED, problem.n))
+    q = operands[0]
+    assert q is not None
+    grad = torch.randn(q.shape, device=device, dtype=dtype)
+    wide = [None if x is None else x.detach().double().requires_grad_(x.requires_grad) for x in operands]
+    exact = run(lambda *args: reference.linear_attention(*args)[0], wide, grad.double())
+    found = run(function, laid_out(name, operands), grad)
+    return [float((x.double() - y).norm() / y.norm()) for x, y in zip(found, exact)]
+
+
+def measure(name: str, problem: Problem, dtype: torch.dtype, device: torch.device, speed: float) -> Row:
+    """Errors, then times and memory; nothing wrong is timed. Whatever a peer raises becomes its note."""
+    row = Row(problem.name, problem.shape, problem.decay, str(dtype)[6:], name)
+    try:
+        function = function_of(name, problem, device, dtype.itemsize)
+        if isinstance(function, str):
+            row.note = function
+            return row
+        if PEERS[name][1]:
+            found = errors(name, function, problem, dtype, device)
+            row.error, row.error_gradients = found[0], max(found[1:])
+            if not max(found) < (WORST if dtype.itemsize == 2 else WORST / 100):
+                row.note = "wrong"
+                return row
+        _time(row, name, function, problem, dtype, device, speed)
+    except Exception as e:
+        row.note = f"{type(e).__name__}: {str(e).splitlines()[0][:80] if str(e) else ''}"
+    finally:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return row
+
+
+def _time(row: Row, name: str, function: Callable[..., Tensor], problem: Problem, dtype: torch.dtype, device: torch.device,
+          speed: float) -> None:
+    operands = laid_out(name, problem.operands(dtype, device))
+    plain = [None if x is None else x.detach() for x in operands]
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return function(*plain)
+
+    grad = torch.randn_like(forward())
+    row.memory = _peak(forward, device)
+    row.forward = milliseconds(forward, device)
+    row.percent = 100 * problem.bytes(dtype.itemsize, False) / speed * 1e3 / row.forward
+    row.memory_both = _peak(lambda: run(function, operands, grad), device)
+    row.both = milliseconds(lambda: run(function, operands, grad), device)
+    row.percent_both = 100 * problem.bytes(dtype.itemsize, True) / speed * 1e3 / row.both
+
+
+def _peak(function: Callable[[], Any], device: torch.device) -> float | None:
+    """MiB beyond what is there already; on a CPU nothing counts them."""
+    function()
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    function()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20

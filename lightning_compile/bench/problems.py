@@ -1,0 +1,74 @@
+"""What is measured: shapes by name, their operands, and how much a call must at least move."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Causal linear attention of B x H sequences of N positions, D features each. decay: none, head (one constant a head),
+    step (one value a head and position, whose gradient is computed too)."""
+
+    name: str
+    b: int
+    h: int
+    n: int
+    d: int
+    decay: str = "none"
+
+    @property
+    def shape(self) -> str:
+        return f"{self.b},{self.h},{self.n},{self.d}"
+
+    def bytes(self, size: int, backward: bool) -> int:
+        """What must be moved at least: q, k, v and o; with the backward the first three again, the gradient of o, and three
+        gradients. A log-decay of each step is read, and in the backward read again and its gradient written."""
+        tensors, decays = (11, 3) if backward else (4, 1)
+        rows = self.b * self.h * self.n
+        return rows * self.d * size * tensors + (rows * 4 * decays if self.decay == "step" else 0)
+
+    def operands(self, dtype: torch.dtype, device: torch.device, n: int | None = None) -> list[Tensor | None]:
+        """q, k, v [B, H, N, D] and the log-decay; leaves that need gradients, but for a decay a head."""
+        torch.manual_seed(0)
+        shape = (self.b, self.h, n or self.n, self.d)
+        q, k, v = (torch.randn(shape, device=device, dtype=dtype).requires_grad_() for _ in range(3))
+        g = None
+        if self.decay == "head":
+            g = -torch.linspace(0.002, 0.5, self.h, device=device)
+        elif self.decay == "step":
+            g = (-0.1 * torch.rand(shape[:3], device=device)).requires_grad_()
+        return [q, k, v, g]
+
+
+GPU = (
+    Problem("A", 8, 16, 8192, 128), Problem("A", 8, 16, 8192, 128, "head"), Problem("A", 8, 16, 8192, 128, "step"),
+    Problem("B", 8, 16, 8192, 64), Problem("B", 8, 16, 8192, 64, "head"), Problem("B", 8, 16, 8192, 64, "step"),
+    Problem("C", 1, 16, 131072, 128, "head"), Problem("D", 8, 16, 2048, 64, "head"),
+    Problem("E", 1, 16, 1048576, 128, "head"),
+)  # fmt: skip
+# The number of features, at the same number of bytes; of sequences; of positions.
+FEATURES = tuple(Problem("features", 8, 1024 // d, 8192, d, "head") for d in (16, 32, 64, 128, 256)) + tuple(
+    Problem("features", 8, h, 8192, d, "head") for h, d in ((17, 60), (13, 80), (11, 96), (5, 192)))
+HEADS = tuple(Problem("heads", 1, h, max(2048, 2**20 // h), 64, "head") for h in (1, 4, 16, 64, 256, 512))
+LENGTHS = tuple(Problem("lengths", 1, 16, n, 128, "head") for n in (2048, 8192, 32768, 131072, 524288, 1048576))
+CPU = tuple(Problem("cpu", 1, 8, n, 64, decay) for decay in ("none", "head") for n in (512, 2048, 8192))
+SETS = {"gpu": GPU, "features": FEATURES, "heads": HEADS, "lengths": LENGTHS, "cpu": CPU}
+
+
+def chosen(names: str) -> list[Problem]:
+    """`A,C,lengths`: sets and shapes by name.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    found: list[Problem] = []
+    for name in names.split(","):
+        some = SETS.get(name, tuple(p for p in GPU if p.name == name))
+        if not some:
+            raise ValueError(f"no shape or set of shapes {name!r}; there are A to E, {', '.join(SETS)}")
+        found += some
+    return found

@@ -1,0 +1,123 @@
+"""Every error that this package raises on purpose: a code, what was seen, what to do.
+
+Each class is one error and holds its text. `docs/errors.md` is generated from here and from the operator's own
+(`kernels/errors.py`) by `docs/generate.py`.
+"""
+
+from __future__ import annotations
+
+import re
+
+from .kernels.errors import OPERATOR_ERRORS, Coded
+
+
+class LightningError(Coded):
+    """Base of all errors of this package but the operator's."""
+
+
+class TooFewRewrites(LightningError, RuntimeError):
+    """Fewer sites were rewritten than `min_rewrites` asks for."""
+
+    code = "LE101"
+    seen = "min_rewrites is {wanted}, but {found} site(s) of a graph were rewritten"
+    advice = "the report says why each candidate was left as it is; lightning_compile.explain(model, *inputs) says more.{report}"
+
+
+class UnknownOption(LightningError, ValueError):
+    """An option that neither this backend nor Inductor has."""
+
+    code = "LE102"
+    seen = "unknown option {name!r}"
+    advice = "known are lightning's {ours} and Inductor's {inductors}"
+
+
+class WrongOption(LightningError, ValueError):
+    """A value that an option does not take."""
+
+    code = "LE103"
+    seen = "option {name!r} is {value!r}"
+    advice = "it must be {allowed}"
+
+
+class UnknownArgument(LightningError, TypeError):
+    """A keyword argument that the backend does not take."""
+
+    code = "LE104"
+    seen = "backend 'lightning' was called with {names}"
+    advice = "it takes mode= and options=; put settings into options={{...}}"
+
+
+class NoSuchSite(LightningError, IndexError):
+    """A number that no row of the report has."""
+
+    code = "LE201"
+    seen = "site {site} was asked for, and the report has {number}"
+    advice = "sites are numbered from 1, as in the printed report"
+
+
+class NothingToSave(LightningError, ValueError):
+    """A candidate without a graph to write down."""
+
+    code = "LE202"
+    seen = "the candidate at {where} has no script"
+    advice = ("make the report with lightning_compile.explain(model, *inputs); candidates that call graphs of their own, and "
+              "errors of the pass, have none")
+
+
+class ReportMismatch(LightningError, AssertionError):
+    """`Report.check` found less than it was asked for."""
+
+    code = "LE203"
+    seen = "{complaints}"
+    advice = "{remedy}"
+
+
+
+class CannotLoad(LightningError, ValueError):
+    """The command line was given a model that cannot be made."""
+
+    code = "LE301"
+    seen = "{what!r} gives no model: {why}"
+    advice = "{remedy}"
+
+
+class CannotTrace(LightningError, RuntimeError):
+    """The model that the command line was given does not run."""
+
+    code = "LE302"
+    seen = "the model could not be traced: {why}"
+    advice = "call it once in eager mode with the same inputs and see whether it runs; --shape gives one input each"
+
+
+class MissingPackage(LightningError, ImportError):
+    """A command needs a package that is not installed."""
+
+    code = "LE303"
+    seen = "{command} needs {package}, which is not installed"
+    advice = "run: pip install {package}"
+
+
+ERRORS = (TooFewRewrites, UnknownOption, WrongOption, UnknownArgument, NoSuchSite, NothingToSave, ReportMismatch, CannotLoad,
+          CannotTrace, MissingPackage)
+
+
+def page() -> str:
+    """docs/errors.md."""
+    lines = ["# Errors", "",
+             "Every error that is raised on purpose: what was seen, and what to do. Why a candidate was not rewritten is no "
+             "error; that has [codes](codes.md) of its own. This page is generated: "
+             "`python docs/generate.py`.", ""]
+    for error in (*ERRORS, *OPERATOR_ERRORS):
+        bases = ", ".join(f"`{b.__name__}`" for b in error.__mro__[1:] if b.__module__ == "builtins" and b not in (
+            object, BaseException, Exception))
+        lines += [f"## {error.code}: {error.__name__}", "", f"Seen: {_quoted(error.seen)}.", "",
+                  f"What to do: {_quoted(error.advice)}.", "", f"It is also a {bases}.", ""]
+    return "\n".join(lines)
+
+
+def _quoted(text: str) -> str:
+    """Fields in braces as words; the report at the end of one is no part of what it says."""
+    text = text.removesuffix("{report}").removesuffix(".")
+    if not re.sub(r"[{]\w+(![rs])?[}]", "", text):
+        return "the message says"
+    return re.sub(r"[{](\w+)(![rs])?[}]", r"*\1*", text.replace("{{", "").replace("}}", ""))

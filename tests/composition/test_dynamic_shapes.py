@@ -1,0 +1,77 @@
+"""Dynamic lengths, batches and heads: compiled once or twice, rewritten, and right at every size."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+from attentions import PROGRAMS, Quick, qkv, same
+from torch import Tensor
+
+LENGTHS = random.Random(0).sample(range(3, 200), 20)
+
+
+@pytest.mark.row("Dynamic shapes", "dynamic=True: one compilation serves 20 lengths")
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda f: f.__name__)
+def test_dynamic_lengths_compile_once(program: Callable[..., Tensor]) -> None:
+    seen = Quick()
+    compiled = torch.compile(program, backend=seen, dynamic=True)
+    for n in LENGTHS:
+        same([compiled(*qkv(n))], [program(*qkv(n))])
+    assert len(seen.reports) == 1 and seen.sites == 1, seen.said()
+
+
+@pytest.mark.row("Dynamic shapes", "automatic: the second length compiles again, no other does")
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda f: f.__name__)
+def test_lengths_become_dynamic_by_themselves(program: Callable[..., Tensor]) -> None:
+    seen = Quick()
+    compiled = torch.compile(program, backend=seen)
+    for n in LENGTHS[:2]:
+        same([compiled(*qkv(n))], [program(*qkv(n))])
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for n in LENGTHS[2:]:
+            same([compiled(*qkv(n))], [program(*qkv(n))])
+    assert len(seen.reports) == 2 and seen.sites == 2, seen.said()
+
+
+@pytest.mark.row("Dynamic shapes", "batch, and heads where no table is indexed by them, change too")
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda f: f.__name__)
+def test_batch_and_heads_are_dynamic(program: Callable[..., Tensor]) -> None:
+    seen = Quick()
+    compiled = torch.compile(program, backend=seen, dynamic=True)
+    heads = (2,) if program.__name__ == "retention" else (2, 5, 6)
+    for batch in (3, 4, 7):
+        for h in heads:
+            x = qkv(20 + batch, batch=batch, heads=h)
+            same([compiled(*x)], [program(*x)])
+    assert len(seen.reports) == 1 and seen.sites == 1, seen.said()
+
+
+@pytest.mark.row("Dynamic shapes", "gradients at several lengths")
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda f: f.__name__)
+def test_gradients_of_dynamic_lengths(program: Callable[..., Tensor]) -> None:
+    from attentions import with_gradients
+
+    seen = Quick()
+    compiled = torch.compile(program, backend=seen, dynamic=True)
+    for n in (17, 64, 33):
+        same(with_gradients(compiled, qkv(n)), with_gradients(program, qkv(n)))
+    assert seen.sites == 1, seen.said()
+
+
+@pytest.mark.slow
+@pytest.mark.row("Dynamic shapes", "Mamba-2 of transformers: one compilation serves several lengths")
+def test_mamba2_of_transformers() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Mamba2Config(num_heads=4, head_dim=16, state_size=16, n_groups=1, expand=2, chunk_size=32,
+                                       vocab_size=64, hidden_size=32, num_hidden_layers=1)
+    mixer = transformers.models.mamba2.modeling_mamba2.Mamba2Mixer(config, 0).eval()
+    seen = Quick(traced=False)
+    compiled = torch.compile(mixer, backend=seen, dynamic=True)
+    with torch.no_grad():
+        for n in (70, 40, 96, 129):
+            x = torch.randn(2, n, 32)
+            same([compiled(x)], [mixer(x)])
+    assert len(seen.reports) <= 2 and seen.sites >= 1, seen.said()

@@ -1,0 +1,74 @@
+"""Trainers and generation of transformers."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from attentions import Quick
+from torch import Tensor
+
+pytestmark = pytest.mark.slow
+
+
+def mamba2() -> Any:
+    transformers = pytest.importorskip("transformers")
+    return transformers.Mamba2ForCausalLM(transformers.Mamba2Config(
+        num_hidden_layers=2, hidden_size=32, state_size=16, head_dim=8, num_heads=8, n_groups=1, chunk_size=16, vocab_size=64))
+
+
+def minimax() -> Any:
+    transformers = pytest.importorskip("transformers")
+    return transformers.MiniMaxForCausalLM(transformers.MiniMaxConfig(
+        hidden_size=32, num_attention_heads=4, num_key_value_heads=4, head_dim=8, block_size=16, intermediate_size=64,
+        num_local_experts=2, vocab_size=64, num_hidden_layers=2, layer_types=["linear_attention", "full_attention"]))
+
+
+@pytest.mark.row("Training", "a plain loop over Mamba-2 and MiniMax of transformers: the losses of eager")
+@pytest.mark.parametrize("make, sites", [(mamba2, 2), (minimax, 1)])
+def test_a_plain_loop(make: Any, sites: int) -> None:
+    def losses(model: Any, call: Any) -> list[float]:
+        optimiser = torch.optim.AdamW(model.parameters(), 1e-2)
+        found = []
+        for step in range(4):
+            tokens = torch.randint(0, 64, (2, 48), generator=torch.Generator().manual_seed(step))
+            loss: Tensor = call(input_ids=tokens, labels=tokens, use_cache=False).loss
+            loss.backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            found.append(loss.item())
+        return found
+
+    reference = make().train()
+    model, seen = copy.deepcopy(reference), Quick()
+    ours = losses(model, torch.compile(model, backend=seen))
+    assert ours == pytest.approx(losses(reference, reference), rel=2e-3) and seen.sites == sites, seen.said()
+
+
+@pytest.mark.row("Training", "transformers' Trainer on a model after `model.compile(backend=\"lightning\")`")
+@pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="Trainer needs accelerate")
+def test_the_trainer(tmp_path: Path) -> None:
+    import transformers
+    from torch._dynamo.utils import counters
+
+    def losses(compiled: bool) -> list[float]:
+        torch.manual_seed(0)
+        model = mamba2()
+        if compiled:  # accelerate has a list of backends of its own, and torch_compile_backend takes no other
+            model.compile(backend="lightning", options={"when": "always"})
+        tokens = torch.randint(0, 64, (8, 48), generator=torch.Generator().manual_seed(1))
+        data = [{"input_ids": x, "labels": x} for x in tokens]
+        arguments = transformers.TrainingArguments(
+            str(tmp_path), max_steps=3, per_device_train_batch_size=2, logging_steps=1, report_to=[], save_strategy="no",
+            use_cpu=True, seed=0, disable_tqdm=True)
+        trainer = transformers.Trainer(model, arguments, train_dataset=data)
+        trainer.train()
+        return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+    eager, ours = losses(False), losses(True)
+    assert ours == pytest.approx(eager, rel=2e-3) and len(ours) == 3
+    assert counters["lightning"]["rewritten"] >= 2, dict(counters["lightning"])
