@@ -172,11 +172,12 @@ def _decay_gradient(pairs: Tensor, later: Tensor, earlier: Tensor, passing: Tens
     before its chunk; earlier [.., C]: of a position and all that lies behind its chunk; passing [..]: across the chunk.
     """
     ones = pairs.new_ones(CHUNK, CHUNK)
-    inside = ((ones.triu() @ pairs) * ones.tril(-1)).sum(-1)
+    inside = ((ones.triu() @ pairs) * ones.tril(-1)).sum(-1, dtype=torch.float64)
     # What passes the chunk goes in with its last position. Added to the sum instead, where it is repeated and then cut to
     # the sequence's length, Inductor 2.13 leaves the cut chunk unwritten on CPUs (it splits 70 steps as 1 times 64).
-    later = later + functional.pad(passing[..., None], (CHUNK - 1, 0))
-    return inside + later @ ones.tril() + earlier @ ones.triu(1)
+    later = later.double() + functional.pad(passing[..., None], (CHUNK - 1, 0))
+    ones = ones.double()                                    # numbers of a chunk, few beside its pairs
+    return inside + later @ ones.tril() + earlier.double() @ ones.triu(1)
 
 
 def _with_column(x: Tensor, column: Tensor | None) -> Tensor:
@@ -217,10 +218,11 @@ def forward(
     right, value = _to_heads(operands["k"], heads), _to_heads(operands["v"], heads)
     states, final = _states(right, value, decays, problem.initial_state, reverse)
     scores = _scores(operands["q"], operands["k"], heads) * (decays.inside.mT if reverse else decays.inside)
-    out = scale * _whole(scores @ value + _before(role, operands, decays, states, heads), n)
+    before = _before(role, operands, decays, states, heads)
+    out = scale * _whole(scores @ value + before, n)
     z = v.new_empty(0, dtype=acc)
-    if normalizer:
-        out, z = out[..., :-1], out[..., -1].clone()
+    if normalizer:                                          # its sums are more precise than a product with ones
+        out, z = out[..., :-1], scale * _whole(scores.sum(-1) + before[..., -1], n)
     o = _placed(out, v, sequence_first(v, q, k))
     return o, z, final.contiguous() if final_state else v.new_empty(0, dtype=acc)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import chunked, tiles
+from . import fallback
 from .dispatch import straight_for
 from .problem import gradient_behind_the_end, log_decay_gradient, make_problem, output_heads, sum_groups
 
@@ -69,8 +69,7 @@ class LinearAttention(torch.autograd.function._SingleLevelFunction):
         else:
             with torch._C._AutoDispatchBelowAutograd():
                 if straight_for(*grads, *saved):
-                    path = tiles if tiles.serves(saved[0], saved[2]) else chunked
-                    found = path.backward(*grads, *saved, *options, needs)
+                    found = fallback.backward(*grads, *saved, *options, needs)
                 else:
                     found = torch.ops.lightning.linear_attention_backward.default(*grads, *saved, *options, needs)
         return (None, *(x if need else None for x, need in zip(found, needs)), None, None, None, None, None)

@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 from torch.library import Library
 from torch.utils.flop_counter import register_flop_formula
 
-from . import chunked, reference, tiles
+from . import chunked, fallback, reference, tiles
 from .dispatch import straight
 from .errors import NoDerivative
 from .gradients import LinearAttention
@@ -59,15 +59,7 @@ def _compute(
     normalizer: bool = False,
     final_state: bool = False,
 ) -> tuple[Tensor, ...]:
-    if q.dim() == 4 and v.dim() == 4 and tiles.serves(q, v):
-        return tiles.forward(q, k, v, log_decay, initial_state, scale, reverse, strict, normalizer, final_state)
-    check_arguments(q, k, v, log_decay, initial_state, normalizer, final_state)
-    return chunked.forward(q, k, v, log_decay, initial_state, scale, reverse, strict, normalizer, final_state)
-
-
-def _compute_backward(*args: Any) -> tuple[Tensor, ...]:
-    path = tiles if tiles.serves(args[3], args[5]) else chunked
-    return path.backward(*args)
+    return fallback.forward(q, k, v, log_decay, initial_state, scale, reverse, strict, normalizer, final_state)
 
 
 def _fake(
@@ -177,7 +169,7 @@ def _autocast(device: str) -> Callable[..., tuple[Tensor, ...]]:
 
 
 library.impl("linear_attention", _compute, "CompositeExplicitAutograd")
-library.impl("linear_attention_backward", _compute_backward, "CompositeExplicitAutograd")
+library.impl("linear_attention_backward", fallback.backward, "CompositeExplicitAutograd")
 torch.library.register_fake("lightning::linear_attention", _fake, lib=library)
 torch.library.register_fake("lightning::linear_attention_backward", _fake_backward, lib=library)
 library.impl("linear_attention", _autograd, "Autograd", with_keyset=True)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 import functools
-import hashlib
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.fx as fx
+from torch._dynamo.exc import RestartAnalysis, SkipFrame
 from torch._dynamo.utils import counters
 from torch._guards import TracingContext, detect_fake_mode
 from torch._inductor.custom_graph_pass import CustomGraphPass
@@ -23,16 +23,20 @@ from .errors import TooFewRewrites, UnknownArgument
 from .guards import Assumption, guarded
 from .kernels.sharding import ensure_registered
 from .options import Options, inductor_config, split
-from .patterns.codes import CODES
+from .patterns.clock import OutOfTime, limited
+from .patterns.codes import NearMiss, near_miss
 from .patterns.constants import static
 from .patterns.islands import CAUSAL, may_match
-from .report import Report, describe
-from .rewrite import Outcome, rewrite
+from .report import Report
+from .rewrite import Outcome, about_the_rest, rewrite
+from .sources import source_hash
 
 log = logging.getLogger("lightning_compile")
 
 # A graph without one of these has no sums over products, and is not looked at.
 PRODUCTS = frozenset({"einsum", "matmul", "bmm", "baddbmm", "mm", "__matmul__", "sum", "inner", "tensordot", "mul"})
+
+CONTROL = (RestartAnalysis, SkipFrame)  # by which Dynamo is told to start again, or to leave a frame alone
 
 
 def lightning(gm: fx.GraphModule, example_inputs: Sequence[Any], *, mode: str | None = None,
@@ -49,22 +53,42 @@ def lightning(gm: fx.GraphModule, example_inputs: Sequence[Any], *, mode: str | 
     own, rest = split(options)
     config = inductor_config(mode, rest)
     outcome = examine(gm, example_inputs, own)
+    compiled = None
+    if outcome.graph is not None and len(outcome.report.rewritten) >= own.min_rewrites:
+        _begin_kernels(outcome.graph)
+        try:
+            compiled = _inductor(outcome.graph, example_inputs, config, own, name)
+        except CONTROL:
+            raise
+        except Exception as e:
+            log.debug("traceback", exc_info=True)
+            outcome = Outcome(None, _given_up(outcome.report, near_miss("LC904", seen=f"{type(e).__name__}: {str(e)[:200]}")))
     count(outcome.report)
     announce(outcome.report)
     if len(outcome.report.rewritten) < own.min_rewrites:
         raise TooFewRewrites(wanted=own.min_rewrites, found=len(outcome.report.rewritten), report=f"\n{outcome.report}")
-    if outcome.graph is not None:
-        try:
-            ahead.begin(outcome.graph.graph)
-        except Exception:                                       # the first call then compiles what it launches
-            log.debug("no kernel is compiled ahead", exc_info=True)
-    compiled = _inductor(outcome.graph or gm, example_inputs, config, own, name)
+    if compiled is None:
+        compiled = _inductor(outcome.graph or gm, example_inputs, config, own, name)
     if outcome.inputs and outcome.graph is not None:
         placeholders = [n for n in outcome.graph.graph.nodes if n.op == "placeholder"]
         assumptions = [Assumption.of(placeholders.index(n), n.meta["grapharg"].example) for n in outcome.inputs
                        if n.op == "placeholder"]
         return guarded(assumptions, compiled, gm.forward) if assumptions else compiled
     return compiled
+
+
+def _given_up(report: Report, why: NearMiss) -> Report:
+    """The report about a rewritten graph that was not used after all."""
+    log.warning("%s: %s. Results stay right.", why.code, why.reason)
+    return Report(tuple(replace(c, status="rejected", code=why.code, reason=why.reason, hint=why.hint)
+                        if c.status == "rewritten" else c for c in report.candidates))
+
+
+def _begin_kernels(gm: fx.GraphModule) -> None:
+    try:
+        ahead.begin(gm.graph)
+    except Exception:                                           # the first call then compiles what it launches
+        log.debug("no kernel is compiled ahead", exc_info=True)
 
 
 def _reset() -> None:
@@ -81,10 +105,9 @@ def examine(gm: fx.GraphModule, example_inputs: Iterable[Any], options: Options,
 
     A graph without any source of causality is not even looked at, unless `thorough`.
     """
-    if not (worth_a_look(gm) or thorough):
-        return Outcome()
     try:
-        if not any(may_match(part, thorough) for part in gm.modules() if isinstance(part, fx.GraphModule)):
+        parts = [part for part in gm.modules() if isinstance(part, fx.GraphModule)]
+        if not (worth_a_look(gm) or thorough) or not any(may_match(part, thorough) for part in parts):
             return Outcome()
         context = TracingContext.try_get()
         fake = (context and context.fake_mode) or detect_fake_mode(list(example_inputs))
@@ -98,13 +121,19 @@ def examine(gm: fx.GraphModule, example_inputs: Iterable[Any], options: Options,
                 inner.meta.update(sub.meta)
                 setattr(mine, child, inner)
         ensure_registered()
-        return rewrite(mine, fake, options, thorough)
+        with limited(options.time_limit):
+            return rewrite(mine, fake, options, thorough)
+    except OutOfTime as e:
+        return _untouched(near_miss("LC902", limit=f"{e.limit:g}"))
+    except NearMiss as e:
+        return _untouched(e)
     except Exception as e:
-        log.warning("the pass failed; the model is compiled by Inductor alone (%s: %s)", type(e).__name__, e)
         log.debug("traceback", exc_info=True)
-        code = CODES["LC901"]
-        reason = code.reason.format(seen=f"{type(e).__name__}: {str(e)[:200]}")
-        return Outcome(None, Report((describe.failed(reason),)))
+        return _untouched(near_miss("LC901", seen=f"the pass failed: {type(e).__name__}: {str(e)[:200]}"))
+
+
+def _untouched(why: NearMiss) -> Outcome:
+    return Outcome(None, Report((about_the_rest(why, "the whole graph"),)))
 
 
 def count(report: Report) -> None:
@@ -152,20 +181,6 @@ class _Salt(CustomGraphPass):
                 return None                                     # Inductor then does not cache, as it would without us
             ids.append(one)
         return tuple(ids)
-
-
-@functools.cache
-def source_hash() -> str:
-    """Of all our sources: a changed kernel or rule must not meet a cached graph of the old one."""
-    from . import __path__ as folders
-
-    digest = hashlib.sha256()
-    here = Path(folders[0])
-    roots = [here] if (here / "patterns").is_dir() else [here, here.parent / "patterns", here.parent / "kernels"]
-    for root in roots:
-        for file in sorted(root.rglob("*.py")):
-            digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
 
 
 @functools.cache

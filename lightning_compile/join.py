@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from .emit import Site
 from .patterns.index import Affine, Index, hint, mixed_radix, product, same, var
 from .patterns.match import Match
 from .patterns.normal_form import Read, rename
+
+ROUNDING = 1e-9  # of log-decays that were found from different terms; the checks look at what comes of it
 
 
 def joined(main: Match, z: Match) -> Site | None:
@@ -93,8 +96,11 @@ def _same_decay(main: Match, z: Match, mapping: dict[Index, Index]) -> bool:
         return False
     substitution = {x: var(y) for x, y in mapping.items()}
     for a, b in zip(main.decay, z.decay):
-        if tuple(mapping.get(x, x) for x in b.over) != a.over or a.numbers.shape != b.numbers.shape or \
-                not (a.numbers == b.numbers).all() or tuple(r.substitute(substitution) for r in b.reads) != a.reads:
+        if tuple(mapping.get(x, x) for x in b.over) != a.over or a.numbers.shape != b.numbers.shape:
+            return False
+        if not np.allclose(a.numbers, b.numbers, rtol=ROUNDING, atol=0):
+            return False
+        if tuple(r.substitute(substitution) for r in b.reads) != a.reads:
             return False
     return True
 

@@ -15,11 +15,13 @@ Verify = Literal["off", "compile", "run"]
 @dataclass(frozen=True)
 class Options:
     """`when`: rewrite where the cost model says that it pays, or wherever it is right. `min_rewrites`: the least number of
-    sites in a graph. `verify`: check matches while compiling, or also compare with the original on real inputs."""
+    sites in a graph. `verify`: check matches while compiling, or also compare with the original on real inputs. `time_limit`:
+    seconds that the pass may take for a graph; what is not decided by then is left as it is."""
 
     when: When = "profitable"
     min_rewrites: int = 0
     verify: Verify = "compile"
+    time_limit: float = 10.0
 
     def __post_init__(self) -> None:
         for name, choices in (("when", get_args(When)), ("verify", get_args(Verify))):
@@ -27,6 +29,8 @@ class Options:
                 raise WrongOption(name=name, value=getattr(self, name), allowed=f"one of {list(choices)}")
         if isinstance(self.min_rewrites, bool) or not isinstance(self.min_rewrites, int) or self.min_rewrites < 0:
             raise WrongOption(name="min_rewrites", value=self.min_rewrites, allowed="a number of sites, 0 or more")
+        if isinstance(self.time_limit, bool) or not isinstance(self.time_limit, (int, float)) or not self.time_limit > 0:
+            raise WrongOption(name="time_limit", value=self.time_limit, allowed="a number of seconds, more than 0")
 
 
 NAMES = tuple(f.name for f in fields(Options))

@@ -22,6 +22,7 @@ from .join import joined
 from .kernels.operator import linear_attention
 from .options import Options
 from .patterns import candidates as cand
+from .patterns.clock import OutOfTime, look
 from .patterns.codes import NearMiss, near_miss
 from .patterns.constants import known_value, static
 from .patterns.functions import example_of
@@ -151,11 +152,15 @@ def rewrite(gm: fx.GraphModule, fake: FakeTensorMode, options: Options, thorough
         found = cand.find(gm, fake, _constants, parts)
         pass_ = _Pass(gm, found, options, parts, thorough)
         pass_.run()
-    report = Report(tuple(c for _, c in sorted(pass_.decided.items(), key=lambda item: item[0])))
+    report = Report((*(c for _, c in sorted(pass_.decided.items(), key=lambda item: item[0])), *pass_.rest))
     report = report if inside is None else report + inside
     changed = gm if pass_.changed else None
-    for name, sub in _bodies(gm):
-        outcome = rewrite(sub, fake, options, thorough)
+    for name, sub in _bodies(gm) if not pass_.rest else ():
+        try:
+            outcome = rewrite(sub, fake, options, thorough)
+        except OutOfTime as e:                              # while the body was looked at: nothing of it was changed
+            report = report + Report((about_the_rest(near_miss("LC902", limit=f"{e.limit:g}"), "the rest of the graph"),))
+            break
         report = report + outcome.report
         if outcome.graph is not None:
             changed = gm
@@ -175,6 +180,12 @@ def _under_transforms(gm: fx.GraphModule) -> Report | None:
     why = near_miss("LC304")
     ends = (suspect(region, CAUSAL) for region in found)
     return Report(tuple(describe.rejected(n, why, "", None, None, None) for n in ends if n is not None))
+
+
+def about_the_rest(why: NearMiss, where: str) -> Candidate:
+    """What is told of a whole graph, or of what is left of it."""
+    log.warning("%s: %s (%s). Results stay right.", why.code, why.reason, where)
+    return Candidate("rejected", why.code, why.reason, where, why.hint, "")
 
 
 def _bodies(gm: fx.GraphModule) -> list[tuple[str, fx.GraphModule]]:
@@ -202,8 +213,18 @@ class _Pass:
         self.loop_sums: set[fx.Node] = set()  # sums of a block's own part with what it reads of a state, left as they are
         self.loops: set[Leaf] = set()         # what queries of such blocks are windows of
         self.changed = False
+        self.rest: tuple[Candidate, ...] = ()               # what is told of that which was not decided about
 
     def run(self) -> None:
+        """Decides about all candidates, or about as many as the time allows: each of them is complete."""
+        try:
+            self._decide_about_all()
+        except OutOfTime as e:
+            self.rest = (about_the_rest(near_miss("LC902", limit=f"{e.limit:g}"), "the rest of the graph"),)
+        for members, twins in self.parts.twins if self.parts is not None else ():
+            self._repeat(members, twins)
+
+    def _decide_about_all(self) -> None:
         """Later matches first: one that holds an earlier one makes it dead."""
         matches = [(c, c.found) for c in self.candidates if isinstance(c.found, Match)]
         attentions = [(c, m) for c, m in matches if m.kind == "attention"]
@@ -232,8 +253,6 @@ class _Pass:
             if not self.loop_sums.intersection(c.node.users) and not any(self._contains(c, t) for t in told):
                 told.append(c)
                 self._reject(c, c.found)
-        for members, twins in self.parts.twins if self.parts is not None else ():
-            self._repeat(members, twins)
 
     def _pieces(self) -> set[fx.Node]:
         """Near misses that are put together to a larger candidate, of which it is told instead."""
@@ -352,6 +371,7 @@ class _Pass:
     def _site(self, members: Sequence[cand.Candidate], site: Site, told: bool = True) -> bool:
         """Decides about one site and writes it. True if the graph changed. A refusal is reported only if it is to be
         `told`; a state alone is a part of a site that is reported already."""
+        look()
         targets = [c.key for c in members]
         stop = {leaf_key(self.table, leaf) for m in site.matches() for leaf in m.leaves()}
         records = [r for key in targets for r in region(self.table, key, stop)]
@@ -429,14 +449,20 @@ class _Pass:
             shapes = [tuple(b.number(product(x.size for x in axis)) for axis in m.value.axes)
                       for b, m in zip(builders[1:], site.matches())]
             values = emit(builders[0], builders[1:], site, linear_attention, shapes, [c.dtype for c in members])
-        except NearMiss as e:
+        except Exception as e:                              # nothing of the graph has been replaced yet
             for b in reversed(builders):
                 b.undo()
-            return e
+            if isinstance(e, NearMiss):
+                return e
+            log.warning("a site was not written (%s: %s); it is left as it is, results stay right", type(e).__name__, e)
+            log.debug("traceback", exc_info=True)
+            return near_miss("LC901", seen=f"{type(e).__name__}: {str(e)[:200]}")
         replaced: list[tuple[fx.Node, fx.Node]] = []
         for c, b, value in zip(members, builders[1:], values):
             old = c.node if c.holder is None else c.holder
             value = restore(b, value, old, old.meta.get("example_value"))
+            if c.holder is None and self._written_later(c):     # a view of the operator's output must not be written to
+                value = b.call(torch.clone, value)
             if self.options.verify == "run":
                 value = watched(GraphBuilder(self.interpreter, b.before.next if c.holder is None else b.before, self.replaced,
                                              device), value, old)
@@ -452,6 +478,11 @@ class _Pass:
 
     def _storage(self, c: cand.Candidate) -> int:
         return self.table.tensors[c.key.tensor].untyped_storage()._cdata
+
+    def _written_later(self, c: cand.Candidate) -> bool:
+        """Whether the candidate's tensor, or a view of it, is written to behind it."""
+        mine, at = self._storage(c), self.order[c.node]
+        return any(s == mine and n is not None and self.order[n] > at for s, n in self.table.mutations)
 
     def _seen_otherwise(self, c: cand.Candidate) -> bool:
         """Whether a view of a tensor that a loop wrote is used after the last write: it would not see the new value."""

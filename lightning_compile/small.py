@@ -12,6 +12,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from .patterns.clock import look
 from .patterns.index import Affine, Index, hint, product, same
 from .patterns.normal_form import Leaf, Numbers, Position, Term, Value
 from .patterns.records import Key, Record
@@ -92,6 +93,7 @@ class Sizes:
         """What follows from the sizes that are known: each newly known one is looked at together with what it is tied to."""
         todo = deque(start)
         while todo:
+            look()
             for law in self.laws.get(todo.popleft(), ()):
                 todo.extend(law())
 
@@ -424,6 +426,7 @@ def replay(records: Sequence[Record], target: Key, inputs: Mapping[Key, Tensor],
     for record in records:
         if Key(*record.outputs[0]) in env:
             continue
+        look()
         dtype = table.tensors[record.outputs[0][0]].dtype
         outs = run_again(record, get, sizes, dtype)
         for (tensor, version), v, x in zip(record.outputs, record.values, outs):

@@ -6,20 +6,22 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from . import passed
 from .emit import Site, emit
 from .kernels import reference
 from .kernels.operator import linear_attention
+from .patterns.clock import OutOfTime
 from .patterns.codes import NearMiss, near_miss
 from .patterns.index import Affine, Index, hint, product, same
-from .patterns.match import MAX_FEATURES, Match
+from .patterns.match import MAX_FEATURES
 from .patterns.normal_form import Leaf, Numbers
 from .patterns.records import Key, Record
 from .patterns.side_table import SideTable
 from .patterns.sizes import another_value, hint_of
+from .signature import relied_sign, signature
 from .small import KEPT, PAD, Sizes, Unsolvable, evaluate, leaf_key, region, replay
 
 TOLERANCE = 1e-7  # of fp64 results, relative to the largest element
@@ -31,8 +33,6 @@ UNROLLED_FEATURES = (FEATURES[0], (4, 4), FEATURES[-1])
 UNROLLED_CHECKS = ("weights of positions along the states", "replay of the recorded operations, of a long loop some pieces",
                    "gradients")
 CHECKS = ("normal form against operator", "gradients", "replay of the recorded operations")
-
-_passed: set[Any] = set()
 
 
 class Eager:
@@ -73,8 +73,8 @@ def check(table: SideTable, site: Site, targets: Sequence[Key]) -> NearMiss | No
     """
     stop = {leaf_key(table, leaf) for m in site.matches() for leaf in m.leaves()}
     regions = [region(table, key, stop) for key in targets]
-    signature = _signature(site, table, regions, stop)
-    if signature in _passed:
+    name = passed.name_of(signature(site, table, regions, stop))
+    if passed.has_passed(name):
         return None
     try:
         with _disable_current_modes(), torch.random.fork_rng(devices=()), torch.enable_grad(), \
@@ -82,10 +82,12 @@ def check(table: SideTable, site: Site, targets: Sequence[Key]) -> NearMiss | No
             failed = _check(table, site, targets, regions)
     except NearMiss as e:
         return e
-    except (Unsolvable, RuntimeError, IndexError, TypeError, ValueError) as e:
+    except OutOfTime:
+        raise
+    except Exception as e:                                  # an error about one site leaves the others
         return _not_checkable(e)
     if failed is None:
-        _passed.add(signature)
+        passed.remember(name)
     return failed
 
 
@@ -101,7 +103,7 @@ def _check(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequen
             try:
                 sizes = Sizes(*_small(site, table, regions, features, whole), site.main.rows, n if whole else PAD)
                 failed = _compare(table, site, targets, regions, sizes)
-            except (Unsolvable, RuntimeError, IndexError) as e:
+            except (Unsolvable, RuntimeError, LookupError, ArithmeticError) as e:
                 failed = _not_checkable(e)
                 continue
             if failed is None:
@@ -121,7 +123,7 @@ def _check_unrolled(table: SideTable, site: Site, targets: Sequence[Key], region
             try:
                 small = _small(site, table, regions, features, True, length)
                 failed = compare(table, site, targets, regions, Sizes(*small, pad=None, tiles=features[0] != MAX_FEATURES))
-            except (Unsolvable, RuntimeError, IndexError) as e:
+            except (Unsolvable, RuntimeError, LookupError, ArithmeticError) as e:
                 failed = _not_checkable(e)
             if failed is not None:
                 break
@@ -230,7 +232,9 @@ def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], featur
     for p, x in enumerate(reversed(main.batch)):
         # q, k and v in one projection, [3, heads, features]: their offsets are multiples of the number of heads
         keep = x in offset and isinstance(x.size, int) and x.size <= HEADS
-        choose(x, x.size if keep else (2, 3)[p % 2])
+        digits = _finest(x) if not keep and x not in given else [x]
+        for q, y in enumerate(digits):                      # batch and heads on one axis: it is what they are together
+            choose(y, x.size if keep else (2, 3)[(p + q) % 2])
     given.update({y: given[x] for m in site.matches() for x, y in m.ends if x in given})
     universe = {x for records in regions for r in records for v in r.values for x in _variables(v)}
     universe |= {x for m in site.matches() for leaf in m.leaves() for axis in table.values[id(leaf.tensor)].axes for x in axis}
@@ -255,6 +259,13 @@ def _numbered(regions: Sequence[list[Record]]) -> set[Index]:
             todo += [y for group in x.splits if len(group) == 1 for y in group]
             todo += [y for y in x.parents if (x,) in y.splits]
     return seen
+
+
+def _finest(x: Index, above: frozenset[Index] = frozenset()) -> list[Index]:
+    """The digits that a variable falls into, or the variable itself."""
+    above = above | {x}
+    parts = next((group for group in x.splits if len(group) > 1 and not above.intersection(group)), ())
+    return [z for y in parts for z in _finest(y, above)] or [x]
 
 
 def _tabulated(site: Site) -> set[Index]:
@@ -289,49 +300,11 @@ def random_leaves(site: Site, table: SideTable, sizes: Sizes) -> dict[Leaf, Tens
                     x = x / 2                               # between a quarter and three quarters
                 elif not (r.leaf.positive or r.leaf in functions):
                     x = x * (torch.randint(0, 2, shape, generator=generator) * 2 - 1)
-                if r.leaf.relied and r.leaf.real is not None:
-                    x = x.abs() * (1 if float(r.leaf.real.flatten()[0]) > 0 else -1)
+                if sign := relied_sign(r.leaf):
+                    x = x.abs() * sign
                 truth = r.leaf.tensor.dtype == torch.bool
                 leaves[r.leaf] = (x > 0).double() if truth else x.requires_grad_()
     for leaf in {f for m in site.matches() for f in m.value.leaves()} - set(leaves):
         shape = sizes.shape(table.values[id(leaf.tensor)].axes)
         leaves[leaf] = torch.rand(shape, generator=generator, dtype=torch.float64).requires_grad_()
     return leaves
-
-
-def _signature(site: Site, table: SideTable, regions: Sequence[list[Record]], stop: set[Key]) -> Any:
-    """What the checks depend on, with tensors and variables numbered by first use: equal layers have equal signatures."""
-    numbers: dict[Any, int] = {}
-
-    def numbered(x: Any) -> Any:
-        if isinstance(x, Key):
-            return ("stop" if x in stop else "", numbers.setdefault(x, len(numbers)))
-        if isinstance(x, (torch.SymInt, torch.SymFloat)):
-            return str(x.node.expr)
-        return str(x)
-
-    calls = []
-    for records in regions:
-        for r in records:
-            shapes = tuple(tuple(tuple((numbers.setdefault(x, len(numbers)), str(x.size)) for x in axis) for axis in v.axes)
-                           for v in r.values)
-            arguments = tuple(map(numbered, pytree.tree_leaves((r.args, r.kwargs))))
-            calls.append((str(r.func), arguments, tuple(numbered(Key(*k)) for k in r.outputs), shapes))
-    return (tuple(_match_signature(m, table, numbers) for m in site.matches()), tuple(calls))
-
-
-def _match_signature(m: Match, table: SideTable, numbers: dict[Any, int]) -> Any:
-    def name(x: Any) -> int:
-        return numbers.setdefault(x, len(numbers))
-
-    def index(a: Affine) -> Any:
-        return (str(a.const), tuple(sorted((name(x), str(c)) for x, c in a.coef.items())))
-
-    def reads(rs: Any) -> Any:
-        return tuple((name(leaf_key(table, r.leaf)), r.function, r.detached, tuple(map(index, r.index))) for r in rs)
-
-    groups = tuple(tuple(map(name, g)) for g in (m.batch, m.i, m.j, m.rows, m.d, m.e))
-    decay = tuple((g.numbers.tobytes(), tuple(map(name, g.over)), reads(g.reads)) for g in m.decay)
-    axes = tuple(tuple(map(name, axis)) for axis in m.value.axes)
-    return (reads(m.q), reads(m.k), reads(m.v), reads(m.out), groups, decay, axes, str(m.coef), m.reverse, m.strict, m.degrees,
-            reads(m.state), m.entering, tuple((name(x), name(y)) for x, y in m.ends))

@@ -180,6 +180,15 @@ _TABLE = (
     # ---------------------------------------------------------------------------------------------------- LC9xx: errors
     Code("LC901", "error in the pass", "{seen}",
          "the model runs with plain Inductor. Please report it with the traceback (TORCH_LOGS='+lightning_compile')"),
+    Code("LC902", "gave up", "the pass has taken {limit} s; what it had not decided by then is left as it is",
+         "options={'time_limit': 60} allows it a minute for each graph"),
+    Code("LC903", "dynamic sizes", "to look into the graph would tie its dynamic sizes to each other: {seen}",
+         "compile with dynamic=False, or mark only the length as dynamic (torch._dynamo.mark_dynamic)"),
+    Code("LC904", "no code for the rewritten graph", "Inductor failed on the rewritten graph, and compiled the original: {seen}",
+         "the model runs with plain Inductor. Please report it with the traceback (TORCH_LOGS='+lightning_compile')"),
+    Code("LC905", "a kernel that failed", "a kernel did not compile or run; the chunked form runs instead: {seen}",
+         "results stay right, and are slower. This is said in a warning when it happens, and in no report: look for the "
+         "device's memory, and for a Triton that knows the device"),
 )
 
 CODES: dict[str, Code] = {c.code: c for c in _TABLE}

@@ -37,6 +37,32 @@ def across_devices(n: fx.Node) -> bool:
     return n.op == "call_function" and (getattr(n.target, "__module__", None) or "").startswith("torch.distributed")
 
 
+# Modules of PyTorch that read, write or make code.
+NOT_RUN = ("torch.serialization", "torch.hub", "torch.package", "torch.jit", "torch.utils.cpp_extension")
+BUILTINS = frozenset({"getattr", "abs", "bool", "divmod", "float", "int", "len", "max", "min", "pow", "round", "slice", "sum"})
+
+
+def foreign(n: fx.Node) -> bool:
+    """Whether a node calls something that neither is a function of PyTorch (on fake tensors, these compute shapes and no more)
+    or arithmetic of Python, nor has been called by the tracer on fake tensors itself. Such a node is not run."""
+    if n.op == "call_method" or example_of(n) is not None:
+        return False
+    target = n.target
+    if n.op == "call_module" or isinstance(target, str):
+        return True
+    if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket, torch._ops.HigherOrderOperator)):
+        return False
+    module = getattr(target, "__module__", None) or ""
+    if module.split(".")[0] == "torch":
+        return module.startswith(NOT_RUN)
+    if module == "builtins":
+        return getattr(target, "__name__", "") not in BUILTINS
+    if not module:                                          # written in C: those of PyTorch belong to types of its own
+        owner = getattr(target, "__objclass__", None) or getattr(target, "__self__", None)
+        return str(getattr(owner, "__module__", "") or getattr(owner, "__name__", "")).split(".")[0] != "torch"
+    return module not in ("_operator", "operator", "math")
+
+
 def example_of(n: fx.Node) -> Any:
     """What the node yields, on fake tensors, as the tracer left it."""
     return n.meta.get("example_value", n.meta.get("val"))

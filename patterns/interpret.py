@@ -11,9 +11,10 @@ import torch.utils._pytree as pytree
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses import FakeTensorMode
 
+from .clock import look
 from .constants import known_value, static
 from .folding import Folder
-from .functions import DETACH, example_of, is_scalar, opaque
+from .functions import DETACH, example_of, foreign, is_scalar, opaque
 from .index import same, size_of
 from .leaves import are_scores, coupled, disconnected, dominated, grown, opaque_exponent
 from .normal_form import Value, detached
@@ -111,6 +112,7 @@ class GraphInterpreter(fx.Interpreter):
             self.symbols.setdefault(str(x.node.expr), node)
 
     def run_node(self, n: fx.Node) -> Any:
+        look()
         self.table.current = n
         example = example_of(n)
         if self.islands is not None and n.op != "output" and not self.islands.needs(n, example):
@@ -127,6 +129,10 @@ class GraphInterpreter(fx.Interpreter):
             self.table.cut(out, bounds=self.ranges.of(n))
             self._settle(n, out)
             return out
+        if foreign(n):                                           # it may have written to what it was given
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            self.table.mutated([x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)])
+            return None
         if n.target is torch._C._set_grad_enabled:
             self._switch_gradients(bool(n.args[0]))
             return None

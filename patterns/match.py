@@ -87,7 +87,7 @@ class Match:
         value = f" * ({v})[j]" if self.v else ""
         factors = "".join(f" * {_name(r)}" for r in self.out)
         scale = "" if self.coef == 1 else f"{self.coef:.4g} * " if isinstance(self.coef, float) else f"{self.coef} * "
-        decay = " * exp(G[i] - G[j])" if self.decay else ""
+        decay = (" * exp(G[j] - G[i])" if self.reverse else " * exp(G[i] - G[j])") if self.decay else ""
         below = "" if not self.decay else f", G the cumulative sum of {self._log_decay()}"
         scores = f"(({q})[i] . ({k})[j])"
         if self.degrees:

@@ -16,6 +16,7 @@ import sympy
 import torch
 
 from .algebra import pinned, straighten, wider
+from .clock import look
 from .codes import NearMiss, near_miss
 from .index import Index, product
 from .match import MAX_FEATURES, Match
@@ -32,6 +33,7 @@ def recognise(value: Value) -> Match | NearMiss | None:
     """The attention that a value is, why it is none though it comes near, or None if it is something else."""
     if value.masked is not None or not any(t.bound for t in value.terms):
         return None
+    look()
     terms = [gates_apart(straighten(pinned(t))) for t in value.terms]
     value = replace(value, terms=tuple(terms))
     leads = [t for t in terms if summed(t)]

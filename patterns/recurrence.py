@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import sympy
 
+from .clock import look
 from .codes import near_miss
 from .evaluate import Array, Grid
 from .index import Affine, Index, hint
@@ -163,6 +164,7 @@ class Chain:
                 self.known[top][..., -1] = 1.0
 
     def _sum(self, parts: Sequence[Update | Carry], digits: tuple[Index, ...], values: Sequence[Array]) -> Array:
+        look()
         total: Array = np.zeros((1, 1, len(self.columns) + 1))
         for p in parts:
             if isinstance(p, Carry):

@@ -128,7 +128,7 @@ class SideTable(Assembled):
             window = self._window_of(outs[0]) if name == "copy" and len(outs) == 1 else None
             old = None if window is None else (
                 self._key(window[0]), self.pieces.get(id(window[0])), self.value(window[0]))
-            self._mutated(outs)
+            self.mutated(outs)
         values = result if isinstance(result, list) else [result] * len(outs)
         if inherits and name in VIEWS and not mutates and name != "neg":
             closed = self._apply(name, func, args, kwargs, out, _Closed(self))
@@ -220,6 +220,8 @@ class SideTable(Assembled):
     def _numbers(self, func: Any, args: Any, kwargs: Any, out: Any) -> Value | None:
         """A function of numbers that are known is known: it is called on them."""
         given = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, torch.Tensor)]
+        if func.namespace not in ("aten", "prims"):             # an operator of somebody else's is not called on numbers
+            return None
         if not given or not isinstance(out, torch.Tensor) or func._schema.is_mutable or not out.is_floating_point() \
                 or torch.Tag.nondeterministic_seeded in func.tags or any(self.value(a).leaves() for a in given):
             return None
@@ -239,7 +241,7 @@ class SideTable(Assembled):
         finite = bool(np.isfinite(numbers).all())           # others may be known by their values as a whole
         return table(numbers, Value(axes, ())) if finite and numbers.shape == tuple(out.shape) else None
 
-    def _mutated(self, outs: list[torch.Tensor]) -> None:
+    def mutated(self, outs: list[torch.Tensor]) -> None:
         """A write makes every other view of the storage unknown, and dirties the leaves that were read from it."""
         for o in outs:
             storage = o.untyped_storage()._cdata

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from .algebra import times, wider
+from .clock import OutOfTime, look
 from .codes import NearMiss, near_miss
 from .index import Index, hint, same, var
 from .loop_forms import (
@@ -52,6 +53,8 @@ def recognise_pieces(pieces: Pieces) -> Match | NearMiss | None:
         return None
     except NearMiss as e:
         return e
+    except OutOfTime:
+        raise
     except Exception as e:                                  # other sites of the graph have nothing to do with it
         log.debug("a loop was not understood", exc_info=True)
         return near_miss("LC901", seen=f"in a loop: {type(e).__name__}: {str(e)[:200]}")
@@ -100,6 +103,7 @@ class _Loop:
     # ------------------------------------------------------------------------------------------------------- one piece
     def _split(self, p: Piece) -> list[Term]:
         """The terms of a piece, down to contractions of queries with something."""
+        look()
         if p.value.masked is not None or not isinstance(p.start, int):
             raise NotUnrolled
         done: list[Term] = []
@@ -120,6 +124,7 @@ class _Loop:
         return done
 
     def _form(self, p: Piece, terms: list[Term]) -> Form:
+        look()
         if any(len(p.value.axes[n]) > 1 for n in self.rows):
             raise NotUnrolled
         digits = tuple(x for n in self.rows for x in p.value.axes[n])

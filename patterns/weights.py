@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .clock import look
 from .codes import near_miss
 from .evaluate import Array, Grid
 from .index import Affine, Index, product
@@ -66,9 +67,9 @@ class Density:
 
 @dataclass(frozen=True)
 class Weights:
-    """coef * [j <= i] * exp(G[i] - G[j]), and coef * entering * exp(G[i]) for the state before the first position. `low`
-    are the first positions of queries and keys in their tensors; `whole` is false where the digits of the query's position
-    go beyond its tensor, which was padded."""
+    """coef * [j <= i] * exp(G[i] - G[j]), reversed coef * [j >= i] * exp(G[j] - G[i]), and coef * entering * exp(G[i]) for the
+    state before the first position. `low` are the first positions of queries and keys in their tensors; `whole` is false
+    where the digits of the query's position go beyond its tensor, which was padded."""
 
     coef: float
     reverse: bool
@@ -103,7 +104,8 @@ def solve(problem: Problem) -> Weights:
             raise near_miss("LC201", seen="it differs between heads")
         result = found
     assert result is not None
-    densities = tuple(Density(*_squeeze(x, problem.batch), a.reads, a.at) for a, x in zip(atoms, numbers) if x.any())
+    sign = -1 if result[1] else 1                           # reversed, the weight of a pair is exp(G[p] - G[i])
+    densities = tuple(Density(*_squeeze(sign * x, problem.batch), a.reads, a.at) for a, x in zip(atoms, numbers) if x.any())
     whole = sizes.need is not None or int(pairs.counts[0]) == sizes.number(product(x.size for x in problem.i))
     return Weights(*result[:3], densities, pairs.low, whole, result[3])
 
@@ -259,6 +261,7 @@ class _Pairs:
 
     def _cells(self, part: Part) -> tuple[Array, Array, Array, Array, Array]:
         """(rows, columns, values of the flat grid, weights, all rows) of the pairs whose indicators hold."""
+        look()
         grid = self._grid(part)
         over = part.variables
         shape = [len(grid.of(x)) for x in over]

@@ -29,6 +29,14 @@ def root() -> Path:
     return ROOT
 
 
+@pytest.fixture(autouse=True)
+def no_checks_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests break rules and checks on purpose: what passed there must not count anywhere else."""
+    from lightning_compile import passed
+
+    monkeypatch.setattr(passed, "folder", lambda: None)
+
+
 @pytest.fixture
 def fresh_dynamo() -> Iterator[None]:
     """No compiled code and no counts from before, nor any left behind."""

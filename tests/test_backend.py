@@ -19,7 +19,7 @@ from torch._inductor import config as inductor
 from torch.utils.checkpoint import checkpoint
 
 import lightning_compile
-from lightning_compile import Report, verify
+from lightning_compile import Report, passed, verify
 from lightning_compile.backend import TooFewRewrites, examine
 from lightning_compile.options import Options
 from lightning_compile.patterns import candidates as finder
@@ -212,7 +212,7 @@ def test_24_layers_are_rewritten_quickly(dynamic: bool) -> None:
     torch.compile(causal, backend=Seen())(*qkv())               # what only the first compilation of a process pays
     backend = Seen()
     for _ in range(2):
-        verify._passed.clear()
+        passed._here.clear()
         torch._dynamo.reset()
         torch.compile(Layers(), backend=backend, fullgraph=True, dynamic=dynamic)(torch.randn(2, 64, 8))
         assert len(backend.reports[-1].rewritten) == 24, str(backend.reports[-1])

@@ -12,7 +12,8 @@ import torch.fx as fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_compile import rewrite, verify
+from lightning_compile import passed as checked
+from lightning_compile import rewrite
 from lightning_compile.backend import examine
 from lightning_compile.options import Options
 from lightning_compile.patterns import islands as parts
@@ -107,7 +108,7 @@ class Seen:
 
 def passed(net: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch, find: Any, **options: Any) -> Seen:
     torch._dynamo.reset()
-    verify._passed.clear()
+    checked._here.clear()
     seen = Seen()
     monkeypatch.setattr(rewrite, "islands", find)
     run = torch.compile(net, backend=seen, **options)

@@ -15,7 +15,7 @@ HERE = Path(__file__).resolve().parent
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 @pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["test_kernels_tiles_values.py", "test_kernels_tiles_gradients.py"])
+@pytest.mark.parametrize("name", [f"test_kernels_tiles_{name}.py" for name in ("values", "gradients", "numbers")])
 def test_interpreted_tiles(name: str, which: str) -> None:
     """Interpreting is chosen when Triton is imported, so not in this process, where others may need it compiled."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}

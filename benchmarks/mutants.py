@@ -1,0 +1,298 @@
+"""Seeded mistakes in rules, checks and kernels: which of them do the tests notice?
+
+    python benchmarks/mutants.py                    every mutant, in a copy of the package; half an hour on one core
+    python benchmarks/mutants.py --only algebra     those of one file
+    python benchmarks/mutants.py --json out.json
+
+A mutant is one replacement in one file. The fast tests that concern it run against the copy; it is killed if one of them fails.
+Prints a table in Markdown, and ends with 1 if less than 95 of 100 are killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import torch._dynamo
+import torch._inductor.compile_fx  # noqa: F401
+
+ROOT = Path(__file__).resolve().parents[1]
+KERNELS = "tests/kernels/"
+# Which tests concern a file, the quickest and most likely first.
+SUITES: dict[str, tuple[str, ...]] = {
+    "rules": ("tests/test_spellings.py", "tests/test_codes.py", "tests/test_checks.py", "tests/test_programs.py"),
+    "loops": ("tests/test_loops.py", "tests/test_tables.py", "tests/test_checks.py", "tests/test_codes.py"),
+    "checks": ("tests/test_checks.py", "tests/test_codes.py", "tests/test_spellings.py"),
+    "rewrite": ("tests/test_checks.py", "tests/test_spellings.py", "tests/test_programs.py", "tests/test_faults.py",
+                "tests/test_backend.py"),
+    "chunked": (KERNELS + "test_kernels_operator.py", KERNELS + "test_kernels_registration.py"),
+    "tiles": (KERNELS + "test_kernels_tiles_values.py", KERNELS + "test_kernels_tiles_gradients.py"),
+}
+TIMEOUT = 600  # seconds; a mutant that hangs is killed
+
+
+@dataclass(frozen=True)
+class Mutant:
+    file: str
+    old: str
+    new: str
+    suite: str
+    nth: int = 0     # which of several places, from 0
+
+    def apply(self, text: str) -> str:
+        parts = text.split(self.old)
+        if len(parts) < self.nth + 2:
+            raise ValueError(f"{self.file} has no place number {self.nth} with {self.old!r}")
+        return self.old.join(parts[:self.nth + 1]) + self.new + self.old.join(parts[self.nth + 1:])
+
+
+def _of(file: str, suite: str, *pairs: tuple[str, str] | tuple[str, str, int]) -> list[Mutant]:
+    return [Mutant(file, pair[0], pair[1], suite, *pair[2:]) for pair in pairs]
+
+
+MUTANTS = [
+    *_of("patterns/rules_masks.py", "rules",
+         ('c.name == "tril")', 'c.name != "tril")'),
+         ("terms + ((Term(start),) if start != 0 else ())", "terms"),
+         ('al.where(c["condition"], c["self"], c["other"])', 'al.where(c["condition"], c["other"], c["self"])'),
+         ('al.where(c["mask"], c.table.value(c.args["value"]), c["self"])',
+          'al.where(al.complement(c["mask"]), c.table.value(c.args["value"]), c["self"])'),
+         ('return al.complement(c["self"])', 'return c["self"]'),
+         ('constant(1 if "ones" in c.name else 0)', 'constant(0 if "ones" in c.name else 1)')),
+    *_of("patterns/algebra.py", "rules",
+         ("e = Affine(-diagonal,", "e = Affine(diagonal,"),
+         ("e = e if lower else -e", "e = -e if lower else e"),
+         ("Affine(0, {j: 1, i: -1})", "Affine(1, {j: 1, i: -1})"),
+         ("Affine(0, {j: 1, i: -1})", "Affine(0, {j: -1, i: 1})"),
+         ("factors=t.factors + (Position(var(i)),)), t]", "factors=t.factors + (Position(var(i)),))]"),
+         ("return Affine(1) - e", "return Affine(0) - e"),
+         ("t = replace(t, coef=t.coef * alpha)", "t = replace(t, coef=t.coef)"),
+         ("rest = multiply(n, y)", "rest = multiply(c, y)"),
+         ("replace(e, coef=-e.coef) for e in t.exponent", "replace(e, coef=e.coef) for e in t.exponent"),
+         ('"lt": [d.shift(1)]', '"lt": [d]'),
+         ('"gt": [(-d).shift(1)]', '"gt": [-d]'),
+         ('"eq": [d, -d]', '"eq": [d]'),
+         ('_MIRROR = {"gt": "lt"', '_MIRROR = {"gt": "gt"'),
+         ("else -e.shift(-int(bound))", "else -e.shift(int(bound))"),
+         ("multiply(negative, v), -2)", "multiply(negative, v), -1)"),
+         ("coef=t.coef * unused", "coef=t.coef"),
+         ("one.coef == -other.coef", "one.coef == other.coef"),
+         ("Affine(b.size - 1, {new: -1})", "Affine(b.size, {new: -1})"),
+         ("table(np.log(numbers), v)", "table(np.log2(numbers), v)"),
+         ("t.coef <= VANISHES", "t.coef >= VANISHES")),
+    *_of("patterns/rules_arithmetic.py", "rules",
+         ('-alpha if c.name == "sub" else alpha', "alpha"),
+         ("return al.add(y, x, -alpha)", "return al.add(x, y, -alpha)"),
+         ("constant(1 / number)", "constant(number)"),
+         ('al.multiply(c.open("self"), constant(-1))', 'al.multiply(c.open("self"), constant(1))'),
+         ("constant(beta)))", "constant(1)))"),
+         ("range(int(exponent) - 1)", "range(int(exponent))"),
+         ('c.table.leaf(c.args["other"], "reciprocal")', 'c.table.leaf(c.args["other"])'),
+         ("dims = [d % rank for d in", "dims = [(d + 1) % rank for d in")),
+    *_of("patterns/rules_views.py", "rules",
+         ("order[i], order[j] = j, i", "order[i], order[j] = i, j"),
+         ("start = full + start", "start = full"),
+         ("at = size_of(c.args[\"self\"].shape[d]) + at", "at = size_of(c.args[\"self\"].shape[d]) + at - 1"),
+         ("start = start + length", "start = start + 1"),
+         ("start = start + length", "start = start + 1", 1)),
+    *_of("patterns/axes.py", "rules",
+         ("Affine(x.size - 1, {x: -1})", "Affine(x.size, {x: -1})"),
+         ("Affine(-low, {new: 1})", "Affine(low, {new: 1})"),
+         ("Affine(1 - length - low, {new: 1})", "Affine(-length - low, {new: 1})")),
+    *_of("patterns/weights.py", "rules",
+         ("sign = -1 if result[1] else 1", "sign = 1"),
+         ("(False, True, p < i)", "(False, True, p > i)"),
+         ("return total / (level[query[cell]] - level[key[cell]])", "return total / (level[key[cell]] - level[query[cell]])"),
+         ("return float(seen[0])", "return 1.0")),
+    *_of("patterns/roles.py", "rules",
+         ("if r.leaf is not model.leaf or r.function != model.function:", "if r.leaf is not model.leaf:"),
+         ("(v if v and r.variables() <= heads else k).append(r)", "out.append(r)")),
+    *_of("patterns/states.py", "rules",
+         ("main.entering) > 1e-9", "main.entering) > 1e9"),
+         ("if summed is None or (entered is None) != (not main.state)", "if summed is None")),
+    *_of("patterns/refusals.py", "rules",
+         ('raise near_miss("LC301", leaf=r.leaf)', "continue")),
+    *_of("patterns/recurrence.py", "loops", ("Term(-1 if r.function else 1,", "Term(1,")),
+    *_of("patterns/loop_match.py", "loops",
+         ("a.density(-r if reverse else r, tables)", "a.density(r, tables)"),
+         ('raise near_miss("LC115", leaf=n)', "continue")),
+    *_of("lightning_compile/emit.py", "checks",
+         ("if (left := float(coef) / applied) != 1:", "if (left := float(coef) * applied) != 1:"),
+         ("elif float(g.numbers) != 1:", "elif float(g.numbers) == 1:"),
+         ("if m.entering != 1:", "if m.entering == 1:"),
+         ("    if m.coef != 1:\n", "    if m.coef == 1:\n"),
+         ("b.numbers(coef * often, dtype)", "b.numbers(often, dtype)"),
+         ("later = b.call(torch.sub, later, g)", "later = b.call(torch.sub, later, 0 * g)")),
+    *_of("lightning_compile/verify.py", "checks",
+         ("TOLERANCE = 1e-7", "TOLERANCE = 1e3"),
+         ("for x, e, f in zip(operands, expected, found):", "for x, e, f in ():"),
+         ("for key, records, r in zip(targets, regions, by_reference):", "for key, records, r in ():"),
+         ("        for name, x in ((\"reference\", r), (\"operator\", o)):", "        for name, x in ():"),
+         ("if a.shape != b.shape:", "if False:"),
+         ("return error if error == error else float(\"inf\")", "return error")),
+    *_of("lightning_compile/passed.py", "checks",
+         ("repr((source_hash(), torch.__version__, signature))", "repr((torch.__version__, signature))"),
+         ("if json.loads(text) == {\"passed\": name}:", "if json.loads(text):"),
+         ("    _here.add(name)\n    where", "    where")),
+    *_of("lightning_compile/signature.py", "checks", ("leaf.real.flatten()[0]) > 0", "leaf.real.flatten()[0]) < 0")),
+    *_of("lightning_compile/join.py", "rewrite",
+         ("(main.reverse, main.strict) != (z.reverse, z.strict)", "False"),
+         ("np.allclose(a.numbers, b.numbers, rtol=ROUNDING, atol=0)", "True")),
+    *_of("lightning_compile/rewrite.py", "rewrite",
+         ("return any(s == mine and n is not None and", "return any(False and s == mine and n is not None and"),
+         ("for b in reversed(builders):\n                b.undo()", "pass"),
+         ("first = min((c.node for c in members)", "first = max((c.node for c in members)"),
+         ("self.order[r.leaf.node] < first", "True"),
+         ("waiting = [(s, n) for s, n in self.table.mutations", "waiting = [(s, n) for s, n in []")),
+    *_of("kernels/chunked.py", "chunked",
+         ("tril(-1 if problem.spec.strict else 0)", "tril(0)"),
+         ("device=states.device).tril(-1)", "device=states.device).tril(0)"),
+         ("weights, enter, leave = weights.mT, leave, enter", "weights, enter, leave = weights.mT, enter, leave"),
+         ("exclusive = inclusive - total\n", "exclusive = inclusive\n"),
+         ("weight = decays.since if reverse else decays.until", "weight = decays.until if reverse else decays.since"),
+         ("decays.until if role.reverse else decays.since", "decays.since if role.reverse else decays.until"),
+         ("* ones.tril(-1)).sum(-1)", "* ones.tril(0)).sum(-1)"),
+         ("earlier @ ones.triu(1)", "earlier @ ones.triu(0)"),
+         ("later = later + functional.pad(passing[..., None], (CHUNK - 1, 0))", "later = later"),
+         ('"grad_o": scale * grad_o.to(acc)}', '"grad_o": grad_o.to(acc)}'),
+         ("_chunks(scale * grad_z.to(acc), count)", "_chunks(grad_z.to(acc), count)"),
+         ("g = g.clamp(min=LOWEST[problem.dtype])", "g = g"),
+         ("exponent = inclusive[..., -1:] - inclusive if reverse else inclusive - total", "exponent = inclusive - total"),
+         ("final = final + through[..., None, None] * entering", "final = final"),
+         ("(states.mT if role.transposed else states)", "states"),
+         ("return difference + (low[..., :, None] - low[..., None, :])", "return difference")),
+    *_of("kernels/problem.py", "chunked",
+         ("functional.pad(log_decay[..., 1:], (1, 0))", "functional.pad(log_decay[..., 1:], (0, 1))"),
+         ("steps = functional.pad(steps[..., 1:], (1, 0))", "steps = steps"),
+         ("steps = steps.sum((0, 2))", "steps = steps.mean((0, 2))")),
+    *_of("kernels/sweep.py", "tiles",
+         ("allowed = gap > 0 if STRICT else gap >= 0", "allowed = gap >= 0"),
+         ("tl.maximum(filled - 1 - rows, 0)", "tl.maximum(filled - rows, 0)"),
+         ("log_across = g * filled.to(ACC)", "log_across = g * C"),
+         ("            state *= across\n", ""),
+         ("pairs = tl.where(gap > 0, pairs * scores, 0.0)", "pairs = tl.where(gap >= 0, pairs * scores, 0.0)"),
+         ("(head // a_group).to(tl.int64) * a_h", "(head % a_group).to(tl.int64) * a_h")),
+    *_of("kernels/joins.py", "tiles",
+         ("        sums = -sums\n", "        sums = sums\n"),
+         ("gradient = tl.where(t == 0, 0.0, gradient)", "gradient = gradient")),
+]
+
+
+def lay_out(folder: Path) -> None:
+    """The package as it is installed."""
+    shutil.copytree(ROOT / "lightning_compile", folder / "lightning_compile", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("patterns", "kernels"):
+        shutil.copytree(ROOT / name, folder / "lightning_compile" / name, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def installed(folder: Path, file: str) -> Path:
+    return folder / file if file.startswith("lightning_compile/") else folder / "lightning_compile" / file
+
+
+@dataclass(frozen=True)
+class Result:
+    mutant: Mutant
+    killed_by: str
+    seconds: float
+
+
+def run_tests(folder: Path, suite: str) -> str:
+    """The first test that fails; empty if none does. In a fork of this process, which has imported PyTorch already."""
+    for tests in SUITES[suite]:
+        log = folder / "log"
+        if (child := os.fork()) == 0:
+            _child(folder, suite, tests, log)
+        deadline = time.monotonic() + TIMEOUT
+        while (done := os.waitpid(child, os.WNOHANG)) == (0, 0):
+            if time.monotonic() > deadline:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                return f"{tests} (does not end)"
+            time.sleep(0.1)
+        if done[1]:
+            said = log.read_text()
+            line = next((x for x in said.splitlines() if x.startswith(("FAILED", "ERROR"))), f"{tests}: {said[-200:]}")
+            return line.removeprefix("FAILED ").removeprefix("ERROR ").split(" - ")[0].split("/")[-1]
+    return ""
+
+
+def _child(folder: Path, suite: str, tests: str, log: Path) -> NoReturn:
+    os.environ.update({"PYTHONPATH": str(folder), "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"), "CI": "1",
+                       "TRITON_INTERPRET": "1" if suite == "tiles" else "0", "CUDA_VISIBLE_DEVICES": ""})
+    code = 1
+    try:
+        with log.open("w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        sys.path.insert(0, str(folder))
+        os.chdir(folder)
+        code = int(pytest.main(["-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", "--show-capture=no", "-m",
+                                "not slow and not gpu", str(ROOT / tests)]))
+    finally:
+        os._exit(code)
+
+
+def try_one(m: Mutant) -> Result:
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        lay_out(folder)
+        file = installed(folder, m.file)
+        file.write_text(m.apply(file.read_text()))
+        return Result(m, run_tests(folder, m.suite), time.monotonic() - started)
+
+
+def table(results: Sequence[Result]) -> str:
+    files: dict[str, list[Result]] = {}
+    for r in results:
+        files.setdefault(r.mutant.file, []).append(r)
+    lines = ["| file | mutants | killed |", "| --- | ---: | ---: |"]
+    lines += [f"| {file} | {len(rs)} | {sum(bool(r.killed_by) for r in rs)} |" for file, rs in files.items()]
+    killed = sum(bool(r.killed_by) for r in results)
+    lines.append(f"| all | {len(results)} | {killed} ({killed / max(len(results), 1):.0%}) |")
+    for r in results:
+        if not r.killed_by:
+            lines.append(f"\nsurvives: {r.mutant.file}: `{r.mutant.old.strip()}` -> `{r.mutant.new.strip()}`")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="mutants of files whose name holds this")
+    parser.add_argument("--trust", action="store_true", help="do not first run the tests without a mutant")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    chosen = [m for m in MUTANTS if args.only in m.file]
+    for m in chosen:                                        # before an hour has passed
+        m.apply((ROOT / m.file).read_text())
+    for suite in sorted({m.suite for m in chosen}) if not args.trust else ():
+        with tempfile.TemporaryDirectory() as name:
+            lay_out(Path(name))
+            if failed := run_tests(Path(name), suite):
+                print(f"without any mutant, {failed} fails: nothing can be said", file=sys.stderr)
+                return 2
+    results = []
+    for m in chosen:
+        r = try_one(m)
+        results.append(r)
+        print(f"{r.seconds:5.0f} s  {r.killed_by or 'SURVIVES'}   {r.mutant.file}: {r.mutant.new.strip()[:80]}", flush=True,
+              file=sys.stderr)
+        if args.json:
+            args.json.write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n")
+    print(table(results))
+    return 0 if sum(bool(r.killed_by) for r in results) >= 0.95 * len(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""The tiles, or the chunked form: where the tiles do not serve, and where they fail at run time.
+
+A kernel may not compile (a Triton that does not know the device, too many registers or too much shared memory) and a launch may
+run out of memory. The chunked form computes the same from the same arguments, which no kernel has written to.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import chunked, tiles
+from .validation import check_arguments
+
+log = logging.getLogger("lightning_compile")
+
+# What is not tried again: device, dtype, sizes of features. Memory may be free the next time, so that is tried.
+_failed: set[Hashable] = set()
+_told: set[Hashable] = set()
+
+
+def _reached(*operands: Tensor | None) -> bool:
+    """Whether offsets inside a tile, of 64 positions and 256 features at most, fit 32 bits; those of tiles have 64."""
+    return all(x is None or 64 * x.stride(2) + 256 * x.stride(3) < 1 << 31 for x in operands)
+
+
+def forward(*args: Any) -> tuple[Tensor, ...]:
+    """`lightning::linear_attention` on arguments that are validated on the way."""
+    q, k, v, log_decay, initial_state, _, _, _, normalizer, final_state = args
+    key: Hashable = None
+    if q.dim() == k.dim() == v.dim() == 4 and tiles.serves(q, v) and _reached(q, k, v):
+        key = _key("forward", q, v)
+        if key not in _failed:
+            try:
+                return tiles.forward(*args)
+            except Exception as e:
+                check_arguments(q, k, v, log_decay, initial_state, normalizer, final_state)  # the caller's mistake, if any
+                return _instead(key, e, chunked.forward, args)
+    check_arguments(q, k, v, log_decay, initial_state, normalizer, final_state)
+    return chunked.forward(*args)
+
+
+def backward(*args: Any) -> tuple[Tensor, ...]:
+    """`lightning::linear_attention_backward` on arguments that the forward validated."""
+    grad_o, q, k, v = args[0], *args[3:6]
+    if not tiles.serves(q, v) or not _reached(grad_o, q, k, v) or (key := _key("backward", q, v)) in _failed:
+        return chunked.backward(*args)
+    try:
+        return tiles.backward(*args)
+    except Exception as e:
+        return _instead(key, e, chunked.backward, args)
+
+
+def _key(which: str, q: Tensor, v: Tensor) -> Hashable:
+    return which, q.device, q.dtype, q.shape[-1], v.shape[-1]
+
+
+def _instead(key: Hashable, error: Exception, form: Any, args: Any) -> tuple[Tensor, ...]:
+    """The other form's result. The tiles' error, where that fails too: then the device has no more memory, or is lost."""
+    try:
+        found = form(*args)
+    except Exception as e:
+        raise error from e
+    if not isinstance(error, torch.OutOfMemoryError):
+        _failed.add(key)
+    if key not in _told:
+        _told.add(key)
+        seen = f"{type(error).__name__}: {str(error)[:200]}"
+        log.warning("LC905: a kernel of %s failed; the chunked form runs instead, results stay right (%s)", key, seen)
+        log.debug("traceback", exc_info=error)
+    return found

@@ -1,0 +1,95 @@
+"""What the checks of a site depend on, as tuples of numbers and text: equal layers, and equal programs, have equal ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from .emit import Site
+from .patterns.index import Affine, Index
+from .patterns.match import Match
+from .patterns.normal_form import Leaf, Numbers, Position, Read, Term, Value
+from .patterns.records import Key, Record
+from .patterns.side_table import SideTable
+from .small import leaf_key
+
+
+def signature(site: Site, table: SideTable, regions: Sequence[list[Record]], stop: set[Key]) -> Any:
+    """Of the recorded calls, the match, the values of constants among the inputs, and the leaves; `stop` are their keys."""
+    s = _Signature(table, stop)
+    calls = tuple(s.call(r) for records in regions for r in records)
+    matches = tuple(s.match(m) for m in site.matches())
+    leaves = sorted((s.name(leaf_key(table, leaf)), str(leaf.tensor.dtype), relied_sign(leaf))
+                    for leaf in {leaf for m in site.matches() for leaf in m.leaves()})
+    sizes = tuple(str(x.size) if isinstance(x, Index) else "" for x in s.numbers)
+    return calls, matches, tuple(s.constants), tuple(leaves), sizes
+
+
+def relied_sign(leaf: Leaf) -> int:
+    """The sign of a tensor that a match relies on; 0 of others."""
+    if not leaf.relied or leaf.real is None:
+        return 0
+    return 1 if float(leaf.real.flatten()[0]) > 0 else -1
+
+
+class _Signature:
+    """Tensors and index variables are numbered by first use."""
+
+    def __init__(self, table: SideTable, stop: set[Key]) -> None:
+        self.table, self.stop = table, stop
+        self.numbers: dict[Any, int] = {}
+        self.constants: list[Any] = []
+
+    def name(self, x: Any) -> int:
+        return self.numbers.setdefault(x, len(self.numbers))
+
+    def call(self, r: Record) -> Any:
+        given = self.argument((r.args, r.kwargs))
+        outputs = tuple(self.name(Key(*k)) for k in r.outputs)
+        return str(r.func), given, outputs, tuple(self.axes(v) for v in r.values)
+
+    def argument(self, x: Any) -> Any:
+        if isinstance(x, Key):
+            if x not in self.numbers and x not in self.stop and (x.tensor, x.version) not in self.table.records:
+                value = self.table.values.get(x.tensor)     # known by its value: a buffer, or a number
+                self.constants.append((self.name(x), None if value is None else self.value(value)))
+            return "stop" if x in self.stop else "", self.name(x)
+        if isinstance(x, (tuple, list)):
+            return tuple(map(self.argument, x))
+        if isinstance(x, dict):
+            return tuple((k, self.argument(y)) for k, y in sorted(x.items()))
+        if isinstance(x, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+            return "symbol", str(x.node.expr)
+        return type(x).__name__, str(x)
+
+    def axes(self, v: Value) -> Any:
+        return tuple(tuple((self.name(x), str(x.size)) for x in axis) for axis in v.axes)
+
+    def affine(self, a: Affine) -> Any:
+        return str(a.const), tuple(sorted((self.name(x), str(c)) for x, c in a.coef.items()))
+
+    def reads(self, rs: Sequence[Read]) -> Any:
+        return tuple((self.name(leaf_key(self.table, r.leaf)), r.function, r.detached, tuple(map(self.affine, r.index)))
+                     for r in rs)
+
+    def value(self, v: Value) -> Any:
+        masked = None if v.masked is None else tuple(sorted(map(self.affine, v.masked)))
+        return self.axes(v), tuple(map(self.term, v.terms)), masked, v.sign
+
+    def term(self, t: Term) -> Any:
+        bound = tuple(map(self.name, t.bound))
+        factors = tuple(
+            ("table", f.values, f.eps, self.affine(f.at)) if isinstance(f, Numbers) else
+            ("position", self.affine(f.at)) if isinstance(f, Position) else ("read", self.reads((f,))) for f in t.factors)
+        return (str(t.coef), bound, factors, tuple(sorted(map(self.affine, t.indicators))), tuple(map(self.term, t.exponent)))
+
+    def match(self, m: Match) -> Any:
+        groups = tuple(tuple(map(self.name, g)) for g in (m.batch, m.i, m.j, m.rows, m.d, m.e))
+        decay = tuple((g.numbers.tobytes(), tuple(map(self.name, g.over)), self.reads(g.reads), tuple(sorted(g.at)))
+                      for g in m.decay)
+        axes = tuple(tuple(map(self.name, axis)) for axis in m.value.axes)
+        ends = tuple((self.name(x), self.name(y)) for x, y in m.ends)
+        return (self.reads(m.q), self.reads(m.k), self.reads(m.v), self.reads(m.out), groups, decay, axes, str(m.coef), m.reverse,
+                m.strict, m.degrees, self.reads(m.state), float(m.entering), float(m.room), ends, sorted(m.via))

@@ -1,0 +1,113 @@
+"""The law of all programs: whatever the pass decides, outputs and gradients are eager's, within rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.fx as fx
+from hypothesis import assume
+from torch import Tensor
+
+from ..backend import examine
+from ..options import Options
+from ..report import Report
+from .program import Program
+
+EXACT = 1e-9    # of fp64 results, relative to the largest element
+FACTOR = 8      # fp32: how much further from fp64 than eager a result may be
+ROUNDINGS = 64  # ... and how many roundings it may be off where eager happens to be exact
+
+Compiled = tuple[Callable[..., Any], list[Report]]
+
+
+class WrongResult(AssertionError):
+    """A compiled program gives something else than in eager mode."""
+
+
+def rewritten(f: Callable[..., Any], dynamic: bool | None = None) -> Compiled:
+    """f by way of the pass, run without Inductor: the graph that Inductor would get, as it is. The reports of its graphs
+    are there once it has run."""
+    reports: list[Report] = []
+
+    def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        outcome = examine(gm, example_inputs, Options(when="always"))
+        reports.append(outcome.report)
+        return (outcome.graph or gm).forward
+
+    torch._dynamo.reset()
+    return torch.compile(f, backend=backend, dynamic=dynamic, fullgraph=True), reports
+
+
+def results(f: Callable[..., Any], inputs: Sequence[Tensor], gradients: bool = True) -> list[Tensor]:
+    """The outputs and the gradients of a function, for copies of the inputs, which are returned as they are afterwards."""
+    torch.manual_seed(0)
+    copies = [_copy(x).requires_grad_(gradients and x.requires_grad) for x in inputs]
+    out = f(*copies)
+    outs = list(out) if isinstance(out, tuple) else [out]
+    operands = [x for x in copies if x.requires_grad]
+    found: list[Tensor] = []
+    if operands:
+        generator = torch.Generator().manual_seed(1)
+        weights = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.dtype) for o in outs]
+        total = sum(((o * w).sum() for o, w in zip(outs, weights)), torch.zeros((), dtype=outs[0].dtype))
+        grads = torch.autograd.grad(total, operands, allow_unused=True)
+        found = [torch.zeros_like(x) if g is None else g for g, x in zip(grads, operands)]
+    return [*(o.detach() for o in outs), *found, *(x.detach() for x in copies)]
+
+
+def _copy(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """With the same strides."""
+    x = x.detach()
+    room = torch.empty_strided(x.shape, x.stride(), dtype=dtype or x.dtype)
+    return room.copy_(x)
+
+
+def off(a: Tensor, b: Tensor) -> float:
+    """The largest difference, relative to the largest element of b; infinite where only one is finite."""
+    if a.shape != b.shape:
+        return float("inf")
+    a, b = a.double(), b.double()
+    finite = b.isfinite()
+    if not torch.equal(a.isfinite(), finite):
+        return float("inf")
+    scale = float(b[finite].abs().max()) if finite.any() else 0.0
+    return float((a[finite] - b[finite]).abs().max() if finite.any() else 0.0) / max(scale, 1e-30)
+
+
+def same_results(p: Program, inputs: Sequence[Tensor], gradients: bool = True, dynamic: bool | None = None,
+                 compile: Callable[[Callable[..., Any], bool | None], Compiled] = rewritten) -> Report:
+    """Compares a program with itself in eager mode; its report.
+
+    fp64 results must agree to rounding. Those of fp32 may be FACTOR times as far from fp64 as eager's are.
+
+    Args:
+        gradients: whether to compare gradients too.
+        compile: makes of a function and `dynamic` one that is compiled, and the reports of its graphs.
+
+    Raises:
+        WrongResult: a result that differs, or an error in the pass.
+    """
+    try:
+        eager = results(p.function(), inputs, gradients)
+    except RuntimeError as e:                              # autograd refuses some mutations
+        assume("modified by an inplace operation" not in str(e))
+        raise
+    compiled, reports = compile(p.function(), dynamic)
+    ours = results(compiled, inputs, gradients)
+    report = sum(reports, Report())
+    if any(c.code == "LC901" for c in report.candidates):
+        raise WrongResult(f"the pass failed\n{report}")
+    if p.spec.dtype == torch.float64:
+        budgets, truth = [EXACT] * len(eager), eager
+    else:
+        wide = [_copy(x, torch.float64).requires_grad_(x.requires_grad) for x in inputs]
+        truth = results(p.function(), wide, gradients)
+        budgets = [FACTOR * off(e, t) + ROUNDINGS * torch.finfo(torch.float32).eps for e, t in zip(eager, truth)]
+    for number, (x, e, t, budget) in enumerate(zip(ours, eager, truth, budgets, strict=True)):
+        if x.dtype != e.dtype or x.shape != e.shape:
+            raise WrongResult(f"result {number} is {x.dtype} {tuple(x.shape)}, not {e.dtype} {tuple(e.shape)}\n{report}")
+        if not (error := off(x, t)) <= budget:
+            raise WrongResult(f"result {number} is off by {error:.1e}, allowed are {budget:.1e}\n{report}")
+    return report

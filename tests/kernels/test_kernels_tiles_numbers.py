@@ -1,0 +1,61 @@
+"""Triton tiles, interpreted: far away in memory, and beside entries of the batch that are no numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import Case, operands
+
+from lightning_compile.kernels import tiles
+from lightning_compile.kernels.operator import linear_attention
+
+
+@pytest.fixture(autouse=True)
+def on_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operator takes the tiles although it is on the CPU."""
+    monkeypatch.setattr(tiles, "serves", lambda q, v: True)
+    monkeypatch.setattr(tiles, "_processors", lambda device: 8)
+
+
+@pytest.mark.parametrize("apart", ["heads", "positions", "features"])
+def test_offsets_beyond_two_to_the_31(apart: str) -> None:
+    """Elements that lie 2^31 elements and more apart, in a room of memory that is hardly touched. Heads may in the tiles;
+    where positions or features do, the chunked form runs."""
+    strides = {"heads": (1 << 31, (1 << 31) + 16, 32, 1), "positions": (1 << 32, 1 << 32, 1 << 26, 1),
+               "features": (1 << 32, 1 << 32, 1, 1 << 27)}[apart]
+    case = Case(n=66, d=16, e=16, batch=1, heads=(2, 2, 2) if apart == "heads" else (1, 1, 1), dtype=torch.float16, decay="step")
+    plain = [x.detach() for x in operands(case) if x is not None]
+    try:
+        room = torch.empty(30000 + sum((n - 1) * s for n, s in zip(plain[0].shape, strides)) + 16, dtype=torch.float16)
+    except RuntimeError:
+        pytest.skip("needs 13 GB of address space")
+    far = []
+    for number, x in enumerate(plain[:3]):
+        window = room.as_strided(x.shape, strides, 10000 * number)
+        window.copy_(x)
+        far.append(window)
+    leaves, near = ([x.detach().requires_grad_() for x in xs] for xs in (far, plain[:3]))
+    found, wanted = linear_attention(*leaves, plain[3])[0], linear_attention(*near, plain[3])[0]
+    room_for = 0 if apart == "heads" else 2e-2              # the other form rounds elsewhere
+    torch.testing.assert_close(found, wanted, rtol=room_for, atol=room_for)
+    cotangent = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(2)).half()
+    for x, y in zip(torch.autograd.grad(found, leaves, cotangent), torch.autograd.grad(wanted, near, cotangent)):
+        torch.testing.assert_close(x, y, rtol=room_for, atol=room_for)
+
+
+@pytest.mark.parametrize("case", [Case(n=70, decay="step", initial=True, final=True), Case(n=70, decay="head", normalizer=True)],
+                         ids=str)
+def test_an_entry_does_not_depend_on_the_others_of_its_batch(case: Case) -> None:
+    args = operands(case)
+
+    def gradients(given: list[torch.Tensor | None]) -> list[torch.Tensor]:
+        leaves = [None if x is None else x.detach().requires_grad_() for x in given]
+        outs = [x for x in linear_attention(*leaves, *case.options) if x.numel()]
+        asked = [x for x in leaves if x is not None and x.dim() > 1]
+        return [*outs, *torch.autograd.grad(outs, asked, [torch.ones_like(x) for x in outs], allow_unused=True)]
+
+    wanted = gradients(args)
+    spoilt = [x if x is None or x.dim() < 4 else torch.cat([x[:1], torch.full_like(x[1:], torch.nan)]) for x in args]
+    alone = [x if x is None or x.dim() == 1 else x[:1] for x in args]
+    for x, y, z in zip(gradients(spoilt), gradients(alone), wanted, strict=True):
+        assert torch.equal(x[:1], z[:1]) and torch.equal(y, z[:1])
