@@ -61,9 +61,10 @@ def disconnected(v: Value) -> bool:
 def coupled(v: Value) -> bool:
     """Whether an exponential of a position and another variable multiplies a tensor that has both: a decay of heads, folded
     into queries or keys, or a part of their feature map (xPos). Gates summed along positions are a decay, never features."""
-    return v.masked is None and all(t.reads() and not t.bound and not t.indicators for t in v.terms) and any(
-        len(e.free()) > 1 and any(isinstance(f, Position) for f in e.factors) and any(e.free() <= r.variables() for r in t.reads())
-        for t in v.terms for e in t.exponent)
+    if v.masked is not None or not all(t.reads() and not t.bound and not t.indicators for t in v.terms):
+        return False
+    return any(len(e.free()) > 1 and any(isinstance(f, Position) for f in e.factors) and any(
+        e.free() <= r.variables() for r in t.reads()) for t in v.terms for e in t.exponent)
 
 
 def opaque_exponent(v: Value) -> bool:
