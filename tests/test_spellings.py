@@ -21,6 +21,7 @@ import torch.fx as fx
 from spelling import SPELLINGS, B, H, N, Spelling
 from torch import Tensor
 
+import lightning_compile
 from lightning_compile import Report
 from lightning_compile.backend import examine
 from lightning_compile.options import Options
@@ -81,3 +82,15 @@ def test_a_spelling_is_its_sites_with_eagers_results(name: str) -> None:
     assert one.sites is None or len(reports[0].rewritten) == one.sites, str(reports[0])
     if one.sites and not one.keeps:
         assert largest(graphs[0]) < B * H * N * min(N, 20), "something of the size of all pairs or states stays"
+
+
+def test_axes_inserted_in_place_are_no_other_sizes() -> None:
+    """Dynamo's own example of the positions has the axis that was inserted later."""
+    def f(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        i = torch.arange(q.shape[-2], dtype=q.dtype)
+        mask = (i.clone().unsqueeze_(1) - i).ge(0)
+        i.unsqueeze_(1)
+        return (q @ k.mT * mask * torch.exp(-0.1 * (i - i.mT)).tril()) @ v
+
+    q, k, v = (torch.randn(2, 3, 16, 4) for _ in range(3))
+    assert len(lightning_compile.explain(f, q, k, v, options={"when": "always"}).rewritten) == 1
