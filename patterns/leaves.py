@@ -59,10 +59,12 @@ def disconnected(v: Value) -> bool:
 
 
 def coupled(v: Value) -> bool:
-    """Whether an exponential of two variables multiplies a tensor that has both: a decay of heads, folded into queries or keys,
-    or a part of their feature map."""
-    return v.masked is None and all(t.reads() and not t.bound and not t.indicators for t in v.terms) and any(
-        len(e.free()) > 1 and any(e.free() <= r.variables() for r in t.reads()) for t in v.terms for e in t.exponent)
+    """Whether an exponential of a position and another variable multiplies a tensor that has both: a decay of heads, folded
+    into queries or keys, or a part of their feature map (xPos). Gates summed along positions are a decay, never features."""
+    if v.masked is not None or not all(t.reads() and not t.bound and not t.indicators for t in v.terms):
+        return False
+    return any(len(e.free()) > 1 and any(isinstance(f, Position) for f in e.factors) and any(
+        e.free() <= r.variables() for r in t.reads()) for t in v.terms for e in t.exponent)
 
 
 def opaque_exponent(v: Value) -> bool:

@@ -16,7 +16,7 @@ B, H, N, D, E = 2, 2, 24, 4, 5
 @dataclasses.dataclass(frozen=True)
 class Spelling:
     """`sites` None: right to rewrite or not. `keeps`: something as large as all pairs stays (wide
-    features, states that the user asked for)."""
+    features, states that the user asked for). `slow`: left out of the default run."""
 
     program: Callable[..., Any]
     inputs: Inputs
@@ -24,6 +24,7 @@ class Spelling:
     keeps: bool = False
     dynamic: bool = False
     longer: Inputs | None = None
+    slow: bool = False
 
 
 SPELLINGS: dict[str, Spelling] = {}

@@ -113,7 +113,7 @@ _steps("with_more_than_a_gate_taken_away", 0, lambda t, f: 1.5 * torch.sigmoid(f
 _steps("with_gates_of_both_signs", 0, lambda t, f: torch.tanh(f[:, :, t]))
 
 
-@spelling(lambda: [random(B, 12, 8)], keeps=True)
+@spelling(lambda: [random(B, 12, 8)], keeps=True, slow=True)
 class GatesProjectedAtEachStep(nn.Module):
     def __init__(self) -> None:
         super().__init__()

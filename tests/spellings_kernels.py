@@ -36,7 +36,7 @@ class RandomFeaturesNormalised(nn.Module):
         return torch.einsum("...nd,...n->...nd", o, inverse)
 
 
-@spelling(qkv, keeps=True)
+@spelling(qkv, keeps=True, slow=True)
 class FeaturesOfSinesAndCosines(nn.Module):
     """Random Fourier features, twice as many as projections."""
 

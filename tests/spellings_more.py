@@ -17,7 +17,7 @@ def segment_sums(x: Tensor) -> Tensor:
     return x.masked_fill(~torch.tril(torch.ones(n, n, dtype=torch.bool), diagonal=0), -torch.inf)
 
 
-@spelling(lambda: ssd(n=22), keeps=True)
+@spelling(lambda: ssd(n=22), keeps=True, slow=True)
 def contractions_by_products_and_sums(x: Tensor, dt: Tensor, b: Tensor, c: Tensor) -> Pair:
     """A state space in chunks of which every contraction is written as a product and a sum over an axis."""
     size, n, a = 4, x.shape[1], -torch.arange(1, H + 1, dtype=x.dtype) / 4
@@ -42,7 +42,7 @@ def contractions_by_products_and_sums(x: Tensor, dt: Tensor, b: Tensor, c: Tenso
     return (inside + outside).reshape(B, -1, H, 5)[:, :n] + skip, last
 
 
-@spelling(qkv, keeps=True)
+@spelling(qkv, keeps=True, slow=True)
 def series_of_second_order_in_chunks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Every order with states of its own, and a normaliser of running sums."""
     q, c = q * D**-0.5, 6
@@ -63,7 +63,7 @@ def series_of_second_order_in_chunks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (o.flatten(2, 3) + constant) / (z[..., None].abs() + 1)
 
 
-@spelling(qkv)
+@spelling(qkv, slow=True)
 def blocks_of_pairs_in_two_loops(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Each block of queries meets each block of keys up to its own."""
     c, rate, out = 6, 0.1, torch.zeros(B, H, N, E, dtype=q.dtype)
@@ -89,7 +89,7 @@ def sums_of_lists_of_states(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.cat(out, 2)
 
 
-@spelling(lambda: qkv(n=72))
+@spelling(lambda: qkv(n=72), slow=True)
 def states_of_each_block_stacked_and_summed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     c = 4
     states = torch.stack([ki.mT @ vi for ki, vi in zip(k.split(c, 2), v.split(c, 2))], 2)
@@ -98,7 +98,7 @@ def states_of_each_block_stacked_and_summed(q: Tensor, k: Tensor, v: Tensor) -> 
     return ((q @ k.mT).tril() @ v + q @ before).flatten(2, 3)
 
 
-@spelling(lambda: qkv(n=24))
+@spelling(lambda: qkv(n=24), slow=True)
 def inner_parts_at_once_and_states_in_a_loop(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """What is inside of all blocks comes from one product; the loop adds what each reads of the state."""
     c = 4
@@ -112,7 +112,7 @@ def inner_parts_at_once_and_states_in_a_loop(q: Tensor, k: Tensor, v: Tensor) ->
     return torch.stack(out, 2).flatten(2, 3)
 
 
-@spelling(lambda: qkv(n=12))
+@spelling(lambda: qkv(n=12), slow=True)
 def steps_with_a_product_and_a_sum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Outer products by broadcasting, read by an elementwise product; the rates from positions of heads."""
     rate = (1 - q.new_tensor(2.0).pow(-5.0 - q.new_tensor(range(H)))).log().exp()
@@ -123,7 +123,7 @@ def steps_with_a_product_and_a_sum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return o
 
 
-@spelling(lambda: [*qkv(n=12), random(B, H, D, E)])
+@spelling(lambda: [*qkv(n=12), random(B, H, D, E)], slow=True)
 def cache_written_at_the_end(q: Tensor, k: Tensor, v: Tensor, past: Tensor) -> Pair:
     kv, out = past, []
     for i in range(12):
@@ -159,7 +159,7 @@ def running_sums_looked_up_by_position(q: Tensor, k: Tensor, v: Tensor) -> Tenso
     return torch.einsum("bhnd,bhnde->bhne", q, state[..., torch.arange(N), :, :])
 
 
-@spelling(lambda: [random(B, N, 8)], keeps=True)
+@spelling(lambda: [random(B, N, 8)], keeps=True, slow=True)
 class NormalisedAfterwards(nn.Module):
     """Activated queries and keys, angles of positions as features, slopes of heads, a norm and a gate afterwards."""
 
@@ -181,7 +181,7 @@ class NormalisedAfterwards(nn.Module):
         return self.out(u * self.norm(o))
 
 
-@spelling(lambda: gated(n=24))
+@spelling(lambda: gated(n=24), slow=True)
 def gated_blocks_with_lists(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Pair:
     """Decays of a block relative to its start and to its end, in lists of blocks."""
     c, out = 6, []
@@ -197,7 +197,7 @@ def gated_blocks_with_lists(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Pair:
     return torch.cat(out, 2), state
 
 
-@spelling(short)
+@spelling(short, slow=True)
 def heads_and_batches_merged_step_by_step(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, v = (x.flatten(0, 1).transpose(0, 1) for x in (q, k, v))
     s, out = torch.zeros(B * H, D, E, dtype=q.dtype), []
@@ -219,7 +219,7 @@ def blocks_of_pairs_of_which_one_is_left_out(q: Tensor, k: Tensor, v: Tensor) ->
     return torch.cat(out, 2)
 
 
-@spelling(lambda: qkv(n=72), sites=0)
+@spelling(lambda: qkv(n=72), sites=0, slow=True)
 def states_of_which_one_forgets_otherwise(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, v = (x.unflatten(2, (-1, 4)) for x in (q, k, v))
     states, state, before = k.mT @ v, torch.zeros(B, H, D, E, dtype=q.dtype), []
@@ -265,7 +265,7 @@ def states_with_values_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q * (k * v).cumsum(dim=2)).sum(dim=-1)
 
 
-@spelling(lambda: qkv(n=24), sites=0)
+@spelling(lambda: qkv(n=24), sites=0, slow=True)
 def softmax_inside_of_blocks_and_states_between(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     state, out = torch.zeros(B, H, D, E, dtype=q.dtype), []
     later = torch.ones(6, 6, dtype=torch.bool).triu(1)

@@ -228,7 +228,7 @@ class Numerator(torch.autograd.Function):
                 torch.einsum("nbhde,nbhd->nbhe", later, k))
 
 
-@spelling(lambda: [random(N, B, H, D), random(N, B, H, D), random(N, B, H, E)], sites=3)
+@spelling(lambda: [random(N, B, H, D), random(N, B, H, D), random(N, B, H, E)], sites=3, slow=True)
 def backward_written_by_hand(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return Numerator.apply(q.exp(), k.exp(), v)  # type: ignore[no-any-return]
 
@@ -295,7 +295,7 @@ def keys_of_every_second_position(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return ((q @ k.mT) * mask) @ v
 
 
-@spelling(lambda: [*qkv(n=12), random(B, H, 12)])
+@spelling(lambda: [*qkv(n=12), random(B, H, 12)], slow=True)
 def gates_of_relu_are_zero_at_times(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
     """A gate of zero forgets everything before it."""
     s, out, g = q.new_zeros(B, H, D, E), [], F.relu(g)

@@ -128,7 +128,7 @@ class CacheBesideTheParallelForm(RelativePositions):
         return ((q @ k.mT) * mask) @ v, (state * mask[:, :, -1, :, None, None]).sum(2)
 
 
-@spelling(qkv)
+@spelling(qkv, slow=True)
 class ChunksOfTheMask(RelativePositions):
     """Inside of chunks, the mask; between them, states collected by a loop and read by one product."""
 

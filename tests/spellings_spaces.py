@@ -68,7 +68,7 @@ _reference("from_a_state", N, 1, started=True)
 
 
 # --------------------------------------------------------------------------------------------------- states in a loop
-@spelling(ssd)
+@spelling(ssd, slow=True)
 def states_passed_on_by_a_loop(x: Tensor, dt: Tensor, b: Tensor, c: Tensor) -> Pair:
     """All chunk states at once, a loop that passes them on, and one product that reads them."""
     a = -F.softplus(dt)
@@ -108,7 +108,7 @@ def states_of_blocks_written_into_a_tensor(q: Tensor, k: Tensor, v: Tensor) -> T
     return ((q @ k.mT).tril() @ v + q @ before).flatten(2, 3)
 
 
-@spelling(lambda: ssd(n=12))
+@spelling(lambda: ssd(n=12), slow=True)
 def steps_with_decays_made_at_each(x: Tensor, dt: Tensor, b: Tensor, c: Tensor) -> Pair:
     a, dt = -torch.arange(1, H + 1, dtype=x.dtype), F.softplus(dt)
     state, out = x.new_zeros(B, H, 5, 3), []
@@ -119,7 +119,8 @@ def steps_with_decays_made_at_each(x: Tensor, dt: Tensor, b: Tensor, c: Tensor) 
     return torch.stack(out, 1), state
 
 
-@spelling(lambda: [random(B, 12, 4, 5), random(B, 12, 4, scale=0.3), random(B, 12, 2, 3), random(B, 12, 2, 3, scale=0.8)])
+@spelling(lambda: [random(B, 12, 4, 5), random(B, 12, 4, scale=0.3), random(B, 12, 2, 3), random(B, 12, 2, 3, scale=0.8)],
+          slow=True)
 def steps_with_groups(x: Tensor, dt: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """Decays and inputs of all steps first, keys repeated for the heads of a group."""
     dt = F.softplus(dt)
@@ -157,7 +158,7 @@ def states_as_running_sums_divided_by_products(q: Tensor, k: Tensor, v: Tensor, 
 
 
 # -------------------------------------------------------------------------------------------------------------- gates
-@spelling(lambda: [random(B, N, 8)], keeps=True)
+@spelling(lambda: [random(B, N, 8)], keeps=True, slow=True)
 class GatesFromALowRank(nn.Module):
     """One forget gate a head from the input, tempered; keys scaled by what is forgotten."""
 
@@ -193,7 +194,7 @@ def input_gates_added_to_the_exponent(q: Tensor, k: Tensor, v: Tensor, f: Tensor
     return s @ v / torch.maximum(s.sum(-1, keepdim=True).abs(), torch.exp(-torch.zeros(1)))
 
 
-@spelling(lambda: gated(n=12))
+@spelling(lambda: gated(n=12), slow=True)
 def memory_and_normaliser_step_by_step(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
     c, n, out = q.new_zeros(B, H, D, E), q.new_zeros(B, H, D), []
     i = torch.exp(-f)
@@ -207,7 +208,7 @@ def memory_and_normaliser_step_by_step(q: Tensor, k: Tensor, v: Tensor, f: Tenso
 
 
 # -------------------------------------------------------------------------------------------------------- near misses
-@spelling(lambda: gated(n=12), sites=0)
+@spelling(lambda: gated(n=12), sites=0, slow=True)
 def memory_with_a_running_maximum(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
     """Stabilised as extended LSTMs are: the maximum so far scales both state and input."""
     c, m, out = q.new_zeros(B, H, D, E), q.new_zeros(B, H), []
@@ -221,7 +222,7 @@ def memory_with_a_running_maximum(q: Tensor, k: Tensor, v: Tensor, f: Tensor) ->
     return torch.stack(out, 2)
 
 
-@spelling(lambda: [*qkv(n=12), random(B, H, 12, D)], sites=0)
+@spelling(lambda: [*qkv(n=12), random(B, H, 12, D)], sites=0, slow=True)
 def gate_of_each_feature_step_by_step(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
     s, out, g = q.new_zeros(B, H, D, E), [], torch.sigmoid(f) ** (1 / 16)
     for t in range(q.shape[2]):
@@ -230,7 +231,7 @@ def gate_of_each_feature_step_by_step(q: Tensor, k: Tensor, v: Tensor, f: Tensor
     return torch.stack(out, 2)
 
 
-@spelling(lambda: [*qkv(n=12), random(B, H, 12, D)], sites=0)
+@spelling(lambda: [*qkv(n=12), random(B, H, 12, D)], sites=0, slow=True)
 def own_step_with_a_bonus_and_a_decay_of_features(q: Tensor, k: Tensor, v: Tensor, w: Tensor) -> Tensor:
     s, out, bonus = q.new_zeros(B, H, D, E), [], torch.linspace(0, 1, D, dtype=q.dtype)
     for t in range(q.shape[2]):

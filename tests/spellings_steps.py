@@ -22,7 +22,7 @@ def zeros(q: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------------------- steps
-@spelling(lambda: [random(T, B, H, 4), random(T, B, H, 4), random(T, B, H, 5), random(T, B, H)])
+@spelling(lambda: [random(T, B, H, 4), random(T, B, H, 4), random(T, B, H, 5), random(T, B, H)], slow=True)
 def random_features_with_two_gates(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Time first, the gate and its complement, sums of keys beside sums of outer products."""
     q, k, g = q.exp(), k.exp(), torch.sigmoid(g).unsqueeze(-1)
@@ -35,7 +35,7 @@ def random_features_with_two_gates(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -
     return torch.stack(out, dim=0).contiguous().view(T, B, H * E), s, z
 
 
-@spelling(step_gated)
+@spelling(step_gated, slow=True)
 def complement_of_a_gate_as_decay(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
     s, out, g = zeros(q), [], torch.sigmoid(g)
     for t in range(T):
@@ -45,7 +45,7 @@ def complement_of_a_gate_as_decay(q: Tensor, k: Tensor, v: Tensor, g: Tensor) ->
     return torch.stack(out, 2)
 
 
-@spelling(step_gated)
+@spelling(step_gated, slow=True)
 def state_moves_towards_each_product(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
     s, out, g = zeros(q), [], torch.sigmoid(g)
     for t in range(T):
@@ -63,7 +63,7 @@ def moving_average_of_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.stack(out, 2)
 
 
-@spelling(step_gated)
+@spelling(step_gated, slow=True)
 def state_by_addcmul(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
     s, out, g = zeros(q), [], torch.exp(-F.softplus(g))
     for t in range(T):
@@ -90,7 +90,7 @@ def one_sequence_by_outer(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.stack(out)
 
 
-@spelling(lambda: [random(T, D), random(T, D), random(T, E)])
+@spelling(lambda: [random(T, D), random(T, D), random(T, E)], slow=True)
 def one_sequence_normalised(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k = F.elu(q) + 1, F.elu(k) + 1
     s, z, out = q.new_zeros(D, E), q.new_zeros(D), torch.zeros_like(v)
@@ -106,7 +106,7 @@ def sums_by_accumulate(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("bhnd,bhnde->bhne", q, torch.stack(list(states), 2))
 
 
-@spelling(short)
+@spelling(short, slow=True)
 def everything_before_again_at_each_step(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The plainest way: each position takes all keys and values up to its own."""
     out = []
@@ -116,7 +116,7 @@ def everything_before_again_at_each_step(q: Tensor, k: Tensor, v: Tensor) -> Ten
     return torch.cat(out, 2)
 
 
-@spelling(short)
+@spelling(short, slow=True)
 def everything_before_again_normalised(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, out = q.exp(), k.exp(), torch.zeros_like(v)
     for t in range(T):
@@ -125,12 +125,12 @@ def everything_before_again_normalised(q: Tensor, k: Tensor, v: Tensor) -> Tenso
     return out
 
 
-@spelling(short)
+@spelling(short, slow=True)
 def state_of_all_before_again_at_each_step(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.stack([q[:, :, t, None] @ (k[:, :, : t + 1].mT @ v[:, :, : t + 1]) for t in range(T)], 2).squeeze(3)
 
 
-@spelling(lambda: [*qkv(n=T), random(B, H, D, E)])
+@spelling(lambda: [*qkv(n=T), random(B, H, D, E)], slow=True)
 def steps_of_a_cache(q: Tensor, k: Tensor, v: Tensor, start: Tensor) -> Pair:
     """The branch that decodes: slices of one step, the state with its last axis first in the product that reads it."""
     ratio, kv, out = torch.exp(-torch.tensor([0.25, 0.0625], dtype=q.dtype)).view(1, H, 1, 1), start, []
@@ -140,7 +140,7 @@ def steps_of_a_cache(q: Tensor, k: Tensor, v: Tensor, start: Tensor) -> Pair:
     return torch.concat(out, dim=-2), kv
 
 
-@spelling(lambda: [random(B, T, 8)], keeps=True)
+@spelling(lambda: [random(B, T, 8)], keeps=True, slow=True)
 class ProjectedAtEachStep(nn.Module):
     """A recurrent module: projections, features and normaliser of one step after the other."""
 
@@ -177,7 +177,7 @@ def running_sums_one_head_after_another(q: Tensor, k: Tensor, v: Tensor) -> Tens
     return torch.cat(out, 1)
 
 
-@spelling(step_gated)
+@spelling(step_gated, slow=True)
 def state_kept_in_another_precision(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
     s, out, g = zeros(q), [], torch.sigmoid(g)
     for t in range(T):
@@ -186,7 +186,7 @@ def state_kept_in_another_precision(q: Tensor, k: Tensor, v: Tensor, g: Tensor) 
     return torch.stack(out, 2)
 
 
-@spelling(step_gated)
+@spelling(step_gated, slow=True)
 def gates_between_a_half_and_one(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
     s, out, g = zeros(q), [], 0.5 + 0.5 * torch.sigmoid(g)
     for t in range(T):
@@ -195,7 +195,7 @@ def gates_between_a_half_and_one(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> 
     return torch.stack(out, 2)
 
 
-@spelling(step_gated)
+@spelling(step_gated, slow=True)
 def gates_of_a_tempered_sigmoid(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
     s, out, g = zeros(q), [], torch.sigmoid(g) ** (1 / 16)
     for t in range(T):
@@ -204,7 +204,7 @@ def gates_of_a_tempered_sigmoid(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> T
     return torch.stack(out, 2)
 
 
-@spelling(step_gated)
+@spelling(step_gated, slow=True)
 def gates_as_a_reciprocal(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
     s, out, g = zeros(q), [], 1 / (1 + torch.exp(g))
     for t in range(T):
@@ -213,7 +213,7 @@ def gates_as_a_reciprocal(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
     return torch.stack(out, 2)
 
 
-@spelling(lambda: [*qkv(n=T), random(B, H, T, 2)])
+@spelling(lambda: [*qkv(n=T), random(B, H, T, 2)], slow=True)
 def gates_of_a_softmax(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
     """What is kept and what is added sum to one."""
     keep, add = g.softmax(-1).unbind(-1)
@@ -224,7 +224,7 @@ def gates_of_a_softmax(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
     return torch.stack(out, 2)
 
 
-@spelling(lambda: qkv(n=24))
+@spelling(lambda: qkv(n=24), slow=True)
 def blocks_with_their_decays_made_before(q: Tensor, k: Tensor, v: Tensor) -> Pair:
     """Decays from the start of a block, to its end, and between its positions, cut for a shorter last block."""
     size, slope = 7, torch.tensor([0.25, 0.0625], dtype=q.dtype).view(H, 1, 1)
@@ -245,7 +245,7 @@ def blocks_with_their_decays_made_before(q: Tensor, k: Tensor, v: Tensor) -> Pai
     return out, kv
 
 
-@spelling(lambda: qkv(n=24))
+@spelling(lambda: qkv(n=24), slow=True)
 def blocks_of_running_sums(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Running sums inside of each block, from where the last one ended; normalised in the same product."""
     q, k = q.softmax(-1), k.exp()
@@ -260,7 +260,7 @@ def blocks_of_running_sums(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------------- near misses
-@spelling(short, sites=0)
+@spelling(short, sites=0, slow=True)
 def gradient_cut_between_steps(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The values are an attention's, the gradients are those of each step alone."""
     s, out = zeros(q), []
@@ -285,7 +285,7 @@ def gradient_cut_between_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.cat(out, 2)
 
 
-@spelling(step_gated, sites=0)
+@spelling(step_gated, sites=0, slow=True)
 def gates_that_may_be_negative(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
     s, out, g = zeros(q), [], torch.tanh(g)
     for t in range(T):
@@ -294,7 +294,7 @@ def gates_that_may_be_negative(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Te
     return torch.stack(out, 2)
 
 
-@spelling(step_gated)
+@spelling(step_gated, slow=True)
 def gates_that_may_be_zero(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
     s, out, g = zeros(q), [], F.hardsigmoid(4 * g)
     for t in range(T):
@@ -303,7 +303,7 @@ def gates_that_may_be_zero(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor
     return torch.stack(out, 2)
 
 
-@spelling(short, sites=0)
+@spelling(short, sites=0, slow=True)
 def state_kept_at_unit_length(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     s, out = zeros(q), []
     for t in range(T):
@@ -312,7 +312,7 @@ def state_kept_at_unit_length(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.stack(out, 2)
 
 
-@spelling(short, sites=0)
+@spelling(short, sites=0, slow=True)
 def state_bounded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     s, out = zeros(q), []
     for t in range(T):
@@ -334,7 +334,7 @@ def memory_of_segments_beside_softmax(q: Tensor, k: Tensor, v: Tensor) -> Tensor
     return torch.cat(out, 2)
 
 
-@spelling(short, sites=0)
+@spelling(short, sites=0, slow=True)
 def only_the_last_eight_again_at_each_step(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     out = []
     for t in range(T):

@@ -61,7 +61,7 @@ def largest(gm: fx.GraphModule) -> int:
     return max((x.numel() for x in examples if isinstance(x, Tensor) and isinstance(x.numel(), int)), default=0)
 
 
-@pytest.mark.parametrize("name", SPELLINGS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * one.slow) for n, one in SPELLINGS.items()])
 def test_a_spelling_is_its_sites_with_eagers_results(name: str) -> None:
     one, reports, graphs = SPELLINGS[name], list[Report](), list[fx.GraphModule]()
 

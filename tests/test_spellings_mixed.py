@@ -41,7 +41,7 @@ def single(x: Any) -> Any:
     return x.detach().float().requires_grad_(x.requires_grad) if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, None], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow), None], ids=str)
 @pytest.mark.parametrize("name", MIXED)
 def test_a_spelling_under_autocast(name: str, dtype: torch.dtype | None) -> None:
     """As near to fp64 as eager is under the same autocast (None: without, in fp32)."""
