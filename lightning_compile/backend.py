@@ -6,6 +6,7 @@ import copy
 import functools
 import inspect
 import logging
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -92,9 +93,10 @@ def _begin_kernels(gm: fx.GraphModule) -> None:
 
 
 def _reset() -> None:
-    from torch._inductor.cudagraph_trees import reset_cudagraph_trees
-
-    reset_cudagraph_trees()
+    # not imported here: Dynamo is going through its backends, and an import may add one
+    trees = sys.modules.get("torch._inductor.cudagraph_trees")
+    if trees is not None:
+        trees.reset_cudagraph_trees()
 
 
 lightning.reset = _reset  # type: ignore[attr-defined]

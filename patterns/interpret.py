@@ -34,10 +34,13 @@ def without_guards(fake: FakeTensorMode) -> AbstractContextManager[Any]:
 
 def _agree(n: fx.Node, out: Any, example: Any) -> None:
     """RuntimeError where a node's sizes are not those that the tracer found, for all values of their symbols and under guards:
-    then an answer that holds for the example alone has changed them."""
+    then an answer that holds for the example alone has changed them. The tracer's tensor has the axes that the program gave it
+    afterwards in place (unsqueeze_)."""
     for mine, theirs in zip(pytree.tree_leaves(out), pytree.tree_leaves(example)):
-        if isinstance(mine, torch.Tensor) and isinstance(theirs, torch.Tensor) and (mine.dim() != theirs.dim() or not all(
-                same(size_of(a), size_of(b)) for a, b in zip(mine.shape, theirs.shape))):
+        if not isinstance(mine, torch.Tensor) or not isinstance(theirs, torch.Tensor):
+            continue
+        ours, found = ([s for x in t.shape if not same(s := size_of(x), 1)] for t in (mine, theirs))
+        if len(ours) != len(found) or not all(map(same, ours, found)):
             raise RuntimeError(f"the sizes of {n.name} are {tuple(mine.shape)} for the example alone")
 
 

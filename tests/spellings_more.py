@@ -304,3 +304,10 @@ def gates_of_inputs_beside_sums_of_a_strict_triangle(q: Tensor, k: Tensor, v: Te
     log_decay = torch.where(torch.tril(torch.ones(N, N, dtype=torch.bool)), sums, -float("inf"))
     s = (q @ k.mT) * D**-0.5 * torch.exp(log_decay + F.logsigmoid(i)[:, :, None, :])
     return s / (torch.maximum(s.sum(-1, keepdim=True).abs(), torch.tensor([1.0], dtype=q.dtype)) + 1e-6) @ v
+
+
+@spelling(qkv)
+def positions_with_axes_added_in_place(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    rows, columns = torch.arange(N, dtype=q.dtype).unsqueeze_(-1), torch.arange(N, dtype=q.dtype).unsqueeze_(0)
+    decay = (0.9 ** torch.abs(rows - columns)).masked_fill_(torch.ones(N, N, dtype=torch.bool).triu_(diagonal=1), 0)
+    return ((q @ k.mT) * decay) @ v

@@ -52,7 +52,7 @@ def transformers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     torch._dynamo.reset()
 
 
-def compiled(model: nn.Module) -> tuple[Callable[..., Any], list[Report]]:
+def compiled(model: nn.Module, dynamic: bool | None = None) -> tuple[Callable[..., Any], list[Report]]:
     reports: list[Report] = []
 
     def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -61,7 +61,7 @@ def compiled(model: nn.Module) -> tuple[Callable[..., Any], list[Report]]:
         return (outcome.graph or gm).forward
 
     torch._dynamo.reset()
-    return torch.compile(model, backend=backend), reports
+    return torch.compile(model, backend=backend, dynamic=dynamic), reports
 
 
 def training_step(model: nn.Module, call: Callable[..., Any], tokens: Tensor) -> dict[str, Tensor]:
@@ -87,6 +87,28 @@ def test_a_training_step_is_eagers(name: str, device: str, transformers: Any) ->
     for key, e in eager.items():
         error = float((ours[key] - e).abs().max()) / max(float(e.abs().max()), 1e-12)
         assert error <= CLOSE, f"{key} is off by {error:.1e}"
+
+
+def test_dynamic_lengths_are_rewritten_without_more_graphs(transformers: Any) -> None:
+    """Interpretation installs no guards: Dynamo compiles again only where it does without the pass."""
+    torch.manual_seed(0)
+    model = transformers.Mamba2ForCausalLM(transformers.Mamba2Config(**CONFIGS["Mamba2"])).eval()
+    lengths = [torch.randint(0, 64, (2, n)) for n in (80, 90, 128, 160, 200)]
+    plain: list[fx.GraphModule] = []
+
+    def alone(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        plain.append(gm)
+        return gm.forward
+
+    torch._dynamo.reset()
+    with torch.no_grad():
+        call = torch.compile(model, backend=alone, dynamic=True)
+        expected = [call(input_ids=tokens, use_cache=False).logits for tokens in lengths]
+        call, reports = compiled(model, dynamic=True)
+        found = [call(input_ids=tokens, use_cache=False).logits for tokens in lengths]
+    assert [len(r.rewritten) for r in reports] == [2] * len(plain), "\n".join(map(str, reports))
+    for e, x in zip(expected, found):
+        torch.testing.assert_close(x, e, rtol=1e-4, atol=1e-5)
 
 
 def tensors_of(cache: Any) -> list[Tensor]:

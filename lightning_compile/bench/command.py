@@ -47,16 +47,17 @@ def run(args: argparse.Namespace) -> int:
         return 2
     speed = copy_speed(device)
     about = machine(speed)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    found = {"machine": about, "rows": rows}
     for problem in problems:
         for name in names:
-            rows.append(measure(name, problem, dtype, device, speed))
+            rows.append(measure(name, problem, dtype, device, speed).as_dict())
             if not args.json:
-                print(line(rows[-1].as_dict()), flush=True)
-    found = {"machine": about, "rows": [row.as_dict() for row in rows]}
-    write(found, args.out)
+                print(line(rows[-1]), flush=True)
+        write(found, args.out)  # what has been measured is kept if the run is stopped
+    draw(found, args.out)
     print(json.dumps(found, indent=1) if args.json else f"{sentence(about)}; written to {args.out}/")
-    return int(any(row.peer.startswith("lightning") and row.note for row in rows))
+    return int(any(row["peer"].startswith("lightning") and row["note"] for row in rows))
 
 
 def machine(speed: float) -> dict[str, Any]:
@@ -96,7 +97,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def write(found: dict[str, Any], folder: Path) -> None:
-    """JSON, CSV, a Markdown table and, where matplotlib is installed, plots."""
+    """JSON, CSV and a Markdown table."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "bench.json").write_text(json.dumps(found, indent=1))
     with (folder / "bench.csv").open("w", newline="") as file:
@@ -106,9 +107,13 @@ def write(found: dict[str, Any], folder: Path) -> None:
     rows = [HEAD, ("---",) * len(HEAD), *(cells(row) for row in found["rows"])]
     text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     (folder / "bench.md").write_text(f"{sentence(found['machine'])}\n\n{text}\n")
+
+
+def draw(found: dict[str, Any], folder: Path) -> None:
+    """Plots, where matplotlib is installed."""
     try:
-        from .plots import draw
+        from . import plots
     except ImportError:
         print("no plots: matplotlib is not installed (pip install matplotlib)", file=sys.stderr)
         return
-    draw(found, folder)
+    plots.draw(found, folder)

@@ -69,7 +69,7 @@ def run(function: Callable[..., Tensor], operands: list[Tensor | None], grad: Te
     """The output, and the gradients of what needs one."""
     out = function(*operands)
     inputs = [x for x in operands if x is not None and x.requires_grad]
-    return [out.detach(), *torch.autograd.grad(out, inputs, grad)]
+    return [out.detach(), *torch.autograd.grad(out, inputs, grad, allow_unused=True)]
 
 
 def errors(name: str, function: Callable[..., Tensor], problem: Problem, dtype: torch.dtype, device: torch.device) -> list[float]:

@@ -105,6 +105,8 @@ def function_of(name: str, problem: Problem, device: torch.device, size: int) ->
         return "too many scores"
     if name.startswith("chunks") and problem.n > 32768:
         return "too many chunks"
+    if name == "softmax" and problem.n > 131072:
+        return "minutes a call"
     if name.endswith("compiled"):
         return _compiled(function, "lightning" if function is ours else "inductor")
     return function
