@@ -250,7 +250,8 @@ class _Pass:
         for c in self.candidates:
             if not isinstance(c.found, NearMiss) or c.node not in live or c.node in pieces:
                 continue
-            if not self.loop_sums.intersection(c.node.users) and not any(self._contains(c, t) for t in told):
+            own = set(self._nodes(c))                           # what is further back is another layer's, and told of too
+            if not self.loop_sums.intersection(c.node.users) and not any(t.node in own for t in told):
                 told.append(c)
                 self._reject(c, c.found)
 
