@@ -31,10 +31,10 @@ ROOT = Path(__file__).resolve().parents[1]
 KERNELS = "tests/kernels/"
 # Which tests concern a file, the quickest and most likely first.
 SUITES: dict[str, tuple[str, ...]] = {
-    "rules": ("tests/test_spellings.py", "tests/test_codes.py", "tests/test_checks.py", "tests/test_programs.py"),
+    "rules": ("tests/test_spellings.py", "tests/test_codes.py", "tests/test_checks.py"),
     "loops": ("tests/test_loops.py", "tests/test_tables.py", "tests/test_checks.py", "tests/test_codes.py"),
     "checks": ("tests/test_checks.py", "tests/test_codes.py", "tests/test_spellings.py"),
-    "rewrite": ("tests/test_checks.py", "tests/test_spellings.py", "tests/test_programs.py", "tests/test_faults.py",
+    "rewrite": ("tests/test_checks.py", "tests/test_spellings.py", "tests/test_faults.py",
                 "tests/test_backend.py"),
     "chunked": (KERNELS + "test_kernels_operator.py", KERNELS + "test_kernels_registration.py"),
     "tiles": (KERNELS + "test_kernels_tiles_values.py", KERNELS + "test_kernels_tiles_gradients.py"),
@@ -237,8 +237,11 @@ def _child(folder: Path, suite: str, tests: str, log: Path) -> NoReturn:
             os.dup2(file.fileno(), 2)
         sys.path.insert(0, str(folder))
         os.chdir(folder)
-        code = int(pytest.main(["-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", "--show-capture=no", "-m",
-                                "not slow and not gpu", str(ROOT / tests)]))
+        options = ["-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", "--show-capture=no", "-m",
+                   "not slow and not gpu", str(ROOT / tests)]
+        if suite == "tiles":                                # interpreting is chosen when Triton is imported
+            os.execv(sys.executable, [sys.executable, "-m", "pytest", *options])
+        code = int(pytest.main(options))
     finally:
         os._exit(code)
 
