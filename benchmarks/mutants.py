@@ -14,32 +14,27 @@ import argparse
 import json
 import os
 import shutil
-import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NoReturn
-
-import pytest
-import torch._dynamo
-import torch._inductor.compile_fx  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNELS = "tests/kernels/"
 # Which tests concern a file, the quickest and most likely first.
 SUITES: dict[str, tuple[str, ...]] = {
-    "rules": ("tests/test_spellings.py", "tests/test_codes.py", "tests/test_checks.py", "tests/test_programs.py"),
+    "rules": ("tests/test_spellings.py", "tests/test_codes.py", "tests/test_checks.py"),
     "loops": ("tests/test_loops.py", "tests/test_tables.py", "tests/test_checks.py", "tests/test_codes.py"),
     "checks": ("tests/test_checks.py", "tests/test_codes.py", "tests/test_spellings.py"),
-    "rewrite": ("tests/test_checks.py", "tests/test_spellings.py", "tests/test_programs.py", "tests/test_faults.py",
+    "rewrite": ("tests/test_checks.py", "tests/test_spellings.py", "tests/test_faults.py",
                 "tests/test_backend.py"),
     "chunked": (KERNELS + "test_kernels_operator.py", KERNELS + "test_kernels_registration.py"),
     "tiles": (KERNELS + "test_kernels_tiles_values.py", KERNELS + "test_kernels_tiles_gradients.py"),
 }
-TIMEOUT = 600  # seconds; a mutant that hangs is killed
+TIMEOUT = 900  # seconds of one file of tests
 
 
 @dataclass(frozen=True)
@@ -104,8 +99,7 @@ MUTANTS = [
          ("order[i], order[j] = j, i", "order[i], order[j] = i, j"),
          ("start = full + start", "start = full"),
          ("at = size_of(c.args[\"self\"].shape[d]) + at", "at = size_of(c.args[\"self\"].shape[d]) + at - 1"),
-         ("start = start + length", "start = start + 1"),
-         ("start = start + length", "start = start + 1", 1)),
+         ("start = start + length", "start = start + 1")),
     *_of("patterns/axes.py", "rules",
          ("Affine(x.size - 1, {x: -1})", "Affine(x.size, {x: -1})"),
          ("Affine(-low, {new: 1})", "Affine(low, {new: 1})"),
@@ -116,14 +110,13 @@ MUTANTS = [
          ("return total / (level[query[cell]] - level[key[cell]])", "return total / (level[key[cell]] - level[query[cell]])"),
          ("return float(seen[0])", "return 1.0")),
     *_of("patterns/roles.py", "rules",
-         ("if r.leaf is not model.leaf or r.function != model.function:", "if r.leaf is not model.leaf:"),
          ("(v if v and r.variables() <= heads else k).append(r)", "out.append(r)")),
     *_of("patterns/states.py", "rules",
          ("main.entering) > 1e-9", "main.entering) > 1e9"),
          ("if summed is None or (entered is None) != (not main.state)", "if summed is None")),
     *_of("patterns/refusals.py", "rules",
          ('raise near_miss("LC301", leaf=r.leaf)', "continue")),
-    *_of("patterns/recurrence.py", "loops", ("Term(-1 if r.function else 1,", "Term(1,")),
+    *_of("patterns/loop_forms.py", "loops", ("sign = -1 if r.function else 1", "sign = 1")),
     *_of("patterns/loop_match.py", "loops",
          ("a.density(-r if reverse else r, tables)", "a.density(r, tables)"),
          ('raise near_miss("LC115", leaf=n)', "continue")),
@@ -162,9 +155,9 @@ MUTANTS = [
          ("exclusive = inclusive - total\n", "exclusive = inclusive\n"),
          ("weight = decays.since if reverse else decays.until", "weight = decays.until if reverse else decays.since"),
          ("decays.until if role.reverse else decays.since", "decays.since if role.reverse else decays.until"),
-         ("* ones.tril(-1)).sum(-1)", "* ones.tril(0)).sum(-1)"),
-         ("earlier @ ones.triu(1)", "earlier @ ones.triu(0)"),
-         ("later = later + functional.pad(passing[..., None], (CHUNK - 1, 0))", "later = later"),
+         ("* ones.tril(-1)).sum(-1, ", "* ones.tril(0)).sum(-1, "),
+         ("earlier.double() @ ones.triu(1)", "earlier.double() @ ones.triu(0)"),
+         ("later.double() + functional.pad(passing[..., None], (CHUNK - 1, 0))", "later.double()"),
          ('"grad_o": scale * grad_o.to(acc)}', '"grad_o": grad_o.to(acc)}'),
          ("_chunks(scale * grad_z.to(acc), count)", "_chunks(grad_z.to(acc), count)"),
          ("g = g.clamp(min=LOWEST[problem.dtype])", "g = g"),
@@ -208,39 +201,21 @@ class Result:
 
 
 def run_tests(folder: Path, suite: str) -> str:
-    """The first test that fails; empty if none does. In a fork of this process, which has imported PyTorch already."""
+    """The first test that fails; empty if none does, or if the tests do not end, which says nothing."""
+    environment = {**os.environ, "PYTHONPATH": str(folder), "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"), "CI": "1",
+                   "TRITON_INTERPRET": "1" if suite == "tiles" else "0", "CUDA_VISIBLE_DEVICES": ""}
     for tests in SUITES[suite]:
-        log = folder / "log"
-        if (child := os.fork()) == 0:
-            _child(folder, suite, tests, log)
-        deadline = time.monotonic() + TIMEOUT
-        while (done := os.waitpid(child, os.WNOHANG)) == (0, 0):
-            if time.monotonic() > deadline:
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-                return f"{tests} (does not end)"
-            time.sleep(0.1)
-        if done[1]:
-            said = log.read_text()
-            line = next((x for x in said.splitlines() if x.startswith(("FAILED", "ERROR"))), f"{tests}: {said[-200:]}")
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider",
+                   "--show-capture=no", "-m", "not slow and not gpu", str(ROOT / tests)]
+        try:
+            done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT)
+        except subprocess.TimeoutExpired:
+            return ""
+        if done.returncode:
+            failed = (x for x in done.stdout.splitlines() if x.startswith(("FAILED", "ERROR")))
+            line = next(failed, f"{tests}: {done.stdout[-200:]}")
             return line.removeprefix("FAILED ").removeprefix("ERROR ").split(" - ")[0].split("/")[-1]
     return ""
-
-
-def _child(folder: Path, suite: str, tests: str, log: Path) -> NoReturn:
-    os.environ.update({"PYTHONPATH": str(folder), "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"), "CI": "1",
-                       "TRITON_INTERPRET": "1" if suite == "tiles" else "0", "CUDA_VISIBLE_DEVICES": ""})
-    code = 1
-    try:
-        with log.open("w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        sys.path.insert(0, str(folder))
-        os.chdir(folder)
-        code = int(pytest.main(["-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", "--show-capture=no", "-m",
-                                "not slow and not gpu", str(ROOT / tests)]))
-    finally:
-        os._exit(code)
 
 
 def try_one(m: Mutant) -> Result:

@@ -99,6 +99,12 @@ def state_divided_by_position(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 @spelling(qkv)
+def state_divided_by_a_running_count(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    state = torch.einsum("bhnd,bhne->bhnde", k, v).cumsum(2) / q.new_ones(1, 1, N, 1, 1).cumsum(2)
+    return torch.einsum("bhnd,bhnde->bhne", q, state)
+
+
+@spelling(qkv)
 def sum_by_a_triangular_matrix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     kv = torch.einsum("bhnd,bhne->bhnde", k, v)
     return torch.einsum("bhtd,bhtde->bhte", q, torch.einsum("tn,bhnde->bhtde", q.new_ones(N, N).tril(), kv))

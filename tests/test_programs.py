@@ -10,6 +10,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -70,6 +71,36 @@ def test_a_minute_of_programs() -> None:
     assert not found.failures, "\n".join(found.failures)
     assert found.programs > 30 and found.inductor > 0
     assert found.recognised >= 0.995 * found.expected, "\n".join(found.missed)
+
+
+# -------------------------------------------------------------------------------------------------- what campaigns found
+_BASE = Spec(b=2, heads=2, n=8, d=3, e=4)
+# program, sites (None: any number), dynamic
+FOUND: dict[str, tuple[Program, int | None, bool]] = {
+    "the reshaped output of the operator is written to": (
+        Program(Spec(layout="nbhd", n=24, e=3, decay="head", initial=True, scale=0.5, scale_at="out"),
+                Spelling(form="chunks", scale_by="inplace", detours=("none", "none", "none", "there_and_back"))), None, False),
+    "a constant decay from behind": (Program(replace(_BASE, decay="head", reverse=True), Spelling()), 1, False),
+    "a gate from behind": (Program(replace(_BASE, decay="step", reverse=True), Spelling()), 1, False),
+    "a decay from behind in running sums": (
+        Program(replace(_BASE, decay="head", reverse=True), Spelling(form="state", work="bnhd")), 1, False),
+    "a normaliser that decays from behind": (
+        Program(replace(_BASE, n=70, heads=6, feature="softmax", decay="head", reverse=True, strict=True, normaliser=True),
+                Spelling(mask="function", last="einsum")), 1, False),
+    "batch and heads are merged, and viewed apart again": (
+        Program(replace(_BASE, b=3, heads=3, n=24), Spelling(form="chunks", work="xnd", detours=("flatten",) * 4)), 1, False),
+    "a size that would be divided by zero in the check": (
+        Program(replace(_BASE, b=1, d=2, e=2, feature="elu", normaliser=True), Spelling(form="chunks"),
+                (("operands", "q, k, v = q * 1.0, k * 1.0, v * 1.0"), ("before", "states.zero_()"))), None, True),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_a_campaign_found(name: str) -> None:
+    p, sites, dynamic = FOUND[name]
+    gradients = not any("zero_" in line for _, line in p.mutations)
+    report = same_results(p, p.spec.inputs(0), gradients, dynamic or None)
+    assert sites is None or len(report.rewritten) == sites, f"{p}{report}"
 
 
 # -------------------------------------------------------------------------------------------------- the generator itself

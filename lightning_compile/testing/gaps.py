@@ -17,6 +17,10 @@ def known_gap(p: Program) -> str:
         return "loops over steps: without their own, of repeated or merged heads, or with rates in a table"
     if w.form == "blocks" and (w.collect == "write" or s.initial and w.work == "xnd"):
         return "loops over a few short blocks that are written, or that start from a state merged with the batch"
+    if w.work == "xnd" and s.group > 1 and w.form != "blocks":
+        return "repeated heads that are merged with the batch: no small sizes are found for the check"
+    if s.normaliser and s.group > 1 and s.decay == "head":
+        return "two sites: a normaliser of repeated heads with a constant decay is not joined"
     if w.form in LOOPS and w.detours[3:] == ("slice",):
         return "loops whose result is concatenated with something"
     return ""

@@ -91,8 +91,8 @@ def same_results(p: Program, inputs: Sequence[Tensor], gradients: bool = True, d
     """
     try:
         eager = results(p.function(), inputs, gradients)
-    except RuntimeError as e:                              # autograd refuses some mutations
-        assume("modified by an inplace operation" not in str(e))
+    except RuntimeError as refusal:                        # autograd refuses some mutations
+        assume("modified by an inplace operation" not in str(refusal))
         raise
     compiled, reports = compile(p.function(), dynamic)
     ours = results(compiled, inputs, gradients)

@@ -147,7 +147,7 @@ def _gate(t: Writer) -> None:
 
 def axes(t: Writer) -> dict[str, str]:
     """The letters of einsum: batch axes (and the position) in the order of `work`, for i, j, d, e."""
-    b, h, i, j, d, e = t.spelling.letters
+    b, h, i, j, d, e = list(t.spelling.letters)
     lead = "xn" if t.merged else t.spelling.work[:3]
 
     def of(position: str, feature: str) -> str:

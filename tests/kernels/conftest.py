@@ -158,6 +158,15 @@ def assert_as_near_as_eager(function: Callable[..., tuple[Tensor, ...]], case: C
 
 
 @pytest.fixture(autouse=True)
+def kernels_do_not_fail() -> Any:
+    """Where the tiles are what is tested, the chunked form must not stand in for them."""
+    from lightning_compile.kernels import fallback
+
+    yield
+    assert not fallback._told, fallback._told
+
+
+@pytest.fixture(autouse=True)
 def highest_precision() -> Any:
     """fp32 products in fp32, whatever an earlier test set."""
     before = torch.get_float32_matmul_precision()
