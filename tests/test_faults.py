@@ -93,7 +93,7 @@ STAGES: dict[str, tuple[Any, str, str]] = {
     "operator in the check": (verify, "linear_attention", "LC503"),
     "emission": (rewrite, "emit", "LC901"),
     "layout of the output": (rewrite, "restore", "LC901"),
-    "report": (rewrite, "location", "LC901"),
+    "report": (rewrite._Pass, "_decide", "LC901"),
 }
 
 
