@@ -59,8 +59,8 @@ def main() -> None:
                         used = offline.resources(launch.compile())
                         kind = f"{what}, {decay}{' learned' * learned}{', normaliser' * normalizer}"
                         kind += ", pair" if launch.constants["COMPANION"] else ""
-                        print(f"| sm_{capability} | {d} | {str(dtype)[6:]} | {kind} | {used.registers} | {used.stack} | {used.shared} |",
-                              flush=True)
+                        cells = (f"sm_{capability}", d, str(dtype)[6:], kind, used.registers, used.stack, used.shared)
+                        print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,12 @@ def without_causality(terms: Sequence[Term]) -> NearMiss | None:
                 holders = [r for r in reads if d in r.variables()]
                 others = [r for r in reads if d not in r.variables()]
                 js = {x for r in holders for x in r.variables()} & bound - {d}
-                if len(holders) == 2 and others and js and any(js & r.variables() for r in others):
+                if len(holders) == 2 and others and js:
                     free = [r.variables() - bound for r in holders]
-                    pairs = next((r for r in others if r.variables() & js and r.variables() & (free[0] ^ free[1])), None)
+                    rows = free[0] ^ free[1]
+                    if all(rows <= r.variables() for r in others if js & r.variables()):
+                        continue                            # one position's own product: a step with a cache, and its norm
+                    pairs = next((r for r in others if r.variables() & js and r.variables() & rows), None)
                     return near_miss("LC101") if pairs is None else near_miss("LC110", leaf=pairs.leaf)
             for e in t.indicators:                          # a running sum along what is contracted afterwards
                 if len(e.coef) == 2 and set(e.coef) <= bound and e.const == 0 and sorted(e.coef.values()) == [-1, 1]:
