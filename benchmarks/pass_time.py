@@ -112,7 +112,7 @@ class Timed:
         from lightning_compile.options import Options
 
         start = time.perf_counter()
-        outcome = examine(gm, example_inputs, Options(when="always"))
+        outcome = examine(gm, example_inputs, Options(when="always", time_limit=600))
         self.seconds += time.perf_counter() - start
         self.nodes += len(gm.graph.nodes)
         self.sites += len(outcome.report.rewritten)

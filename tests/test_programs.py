@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from lightning_compile.testing.gaps import known_gap
 from lightning_compile.testing.law import EXACT, off
 from lightning_compile.testing.mutations import MUTATIONS
 
+MORE = int(os.environ.get("LIGHTNING_EXAMPLES", "1"))  # a program takes seconds; nightly, draw ten times as many
 RELAXED = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 SEEDS = st.integers(0, 1000)
 MOSTLY_STATIC = st.sampled_from([False, False, True])
@@ -36,7 +38,7 @@ def test_spellings_are_recognised() -> None:
     results count here: two that happen to be equal are one symbol, and then much is not recognised."""
     missed: list[str] = []
 
-    @settings(max_examples=60, **RELAXED)
+    @settings(max_examples=12 * MORE, **RELAXED)
     @given(programs(), SEEDS, MOSTLY_STATIC)
     def look(p: Program, seed: int, dynamic: bool) -> None:
         note(f"dynamic={dynamic}")
@@ -48,7 +50,7 @@ def test_spellings_are_recognised() -> None:
     assert len(missed) <= 1, "\n".join(missed)             # 995 of 1000, in a campaign
 
 
-@settings(max_examples=40, **RELAXED)
+@settings(max_examples=10 * MORE, **RELAXED)
 @given(mutated(), SEEDS, MOSTLY_STATIC)
 def test_what_is_no_attention_keeps_its_results(one: tuple[Program, bool], seed: int, dynamic: bool) -> None:
     """A program with one thing changed may be rewritten or not: its results are eager's."""
@@ -57,7 +59,7 @@ def test_what_is_no_attention_keeps_its_results(one: tuple[Program, bool], seed:
     same_results(p, campaign.arguments(p, seed), gradients, dynamic or None)
 
 
-@settings(max_examples=10, **RELAXED)
+@settings(max_examples=4 * MORE, **RELAXED)
 @given(programs(), SEEDS)
 def test_explain_says_what_the_pass_does(p: Program, seed: int) -> None:
     report = same_results(p, campaign.arguments(p, seed), False)
