@@ -60,6 +60,7 @@ class GraphInterpreter(fx.Interpreter):
         self.fake, self.on_node, self.constants = fake, on_node, constants
         self.table = SideTable()
         self.grad_enabled = torch.is_grad_enabled()
+        self.autocast: list[Any] = []                            # contexts that have been entered, and not left
         self.symbols: dict[str, fx.Node] = {}
         self.folder = Folder(gm)
         self.ranges = Ranges()
@@ -78,6 +79,8 @@ class GraphInterpreter(fx.Interpreter):
             with enable_python_dispatcher() if dynamic else nullcontext(), self.fake, torch.no_grad(), without_guards(self.fake):
                 self.run(*inputs)
         finally:
+            for mode in reversed(self.autocast):                 # what stopped the run came before their ends
+                torch.amp.autocast_mode._exit_autocast(mode)
             torch.set_grad_enabled(was_enabled)
             self.fake.cache_enabled = cached
         return self
@@ -137,6 +140,13 @@ class GraphInterpreter(fx.Interpreter):
             return None
         if n.target is torch._C._set_grad_enabled:
             self._switch_gradients(bool(n.args[0]))
+            return None
+        if n.target is torch.amp.autocast_mode._enter_autocast:
+            self.autocast.append(super().run_node(n))
+            return self.autocast[-1]
+        if n.target is torch.amp.autocast_mode._exit_autocast:
+            super().run_node(n)
+            self.autocast.pop()
             return None
         unseen = opaque(n) and isinstance(example, torch.Tensor) and not self._of_numbers(n)
         if unseen or isinstance(n.target, torch._ops.HigherOrderOperator):

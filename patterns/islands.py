@@ -78,7 +78,8 @@ class Islands:
             return True
         if example is not None:
             return not any(isinstance(x, torch.Tensor) for x in pytree.tree_leaves(example))
-        return all(m in self.active or is_scalar(example_of(m)) for m in n.all_input_nodes)
+        return all(m in self.active or is_scalar(one := example_of(m)) or one is None and self.needs(m, one)
+                   for m in n.all_input_nodes)
 
 
 def islands(gm: fx.GraphModule, share: bool = True, thorough: bool = False) -> Islands | None:

@@ -476,6 +476,25 @@ def test_bodies_of_checkpoints_are_rewritten() -> None:
         torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("limit", [60.0, 1e-9])
+def test_the_pass_leaves_no_autocast_open(limit: float) -> None:
+    """Contexts in the graph are entered and left while it is interpreted, also if that is given up half way: in one that stays
+    open, eager mode would keep the first step's weights in its cache of casts."""
+    def depth() -> int:
+        torch.autocast_increment_nesting()
+        return torch.autocast_decrement_nesting()
+
+    def f(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            s = q @ k.mT
+        with torch.autocast("cpu", enabled=False):
+            return s.float().tril() @ v
+
+    before = depth()
+    compiled(f, time_limit=limit)(*(x.float() for x in qkv()))
+    assert depth() == before
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_without_gradients(mode: Callable[[], Any]) -> None:
     with mode():
