@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .index import Affine, Index, same, var
-from .loop_forms import resolved, substituted
+from .loop_forms import NotUnrolled, resolved, substituted
 from .normal_form import Factor, Numbers, Position, Read, Term, Value
 from .pieces import Pieces
 from .recurrence import LOGARITHMS
@@ -38,7 +38,7 @@ def running_sum(pieces: Pieces) -> Value | None:
     for found in (_side_by_side, lambda p: _Scan(p).value()):
         try:
             return found(pieces)
-        except _NoScan:
+        except (_NoScan, NotUnrolled):
             continue
     return None
 
