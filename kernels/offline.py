@@ -70,8 +70,8 @@ def resources(kernel: Any) -> Compiled:
         file.write(kernel.asm["cubin"])
         file.flush()
         text = subprocess.check_output([knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name], text=True)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
-    if found is None:
+    found = [(int(registers), int(stack)) for registers, stack in re.findall(r"REG:(\d+) STACK:(\d+)", text)]
+    if not found:
         raise RuntimeError(f"cuobjdump printed no registers: {text[:300]}")
     name, shared, warps = kernel.metadata.name, kernel.metadata.shared, kernel.metadata.num_warps
-    return Compiled(name, int(found[1]), int(found[2]), shared, warps)
+    return Compiled(name, *max(found), shared, warps)

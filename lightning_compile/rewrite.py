@@ -374,7 +374,7 @@ class _Pass:
         `told`; a state alone is a part of a site that is reported already."""
         look()
         targets = [c.key for c in members]
-        stop = {leaf_key(self.table, leaf) for m in site.matches() for leaf in m.leaves()}
+        stop = {leaf_key(leaf) for m in site.matches() for leaf in m.leaves()}
         records = [r for key in targets for r in region(self.table, key, stop)]
         refusal: NearMiss | None = None
         estimates: tuple[Estimate, Estimate] | None = None

@@ -21,7 +21,7 @@ def signature(site: Site, table: SideTable, regions: Sequence[list[Record]], sto
     s = _Signature(table, stop)
     calls = tuple(s.call(r) for records in regions for r in records)
     matches = tuple(s.match(m) for m in site.matches())
-    leaves = sorted((s.name(leaf_key(table, leaf)), str(leaf.tensor.dtype), relied_sign(leaf))
+    leaves = sorted((s.name(leaf_key(leaf)), str(leaf.tensor.dtype), relied_sign(leaf))
                     for leaf in {leaf for m in site.matches() for leaf in m.leaves()})
     sizes = tuple(str(x.size) if isinstance(x, Index) else "" for x in s.numbers)
     return calls, matches, tuple(s.constants), tuple(leaves), sizes
@@ -71,7 +71,7 @@ class _Signature:
         return str(a.const), tuple(sorted((self.name(x), str(c)) for x, c in a.coef.items()))
 
     def reads(self, rs: Sequence[Read]) -> Any:
-        return tuple((self.name(leaf_key(self.table, r.leaf)), r.function, r.detached, tuple(map(self.affine, r.index)))
+        return tuple((self.name(leaf_key(r.leaf)), r.function, r.detached, tuple(map(self.affine, r.index)))
                      for r in rs)
 
     def value(self, v: Value) -> Any:

@@ -436,6 +436,6 @@ def replay(records: Sequence[Record], target: Key, inputs: Mapping[Key, Tensor],
     return env[target]
 
 
-def leaf_key(table: SideTable, leaf: Leaf) -> Key:
-    return Key(id(leaf.tensor), table.versions.get(id(leaf.tensor), 0))
+def leaf_key(leaf: Leaf) -> Key:
+    return Key(id(leaf.tensor), leaf.version)
 

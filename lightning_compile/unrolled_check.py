@@ -31,7 +31,7 @@ def compare(table: SideTable, site: Site, targets: Sequence[Key], regions: Seque
     builder = verify.Eager(sizes, leaves)
     shapes = [sizes.shape(m.value.axes) for m in site.matches()]
     by_operator = emit(builder, [builder] * len(shapes), site, linear_attention, shapes, [None] * len(shapes))
-    inputs = {leaf_key(table, leaf): x for leaf, x in leaves.items()}
+    inputs = {leaf_key(leaf): x for leaf, x in leaves.items()}
     stop = set(inputs)
     known: dict[Key, Tensor] = {}
     wanted: list[Tensor] = []

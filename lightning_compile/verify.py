@@ -71,7 +71,7 @@ def check(table: SideTable, site: Site, targets: Sequence[Key]) -> NearMiss | No
        reference for the operator; then with the operator itself, whose gradients must be those of the normal form.
     2. The recorded operations of the user's code, run again, against the same: this does not trust the rules.
     """
-    stop = {leaf_key(table, leaf) for m in site.matches() for leaf in m.leaves()}
+    stop = {leaf_key(leaf) for m in site.matches() for leaf in m.leaves()}
     regions = [region(table, key, stop) for key in targets]
     name = passed.name_of(signature(site, table, regions, stop))
     if passed.has_passed(name):
@@ -155,7 +155,7 @@ def _compare(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequ
     for x, e, f in zip(operands, expected, found):
         if (error := difference(or_zero(e, x), or_zero(f, x))) > TOLERANCE:
             return near_miss("LC501", seen=f"a gradient is off by {error:.1e}")
-    inputs = {leaf_key(table, leaf): x.detach().to(_replayed(leaf.tensor.dtype)) for leaf, x in leaves.items()}
+    inputs = {leaf_key(leaf): x.detach().to(_replayed(leaf.tensor.dtype)) for leaf, x in leaves.items()}
     with torch.no_grad():
         for key, records, r in zip(targets, regions, by_reference):
             x = replay(records, key, inputs, table, sizes)

@@ -182,8 +182,6 @@ _TABLE = (
          "the model runs with plain Inductor. Please report it with the traceback (TORCH_LOGS='+lightning_compile')"),
     Code("LC902", "gave up", "the pass has taken {limit} s; what it had not decided by then is left as it is",
          "options={'time_limit': 60} allows it a minute for each graph"),
-    Code("LC903", "dynamic sizes", "to look into the graph would tie its dynamic sizes to each other: {seen}",
-         "compile with dynamic=False, or mark only the length as dynamic (torch._dynamo.mark_dynamic)"),
     Code("LC904", "no code for the rewritten graph", "Inductor failed on the rewritten graph, and compiled the original: {seen}",
          "the model runs with plain Inductor. Please report it with the traceback (TORCH_LOGS='+lightning_compile')"),
     Code("LC905", "a kernel that failed", "a kernel did not compile or run; the chunked form runs instead: {seen}",

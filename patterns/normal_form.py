@@ -31,7 +31,8 @@ class Leaf:
     whatever the inputs are. `real` holds the values of a static buffer, and `relied` says that something was
     concluded from them. `definition` is the value that it had before it was made a leaf, where it had one.
     `parts` are reads of other leaves, laid one behind the other along the last axis: each with the variables of the other
-    axes and those of its own position, outermost first (none: it is a single one).
+    axes and those of its own position, outermost first (none: it is a single one). `version` counts the writes to the tensor
+    before it was read.
     """
 
     shape: tuple[Size, ...]
@@ -45,6 +46,7 @@ class Leaf:
     relied: bool = False
     definition: Value | None = None
     parts: tuple[tuple[Read, tuple[Index, ...], tuple[Index, ...]], ...] = ()
+    version: int = 0
 
     @property
     def positive(self) -> bool:

@@ -146,7 +146,8 @@ def _merged(r: Read, axes: Sequence[int], at: Affine) -> Read:
     base = replace(r, index=tuple(var(own[n]) if n in own else a for n, a in enumerate(r.index)), function="", detached=False)
     free = tuple(x for n, a in enumerate(r.index) if n not in own for x in a.coef)
     shape = (*(x.size for x in free), product(x.size for x in own.values()))
-    leaf = Leaf(shape, r.leaf.tensor, bounds=r.leaf.bounds, parts=((base, free, tuple(own.values())),))
+    leaf = Leaf(shape, r.leaf.tensor, bounds=r.leaf.bounds, parts=((base, free, tuple(own.values())),),
+                version=r.leaf.version)
     return Read(leaf, (*map(var, free), at), r.function, r.detached)
 
 

@@ -58,7 +58,7 @@ class SideTable(Assembled):
             bounds: Range = ALL, definition: Value | None = None) -> Value:
         """Makes t a leaf."""
         leaf = Leaf(tuple(size_of(s) for s in t.shape), t, node, parameter, scores=scores, bounds=bounds,
-                    definition=definition)
+                    definition=definition, version=self.versions.get(id(t), 0))
         v = leaf_value(leaf)
         self.put(t, v)
         self.attention.discard(id(t))
@@ -73,7 +73,8 @@ class SideTable(Assembled):
             return v
         if (read := self.closed.get(id(x))) is None:
             own = first[0].leaf if first and isinstance(first[0], Read) and first[0].leaf.tensor is x else None
-            read = leaf_value(own or Leaf(tuple(size_of(s) for s in x.shape), x, self.node_of.get(id(x)), definition=v))
+            read = leaf_value(own or Leaf(tuple(size_of(s) for s in x.shape), x, self.node_of.get(id(x)), definition=v,
+                                          version=self.versions.get(id(x), 0)))
             for old, new in zip(v.axes, read.axes):
                 if new:
                     new[0].split(old)

@@ -72,7 +72,7 @@ class Slot:
             own = [y for n in self.axes for y in r.index[n].coef]
             parts.append((replace(r, function="", detached=False), tuple(free), tuple(own)))
         shape = (*(y.size for y in free), at)
-        leaf = Leaf(shape, order[0].leaf.tensor, parts=tuple(parts))
+        leaf = Leaf(shape, order[0].leaf.tensor, parts=tuple(parts), version=order[0].leaf.version)
         return Read(leaf, (*(var(y) for y in free), var(x)), self.read.function, self.read.detached)
 
 

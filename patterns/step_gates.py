@@ -116,5 +116,5 @@ class _Gates:
             free: list[Index] = [x for a in every[0].index for x in a.coef]
             parts = tuple((replace(r, function="", detached=False), tuple(free), ()) for r in every)
             self.made[family] = Leaf((*(x.size for x in free), self.length), every[0].leaf.tensor, parts=parts,
-                                     bounds=every[0].leaf.bounds)
+                                     bounds=every[0].leaf.bounds, version=every[0].leaf.version)
         return self.made[family]

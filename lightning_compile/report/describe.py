@@ -38,12 +38,6 @@ def rejected(node: fx.Node, why: NearMiss, algebra: str, value: Value | None, es
                      LAWS[code.passed] if code.code[2] != "9" else "", code.edited(line), before, after, detail)
 
 
-def failed(reason: str) -> Candidate:
-    """The row of an error in the pass."""
-    code = CODES["LC901"]
-    return Candidate("rejected", code.code, reason, "the whole graph", code.hint, "")
-
-
 def details(node: fx.Node, value: Value | None, match: Match | None, steps: Collection[fx.Node]) -> Detail:
     """What a page shows, while the graph is as the user wrote it. `steps`: the nodes of the site; see `completed`."""
     normal_form = "a loop, whose states are no one formula" if value is None else written(value, match)
