@@ -6,7 +6,7 @@ The same code writes nodes into a graph and, for the checks, runs on small tenso
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import sympy
@@ -14,8 +14,9 @@ import torch
 
 from .patterns.codes import near_miss
 from .patterns.index import Affine, Index, hint, product, same
+from .patterns.loop_normaliser import Divided
 from .patterns.match import Match
-from .patterns.normal_form import Leaf, Read
+from .patterns.normal_form import Leaf, Read, Value
 from .patterns.polynomial import power
 
 
@@ -47,14 +48,17 @@ class Builder(Protocol):
 @dataclass(frozen=True)
 class Site:
     """A place to rewrite: an attention, with the normaliser of the same q and k and the state after the last position; or
-    one of the two others alone."""
+    one of the two others alone. `divided`: the normaliser is a factor of the attention, and nothing else is made of it."""
 
     main: Match
     normaliser: Match | None = None
     final: Match | None = None
+    divided: Divided | None = None
 
     def matches(self) -> tuple[Match, ...]:
-        return tuple(m for m in (self.main, self.normaliser, self.final) if m is not None)
+        """Those that are values of the graph."""
+        own = self.normaliser if self.divided is None else None
+        return tuple(m for m in (self.main, own, self.final) if m is not None)
 
 
 def whole(b: Builder, leaf: Leaf) -> Any:
@@ -332,9 +336,9 @@ def _scale(m: Match) -> float:
 
 
 def finish(b: Builder, m: Match, x: Any, at: Layout, applied: float, shape: Sequence[Any],
-           dtype: torch.dtype | None) -> Any:
+           dtype: torch.dtype | None, factor: Any = None) -> Any:
     """From the operator's output to the user's axes: factors outside the sum, order, merged axes, dtype. `applied` is the
-    coefficient that the operator has already multiplied by."""
+    coefficient that the operator has already multiplied by, `factor` a further one, [batch, positions, 1]."""
     order = at.order() + m.rows + m.e
     if m.i != m.rows and len(m.i) == 1:
         n, wanted_n = b.size(m.i[0]), product_of(b, m.rows)
@@ -349,6 +353,8 @@ def finish(b: Builder, m: Match, x: Any, at: Layout, applied: float, shape: Sequ
             x = b.call(torch.mul, x, left)
     else:
         x = b.call(torch.mul, x, b.number(coef))
+    if factor is not None:
+        x = b.call(torch.mul, x, factor)
     wanted = [y for axis in m.value.axes for y in axis]
     extra = [y for y in wanted if y not in order]
     used = {y for r in m.out for y in r.variables()}
@@ -383,12 +389,29 @@ def emit(b: Builder, places: Sequence[Builder], site: Site, operator: Callable[.
     o, z, state, at = call_operator(b, site, operator)
     if not main.v:
         o = places[0].call(torch.squeeze, o, 3)
-    values = [finish(places[0], main, o, at, applied, shapes[0], dtypes[0])]
-    if site.normaliser is not None:
+    factor = None
+    if site.divided is not None and site.normaliser is not None:
+        factor = of_normaliser(places[0], site.divided, site.normaliser, z, at, applied, len(main.e))
+    values = [finish(places[0], main, o, at, applied, shapes[0], dtypes[0], factor)]
+    if site.normaliser is not None and site.divided is None:
         values.append(finish(places[1], site.normaliser, z, at, applied, shapes[1], dtypes[1]))
     if site.final is not None:
         values.append(finish_state(places[-1], site.final, state, at, shapes[-1], dtypes[-1]))
     return values
+
+
+def of_normaliser(b: Builder, d: Divided, m: Match, z: Any, at: Layout, applied: float, features: int) -> Any:
+    """The factor that a loop makes from its normaliser, with one axis for each variable of batch and positions, and an axis of
+    length 1 for each of the values' features."""
+    order = at.order() + m.rows
+    plain = replace(m, value=Value(tuple((x,) for x in order), ()))
+    x = finish(b, plain, z, at, applied, tuple(b.size(x) for x in order), d.dtype)
+    for step in d.steps:
+        x = b.call(step.function(), *step.arguments(x), **dict(step.kwargs))
+    x = _through(b, d.function, x) if d.function else x
+    for _ in range(features):
+        x = b.call(torch.unsqueeze, x, -1)
+    return x
 
 
 def direct_state(b: Builder, m: Match) -> Any:

@@ -10,7 +10,7 @@ import torch
 from .emit import Site
 from .patterns.index import Affine, Index, hint, mixed_radix, product, same, var
 from .patterns.match import Match
-from .patterns.normal_form import Read, rename
+from .patterns.normal_form import Leaf, Read, rename
 
 ROUNDING = 1e-9  # of log-decays that were found from different terms; the checks look at what comes of it
 
@@ -55,6 +55,15 @@ def joined(main: Match, z: Match) -> Site | None:
     return Site(main, replace(z, value=value, q=main.q, k=main.k, batch=main.batch, i=main.i, j=main.j, rows=main.rows,
                               d=main.d, decay=main.decay,
                               out=tuple(r.substitute(substitution) for r in z.out)))
+
+
+def divided_by(main: Match) -> Site | None:
+    """The site of a loop's attention with the normaliser that its pieces compute for themselves; None if it has none."""
+    if main.divided is None:
+        return None
+    number = main.divided.number
+    site = joined(replace(main, out=main.out[:number] + main.out[number + 1:]), main.divided.normaliser)
+    return None if site is None else replace(site, divided=main.divided)
 
 
 def _split_like(main: Match, z: Match) -> Match:
@@ -107,7 +116,7 @@ def _same_decay(main: Match, z: Match, mapping: dict[Index, Index]) -> bool:
 
 def _same(r: Read, s: Read, mapping: dict[Index, Index]) -> dict[Index, Index] | None:
     """Names for the variables of s under which it is r, in agreement with `mapping`."""
-    if r.leaf is not s.leaf or (r.function, r.detached) != (s.function, s.detached):
+    if not _same_leaf(r.leaf, s.leaf) or (r.function, r.detached) != (s.function, s.detached):
         return None
     found: dict[Index, Index] = {}
     for a, b in zip(r.index, s.index):
@@ -117,6 +126,18 @@ def _same(r: Read, s: Read, mapping: dict[Index, Index]) -> dict[Index, Index] |
         if b.substitute({x: var(y) for x, y in found.items()}) != a:
             return None
     return found
+
+
+def _same_leaf(a: Leaf, b: Leaf) -> bool:
+    """Whether two leaves are one, or put together from the same tensors in the same way."""
+    if a is b or len(a.parts) != len(b.parts) or not a.parts:
+        return a is b
+
+    def laid(leaf: Leaf) -> list[tuple[Leaf, list[tuple[str, int]]]]:
+        return [(r.leaf, [("own", own.index(x)) if x in own else ("free", free.index(x)) for i in r.index for x in i.coef])
+                for r, free, own in leaf.parts]
+
+    return laid(a) == laid(b)
 
 
 def _digits(a: Affine) -> list[Index]:

@@ -18,7 +18,7 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 
 from . import cost, verify
 from .emit import Site, _add, _item, _multiply, _subtract, emit
-from .join import joined
+from .join import divided_by, joined
 from .kernels.operator import linear_attention
 from .options import Options
 from .patterns import candidates as cand
@@ -32,6 +32,7 @@ from .patterns.islands import CAUSAL, Islands, islands
 from .patterns.match import Match, parts_of
 from .patterns.normal_form import Leaf, Read, Value
 from .patterns.records import Key, Record
+from .patterns.side_table import definition_or_value
 from .patterns.signatures import name_of
 from .patterns.states import final_state
 from .patterns.transforms import regions, suspect
@@ -55,13 +56,13 @@ class GraphBuilder:
         self._sizes: dict[Any, Any] = {}
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        methods = {torch.Tensor.to: "to", torch.Tensor.expand: "expand", torch.Tensor.contiguous: "contiguous"}
+        name = getattr(function, "__name__", "")
         functions = {_item: operator.getitem, _multiply: operator.mul, _add: operator.add, _subtract: operator.sub}
         if function in (_multiply, _add, _subtract) and not any(isinstance(a, fx.Node) for a in args):
             return function(*args)
         with self.graph.inserting_before(self.before):
-            if function in methods:
-                node = self.graph.call_method(methods[function], args, kwargs)
+            if getattr(torch.Tensor, name, None) is function:
+                node = self.graph.call_method(name, args, kwargs)
             else:
                 node = self.graph.call_function(functions.get(function, function), args, kwargs)
         for key in ("stack_trace", "nn_module_stack"):
@@ -286,17 +287,19 @@ class _Pass:
         """Writes an attention with what belongs to it: its normaliser, and the state after the last position."""
         members: tuple[cand.Candidate, ...] = (c,)
         site = Site(m)
+        inside = divided_by(m)
         for z, n in normalisers:
             if z.node in live and (both := joined(m, n)) is not None and self._values_before((c, z), both):
                 members, site = (c, z), both
                 break
         ends = self._ends(site.main, live)
         written = False
-        if ends and site.normaliser is None:
+        if ends and site.normaliser is None and inside is None:
             with_end = replace(site, final=ends[0][1])
             if self._values_before((*members, ends[0][0]), with_end):
                 written = self._site((*members, ends[0][0]), with_end, told=False)
                 ends = ends[1:] if written else ends
+        written = written or inside is not None and self._site((c,), inside, told=False)
         written = written or len(members) > 1 and self._site(members, site, told=False) or self._site((c,), Site(m))
         for end, state in ends if written else ():
             self._site((end,), Site(state), told=False)
@@ -530,14 +533,6 @@ def _window(r: Read, position: set[Index]) -> bool:
     """Whether a read sees only a part of its leaf's positions."""
     return any(set(a.coef) & position and (a.const != 0 or not same(product(x.size for x in a.coef), n))
                for a, n in zip(r.index, r.leaf.shape))
-
-
-def definition_or_value(v: Value, t: torch.Tensor) -> Value:
-    """What a tensor is made of, also where it was made a leaf."""
-    f = v.terms[0].factors[:1] if len(v.terms) == 1 else ()
-    if f and isinstance(f[0], Read) and f[0].leaf.tensor is t and f[0].leaf.definition is not None:
-        return f[0].leaf.definition
-    return v
 
 
 def _keys(r: Record) -> list[Key]:

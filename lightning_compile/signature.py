@@ -24,7 +24,9 @@ def signature(site: Site, table: SideTable, regions: Sequence[list[Record]], sto
     leaves = sorted((s.name(leaf_key(leaf)), str(leaf.tensor.dtype), relied_sign(leaf))
                     for leaf in {leaf for m in site.matches() for leaf in m.leaves()})
     sizes = tuple(str(x.size) if isinstance(x, Index) else "" for x in s.numbers)
-    return calls, matches, tuple(s.constants), tuple(leaves), sizes
+    inside = () if site.divided is None or site.normaliser is None else (
+        s.match(site.normaliser), site.divided.function, tuple(map(str, site.divided.steps)))
+    return calls, matches, inside, tuple(s.constants), tuple(leaves), sizes
 
 
 def relied_sign(leaf: Leaf) -> int:

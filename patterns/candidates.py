@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch._subclasses import FakeTensorMode
 from .codes import NearMiss
 from .interpret import GraphInterpreter
 from .islands import Islands
+from .loop_normaliser import divided
 from .match import Match
 from .normal_form import Value
 from .recognise import recognise
@@ -64,6 +65,8 @@ def _find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node
             return
         pieces = table.pieces.get(id(t)) if not _goes_on(node) else None
         result = recognise_pieces(pieces.filled()) if pieces is not None else None
+        if isinstance(result, Match) and result.out:
+            result = replace(result, divided=divided(result, interpreter.env, table.made_of))
         if isinstance(result, NearMiss) and all(table.settled(interpreter.env.get(m)) for m in node.all_input_nodes):
             result = None                                       # attentions beside each other, each a site of its own
         if not isinstance(result, Match):

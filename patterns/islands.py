@@ -54,6 +54,8 @@ VIEWS = frozenset({
 PROJECTIONS = frozenset({
     "linear", "layer_norm", "rms_norm", "group_norm", "batch_norm", "embedding", "conv1d", "conv2d", "addmm",
     "scaled_dot_product_attention", "cross_entropy"})
+# Through these a sum over an axis is none any more.
+_NONLINEAR = frozenset(map(named, OPAQUE)) - PROJECTIONS | {"logsigmoid", "exp"}
 RANDOM = ("rand", "dropout", "bernoulli", "multinomial", "normal", "empty", "exponential", "uniform", "poisson")
 WRITING = frozenset({"iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor",
                      "setitem", "delitem", "ilshift", "irshift", "iconcat"})
@@ -115,6 +117,7 @@ class Partition:
         self.kind: dict[fx.Node, str] = {}
         self.base: dict[fx.Node, fx.Node] = {}              # of a READ: the leaf that it is a view of
         self.reads: dict[fx.Node, int] = {}                 # the leaves that a value is made of, one bit each
+        self.summing: set[fx.Node] = set()                  # OPEN nodes that are sums over an axis, or sums of such
         self.state: dict[fx.Node, tuple[Any, ...]] = {}     # (switches of gradients before it, gradients, autocast)
         self.parent: dict[fx.Node, fx.Node] = {}
         self.ranges = Ranges()
@@ -177,6 +180,9 @@ class Partition:
                 autocast.pop()
             self.state[n] = (epoch, enabled, tuple(autocast))
             self.kind[n] = self._kind(n)
+            if self.kind[n] == OPEN and name not in _NONLINEAR and (
+                    _may_sum(n) or not self.summing.isdisjoint(n.all_input_nodes)):
+                self.summing.add(n)
             bits = 0 if self.kind[n] in (CONSTANT, BUFFER, "") else 1 << self.place[n]
             if _is_filled(name):
                 bits = 0                                    # what it reads is only a shape
@@ -215,12 +221,12 @@ class Partition:
         return self._of_leaves(n, name, arguments)
 
     def _is_residual(self, n: fx.Node, name: str, arguments: list[fx.Node]) -> bool:
-        """A sum with a tensor that the other summand does not read continues no attention (interpret.disconnected). With four
-        axes it may be a state that a loop starts from."""
+        """A sum with a tensor that the other summand does not read continues no attention (interpret.disconnected), if the other
+        is one. With four axes it may be a state that a loop starts from."""
         if name not in ("add", "sub") or len(n.args) != 2 or n.kwargs or len(arguments) != 2:
             return False
         x, y = arguments
-        if self.examples[n].dim() > 3:
+        if self.examples[n].dim() > 3 or self.summing.isdisjoint(arguments):
             return False
         return not self.reads[x] & self.reads[y] and self.examples[x].shape == self.examples[y].shape
 
@@ -291,7 +297,7 @@ class Partition:
 
     @staticmethod
     def _sums(part: list[fx.Node]) -> bool:
-        return any(_plain(name_of(n)) not in HARMLESS for n in part if n.op not in ("placeholder", "get_attr"))
+        return any(map(_may_sum, part))
 
     def _ordered(self, island: Island) -> bool:
         for n in island.members:
@@ -344,6 +350,11 @@ class Partition:
                 seen.add(n)
                 todo += [m for m in n.all_input_nodes if self.kind[m]]
         return seen
+
+
+def _may_sum(n: fx.Node) -> bool:
+    """Whether a node may sum over an axis that an attention sums over."""
+    return n.op not in ("placeholder", "get_attr") and _plain(name := name_of(n)) not in HARMLESS and not _is_filled(name)
 
 
 def _is_filled(name: str) -> bool:

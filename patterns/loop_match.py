@@ -95,7 +95,7 @@ def _operands(forms: Sequence[Form], frame: Frame, states: States, updates: Sequ
         if r.leaf.dirty:
             raise near_miss("LC301", leaf=r.leaf)
     _independent([r.leaf for r in found.reads("q", "k", "v")], states)
-    if not all(any(s.moves for s in role) for role in (k, q, v)):
+    if not all(any(s.moves for s in role) for role in ((k, q, v) if frame.e else (k, q))):
         raise near_miss("LC107")
     return found
 

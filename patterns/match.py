@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,6 +12,9 @@ from .index import Index
 from .normal_form import Leaf, Read, Value
 from .polynomial import Degrees
 from .weights import Density
+
+if TYPE_CHECKING:
+    from .loop_normaliser import Divided
 
 MAX_FEATURES = 256
 
@@ -29,7 +32,8 @@ class Match:
     With `ends`, the value is the state after the last one instead: it names its variables for those of batch, d and e. `room` is
     the relative rounding of tables in which the program keeps its decay: so far may the one log-decay for all of them be off.
     Of a `detached` one no gradient goes back.
-    `ending`, of a loop, tells of other values whether they are the state after it.
+    `ending`, of a loop, tells of other values whether they are the state after it; `divided` is a factor of `out` that the loop
+    makes from its normaliser.
     """
 
     value: Value
@@ -56,6 +60,7 @@ class Match:
     ends: tuple[tuple[Index, Index], ...] = ()
     detached: bool = False
     ending: Callable[[Value], Match | None] | None = field(default=None, compare=False, repr=False)
+    divided: Divided | None = field(default=None, compare=False, repr=False)
 
     @property
     def kind(self) -> str:

@@ -88,6 +88,11 @@ class SideTable(Assembled):
     def settled(self, x: Any) -> bool:
         return id(x) in self.attention
 
+    def made_of(self, t: torch.Tensor) -> Value | None:
+        """What a tensor is made of, also where it was made a leaf; None of one that is not known."""
+        v = self.values.get(id(t))
+        return None if v is None else definition_or_value(v, t)
+
     def value(self, x: Any) -> Value:
         if not isinstance(x, torch.Tensor):
             return number_value(x)
@@ -262,6 +267,14 @@ class SideTable(Assembled):
                 v = self.cut(other, self.node_of.get(id(other)))
                 for leaf in v.leaves():
                     leaf.dirty = True
+
+
+def definition_or_value(v: Value, t: torch.Tensor) -> Value:
+    """What a tensor of a value is made of, also where it was made a leaf."""
+    f = v.terms[0].factors[:1] if len(v.terms) == 1 else ()
+    if f and isinstance(f[0], Read) and f[0].leaf.tensor is t and f[0].leaf.definition is not None:
+        return f[0].leaf.definition
+    return v
 
 
 def _spoilt(v: Value, t: torch.Tensor) -> bool:

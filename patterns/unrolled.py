@@ -47,12 +47,14 @@ def recognise_pieces(pieces: Pieces) -> Match | NearMiss | None:
     """The attention that the pieces make up, why they are none though they come near, or None."""
     if len(pieces.pieces) < 2 or not pieces.complete():
         return None
+    loop: _Loop | None = None
     try:
-        return _Loop(pieces).match()
+        loop = _Loop(pieces)
+        return loop.match()
     except NotUnrolled:
         return None
-    except NearMiss as e:
-        return e
+    except NearMiss as e:                                   # many things are sums of products, as normalisers are
+        return e if loop is None or loop.frame is None or loop.frame.e else None
     except OutOfTime:
         raise
     except Exception as e:                                  # other sites of the graph have nothing to do with it
@@ -157,7 +159,7 @@ class _Loop:
             part = s.part
             if isinstance(part, Update):
                 own = self._numbers_of(gates, part.k)
-                part, gates = replace(part, v=_in_order((*part.v, *own))), [r for r in gates if r not in own]
+                part, gates = self._times(part, own), [r for r in gates if r not in own]
             weight = as_exponent(replace(s.front, factors=s.front.factors + tuple(gates)))
             parts.append(replace(part, weight=times(weight, part.weight)))
         return Form(p.start, int(hint(p.length)), digits, seen[0].q, tuple(shared), tuple(parts), self.dtype)
@@ -178,6 +180,7 @@ class _Loop:
             raise NotUnrolled
         holders = [r for r in reads if r.variables() & d]
         wide = [r for r in holders if self._own_features(r, holders, bound, rows)]
+        wide = wide or [r for r in holders if _is_sum(r.leaf)]  # a normaliser's state has the features of keys alone
         if len(wide) > 1:                                   # heads that share keys give queries an axis of their own
             wide = [r for r in wide if r.leaf.definition is not None]
         if len(wide) > 1:
@@ -233,8 +236,6 @@ class _Loop:
                 e |= self._features_of_values(state, set(d), (state.variables() & free) - seen)
         d = taken[0][1]
         order = [x for n, axis in enumerate(value.axes) if n not in self.rows for x in axis]
-        if not e:
-            raise NotUnrolled
         return Frame(value.axes, tuple(x for x in order if x not in e), d, tuple(x for x in order if x in e),
                      self.rows, tuple(x.size for n in self.rows[1:] for x in value.axes[n]))
 
@@ -255,11 +256,9 @@ class _Loop:
 
     def _part(self, t: Term, q: tuple[Read, ...]) -> _Seen:
         """A term of a piece taken apart."""
-        assert self.frame is not None
-        d, e = set(self.frame.d), set(self.frame.e)
         rest = replace(t, factors=without(t, q))
         reads = rest.reads()
-        state = next((r for r in reads if r.variables() & d and r.variables() & e), None)
+        state = next(filter(self._is_state, reads), None)
         if state is None:
             update, extra = self._update(rest)
             return _Seen(Term(dtype=t.dtype), q, extra, update)
@@ -274,9 +273,10 @@ class _Loop:
         """Reads of a single position that states multiply their values by belong to the values here too."""
         if isinstance(s.part, Carry):
             return s
-        known = {(r.leaf, r.function) for parts in self.states.values() for p in parts if isinstance(p, Update) for r in p.v}
+        known = {(r.leaf, r.function) for parts in self.states.values() for p in parts if isinstance(p, Update)
+                 for r in (p.v or p.k)}
         mine = [r for r in s.extra if (r.leaf, r.function) in known]
-        return replace(s, extra=[r for r in s.extra if r not in mine], part=replace(s.part, v=_in_order((*s.part.v, *mine))))
+        return replace(s, extra=[r for r in s.extra if r not in mine], part=self._times(s.part, mine))
 
     # --------------------------------------------------------------------------------------------------------- states
     def _describe(self, first: StateKey) -> None:
@@ -333,20 +333,31 @@ class _Loop:
         return own
 
     def _is_state(self, r: Read) -> bool:
+        """Whether a read has the features of keys and of values; of a normaliser, whose state has none of values, whether it is
+        a sum of keys."""
         assert self.frame is not None
+        if not self.frame.e:
+            return bool(r.variables() & set(self.frame.d)) and _is_sum(r.leaf)
         return bool(r.variables() & set(self.frame.d) and r.variables() & set(self.frame.e))
+
+    def _times(self, part: Update, numbers: Sequence[Read]) -> Update:
+        """With numbers of each key: among the values, or, of a normaliser, among the keys."""
+        assert self.frame is not None
+        if not self.frame.e:
+            return replace(part, k=_in_order((*part.k, *numbers)))
+        return replace(part, v=_in_order((*part.v, *numbers)))
 
     def _state_part(self, t: Term) -> Update | Carry:
         assert self.frame is not None
         d, e = set(self.frame.d), set(self.frame.e)
         reads = t.reads()
-        both = [r for r in reads if r.variables() & d and r.variables() & e]
+        both = [r for r in reads if self._is_state(r)]
         if not both:
             update, extra = self._update(t)
             own = self._numbers_of(extra, update.k)
             gates = tuple(r for r in extra if r not in own)
             weight = as_exponent(replace(update.weight, factors=update.weight.factors + gates))
-            return replace(update, weight=weight, v=_in_order((*update.v, *own)))
+            return self._times(replace(update, weight=weight), own)
         r = both[0]
         others = [s for s in reads if s is not r]
         if len(both) > 1 or r.function:
@@ -364,11 +375,11 @@ class _Loop:
         reads = t.reads()
         k = [r for r in reads if r.variables() & d]
         v = [r for r in reads if r.variables() & e]
-        if not k or not v or set(k) & set(v):
+        if not k or bool(e) != bool(v) or set(k) & set(v):
             raise NotUnrolled
         moving = set(t.bound)
         others = [r for r in reads if r not in k and r not in v]
-        v += [r for r in others if r.variables() & moving]
+        (v if e else k).extend(r for r in others if r.variables() & moving)
         extra = [r for r in others if not r.variables() & moving]
         return Update(replace(t, factors=without(t, reads)), _in_order(k), _in_order(v)), extra
 
@@ -416,6 +427,12 @@ def _reads_a_state(terms: Sequence[Term]) -> bool:
     """Whether a term contracts with a leaf that is a sum of several things."""
     return any(r.leaf.definition is not None and len(r.leaf.definition.terms) > 1 and set(t.bound) & r.variables()
                for t in terms for r in t.reads())
+
+
+def _is_sum(leaf: Leaf) -> bool:
+    """Whether a leaf is a sum of tensors, as a state is; a feature map adds numbers."""
+    d = leaf.definition
+    return d is not None and d.masked is None and len(d.terms) > 1 and all(t.reads() for t in d.terms)
 
 
 def _order(r: Read) -> Any:

@@ -7,6 +7,7 @@ import operator
 import pytest
 import torch
 from loops import LOOPS, NOT_LOOPS
+from loops_normalised import LEFT, NORMALISED
 from torch import Tensor
 from torch._dynamo.utils import counters
 
@@ -74,9 +75,16 @@ def test_results_are_those_of_the_loop(name: str) -> None:
         torch.testing.assert_close(x, w, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["from_a_state_to_a_state", "blocks_from_a_state_to_a_state"])
-def test_states_go_in_and_out_of_the_operator(name: str) -> None:
-    """Nothing of the loop stays: the state that it starts from and the one that it leaves are the operator's."""
+@pytest.mark.parametrize("name", [*NORMALISED, *LEFT])
+def test_a_normaliser_of_a_loop_is_the_operators(name: str) -> None:
+    """If it sums the same pairs of positions as the attention, and each step makes the same of it."""
+    report = lightning_compile.explain(LOOPS[name], *inputs(), options=OPTIONS)
+    assert ("with its normaliser" in str(report)) == (name in NORMALISED), str(report)
+
+
+@pytest.mark.parametrize("name", ["from_a_state_to_a_state", "blocks_from_a_state_to_a_state", *NORMALISED])
+def test_nothing_of_a_loop_stays(name: str) -> None:
+    """The state that it starts from and the one that it leaves are the operator's, and so is what it divides by."""
     left: list[int] = []
 
     def backend(gm: torch.fx.GraphModule, example_inputs: list[Tensor]):
@@ -93,7 +101,7 @@ def test_states_go_in_and_out_of_the_operator(name: str) -> None:
     args = inputs()
     wanted = results(LOOPS[name], args)
     found = results(torch.compile(LOOPS[name], backend=backend), args)
-    assert left[0] < 40
+    assert left[0] < (14 * N if name == "features_and_sums_of_each_step" else 40)
     for w, x in zip(wanted, found):
         torch.testing.assert_close(x, w, rtol=1e-9, atol=1e-9)
 
