@@ -24,7 +24,7 @@ from .errors import TooFewRewrites, UnknownArgument
 from .guards import Assumption, guarded
 from .kernels.sharding import ensure_registered
 from .options import Options, inductor_config, split
-from .patterns.clock import OutOfTime, limited
+from .patterns.clock import OutOfTime, limited, without_collection
 from .patterns.codes import NearMiss, near_miss
 from .patterns.constants import static
 from .patterns.islands import CAUSAL, may_match
@@ -123,7 +123,7 @@ def examine(gm: fx.GraphModule, example_inputs: Iterable[Any], options: Options,
                 inner.meta.update(sub.meta)
                 setattr(mine, child, inner)
         ensure_registered()
-        with limited(options.time_limit):
+        with limited(options.time_limit), without_collection():
             return rewrite(mine, fake, options, thorough)
     except OutOfTime as e:
         return _untouched(near_miss("LC902", limit=f"{e.limit:g}"))

@@ -152,10 +152,16 @@ class Affine:
     def substitute(self, mapping: Mapping[Index, Affine]) -> Affine:
         if not any(x in mapping for x in self.coef):
             return self
-        result = Affine(self.const)
+        const, coef = self.const, dict[Index, Size]()
         for x, c in self.coef.items():
-            result = result + (mapping[x].scale(c) if x in mapping else Affine(0, {x: c}))
-        return result
+            a = mapping.get(x)
+            if a is None:
+                coef[x] = coef.get(x, 0) + c
+                continue
+            const = const + a.const * c
+            for y, n in a.coef.items():
+                coef[y] = coef.get(y, 0) + n * c
+        return Affine(const, coef)
 
     def only(self) -> Index | None:
         """The variable, if the expression is one variable and nothing else."""

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.fx as fx
-import torch.utils._pytree as pytree
 from torch._subclasses import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -18,6 +17,7 @@ from .algebra import table, windows
 from .assembled import Assembled
 from .calls import Call, Table, number_value
 from .evaluate import MAX_TABLE, fold
+from .fakes import call, tensors_in, with_tensors
 from .functions import SUMS, VIEWS
 from .index import Index, Unknown, product, same, size_of
 from .leaves import are_scores
@@ -26,6 +26,9 @@ from .ranges import ALL, Range, by_name
 from .records import Key, Record
 from .rules import RULES
 from .scans import SHORTEST, running_sum
+
+
+VIEWS_AND_SUMS = VIEWS | SUMS
 
 
 class SideTable(Assembled):
@@ -120,15 +123,16 @@ class SideTable(Assembled):
                 torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
             with self:                                           # inference mode hands composite operations over whole
                 return func.decompose(*args, **kwargs)
-        inputs, keywords = pytree.tree_map_only(torch.Tensor, self._key, (args, kwargs))
-        out = func(*args, **kwargs)
+        given = list(tensors_in((args, kwargs)))
+        inputs, keywords = with_tensors(args, self._key), with_tensors(kwargs, self._key)
+        out = call(func, args, kwargs, given)
         name = func._schema.name.split("::")[1]
         mutates = func._schema.is_mutable
-        outs = [o for o in pytree.tree_leaves(out) if isinstance(o, torch.Tensor)]
+        outs = list(tensors_in(out))
         if mutates and name.endswith("_"):
             name = name[:-1]
         result = self._apply(name, func, args, kwargs, out)
-        inherits = name in VIEWS | SUMS and any(id(a) in self.attention for a in pytree.tree_leaves(args))
+        inherits = name in VIEWS_AND_SUMS and any(id(a) in self.attention for a in given)
         put_together = self._pieces_of(name, func, args, kwargs, out)
         if mutates:
             window = self._window_of(outs[0]) if name == "copy" and len(outs) == 1 else None
@@ -186,8 +190,8 @@ class SideTable(Assembled):
 
     def of_scores(self, name: str, args: Any) -> str:
         """The name of a function that is applied to products of two tensors, for reports; else empty."""
-        for a in pytree.tree_leaves(args):
-            if isinstance(a, torch.Tensor) and id(a) in self.values and not self.settled(a):
+        for a in tensors_in(args):
+            if id(a) in self.values and not self.settled(a):
                 for t in self.values[id(a)].terms:
                     if found := next((leaf.scores for leaf in t.leaves() if leaf.scores), ""):
                         return found
@@ -212,11 +216,10 @@ class SideTable(Assembled):
         except Unknown as e:
             if (known := self._numbers(func, args, kwargs, out)) is not None:
                 return known
-            for o in pytree.tree_leaves(out):
-                if isinstance(o, torch.Tensor):
-                    self.why_leaf[id(o)] = f"{name}: {e}"
+            for o in tensors_in(out):
+                self.why_leaf[id(o)] = f"{name}: {e}"
             return None
-        for o, v in zip(pytree.tree_leaves(out), result if isinstance(result, list) else [result]):
+        for o, v in zip(tensors_in(out), result if isinstance(result, list) else [result]):
             if len(v.axes) != o.dim() or not all(same(product(x.size for x in a), size_of(s))
                                                  for a, s in zip(v.axes, o.shape)):
                 self.why_leaf[id(o)] = f"{name}: the rule's axes do not fit the output"
@@ -225,7 +228,7 @@ class SideTable(Assembled):
 
     def _numbers(self, func: Any, args: Any, kwargs: Any, out: Any) -> Value | None:
         """A function of numbers that are known is known: it is called on them."""
-        given = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, torch.Tensor)]
+        given = list(tensors_in((args, kwargs)))
         if func.namespace not in ("aten", "prims"):             # an operator of somebody else's is not called on numbers
             return None
         if not given or not isinstance(out, torch.Tensor) or func._schema.is_mutable or not out.is_floating_point() \
@@ -240,8 +243,8 @@ class SideTable(Assembled):
             return x if a.is_floating_point() else x.to(a.dtype)
 
         with _disable_current_modes():
-            args, kwargs = pytree.tree_map_only(torch.Tensor, real, (args, kwargs))
-            kwargs = {k: v for k, v in kwargs.items() if k not in ("device", "dtype", "layout", "pin_memory")}
+            args = with_tensors(args, real)
+            kwargs = {k: v for k, v in with_tensors(kwargs, real).items() if k not in ("device", "dtype", "layout", "pin_memory")}
             numbers = func(*args, **kwargs).double().numpy()
         axes = tuple(() if s == 1 else (Index(s),) for s in out.shape)
         finite = bool(np.isfinite(numbers).all())           # others may be known by their values as a whole

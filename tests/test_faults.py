@@ -239,6 +239,7 @@ def slow_motion(monkeypatch: pytest.MonkeyPatch, looks: int) -> None:
         return 0.0 if left[0] > 0 else 1e9
 
     monkeypatch.setattr(clock.time, "thread_time", now)
+    monkeypatch.setattr(clock, "EVERY", 1)
 
 
 def explained(f: Callable[..., Any], *inputs: Tensor, **options: Any) -> Report:
