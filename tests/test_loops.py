@@ -113,7 +113,7 @@ def test_a_last_block_of_one_row_belongs_to_the_loop(name: str) -> None:
     assert len(report.rewritten) == 1, str(report)
 
 
-@pytest.mark.parametrize("name", [n for n in LOOPS if n not in ("blocks_by_cumsum", "blocks_of_features")])
+@pytest.mark.parametrize("name", [n for n in LOOPS if n != "blocks_by_cumsum"])
 def test_a_loop_of_dynamic_sizes_is_one_site(name: str) -> None:
     """Batch, heads and features are symbols; lengths too, as far as the number of steps leaves them open."""
     compiled = Counting(LOOPS[name])
