@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional
 
+from ..compat import statically_known_true
 from .problem import Problem, make_problem, sequence_first, shaped_like, sum_groups
 from .spec import Role, differentiate
 
