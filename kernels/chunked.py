@@ -41,7 +41,7 @@ class Decays:
 
 def _count(n: int) -> int:
     """Chunks for n positions. One more when n is symbolic: what is at least two for every n installs no guards."""
-    return (n + CHUNK - 1) // CHUNK + isinstance(n, torch.SymInt)
+    return (n + CHUNK - 1) // CHUNK + int(isinstance(n, torch.SymInt))  # torch 2.12 adds no True to a symbol
 
 
 def _chunks(x: Tensor, count: int) -> Tensor:
