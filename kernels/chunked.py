@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional
 
+from ..compat import statically_known_true
 from .problem import Problem, make_problem, sequence_first, shaped_like, sum_groups
 from .spec import Role, differentiate
 
@@ -41,7 +41,7 @@ class Decays:
 
 def _count(n: int) -> int:
     """Chunks for n positions. One more when n is symbolic: what is at least two for every n installs no guards."""
-    return (n + CHUNK - 1) // CHUNK + isinstance(n, torch.SymInt)
+    return (n + CHUNK - 1) // CHUNK + int(isinstance(n, torch.SymInt))  # torch 2.12 adds no True to a symbol
 
 
 def _chunks(x: Tensor, count: int) -> Tensor:

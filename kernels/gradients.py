@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from ..compat import SingleLevelFunction, tangents_are_on, with_tangents
 from . import fallback
 from .dispatch import straight_for
 from .problem import gradient_behind_the_end, log_decay_gradient, make_problem, output_heads, sum_groups
@@ -17,7 +17,7 @@ from .problem import gradient_behind_the_end, log_decay_gradient, make_problem, 
 Gradients = tuple[Tensor | None, ...]
 
 
-class LinearAttention(torch.autograd.function._SingleLevelFunction):
+class LinearAttention(SingleLevelFunction):
     """Saves the operands (and the final state where it was asked for): no matrices, no states of chunks.
 
     `operator` is the operator below autograd, in whatever is being dispatched to. The dispatcher calls this for one level of
@@ -61,7 +61,7 @@ class LinearAttention(torch.autograd.function._SingleLevelFunction):
         needs = [bool(need) for need in ctx.needs_input_grad[1:6]]
         found: Gradients
         # under a transform, or with tangents about, what is differentiated further does not show in requires_grad
-        transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+        transformed = torch._C._are_functorch_transforms_active() or tangents_are_on()
         if transformed or torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*grads, *saved)):
             found = differentiable_backward(*grads, *saved, *options, needs)
         elif all(x is None for x in grads):
@@ -80,7 +80,7 @@ def _for_outer_transforms() -> contextlib.AbstractContextManager[Any]:
     if torch._C._are_functorch_transforms_active():
         stack = contextlib.ExitStack()
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(forward_ad._set_fwd_grad_enabled(True))
+        stack.enter_context(with_tangents())
         return stack
     return contextlib.nullcontext()
 

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ..compat import cuobjdump, other_driver
+
 
 @dataclass(frozen=True)
 class Compiled:
@@ -48,14 +50,8 @@ class _Absent:
 @contextlib.contextmanager
 def target(capability: int) -> Iterator[None]:
     """Within it, Triton compiles for that compute capability (80, 90, 100)."""
-    from triton.runtime import driver
-
-    before = driver._active
-    driver.set_active(_Absent(capability))
-    try:
+    with other_driver(_Absent(capability)):
         yield
-    finally:
-        driver._active = before
 
 
 def resources(kernel: Any) -> Compiled:
@@ -64,12 +60,10 @@ def resources(kernel: Any) -> Compiled:
     Raises:
         RuntimeError: cuobjdump says nothing that is understood.
     """
-    from triton import knobs
-
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        text = subprocess.check_output([knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name], text=True)
+        text = subprocess.check_output([cuobjdump(), "--dump-resource-usage", file.name], text=True)
     found = [(int(registers), int(stack)) for registers, stack in re.findall(r"REG:(\d+) STACK:(\d+)", text)]
     if not found:
         raise RuntimeError(f"cuobjdump printed no registers: {text[:300]}")

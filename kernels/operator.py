@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.utils import enable_single_level_autograd_function
-from torch._ops import OpOverload
 from torch.autograd import forward_ad
 from torch.library import Library
 from torch.utils.flop_counter import register_flop_formula
 
+from ..compat import OpOverload, enable_single_level_autograd_function, tangents_are_on
 from . import chunked, fallback, reference, tiles
 from .dispatch import straight
 from .errors import NoDerivative
@@ -118,7 +117,7 @@ def _fake_backward(
 
 def _autograd(keyset: torch.DispatchKeySet, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     options = (*rest, *DEFAULTS[len(rest) :])
-    if forward_ad._current_level >= 0 and _has_tangent(q, k, v, options[0], options[1]):
+    if tangents_are_on() and _has_tangent(q, k, v, options[0], options[1]):
         return _with_tangents(q, k, v, *options)
     if torch.is_grad_enabled() and any(
         x is not None and x.requires_grad for x in (q, k, v, options[0], options[1])

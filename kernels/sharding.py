@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from ..compat import shard
+
 _FORWARD, _BACKWARD = torch.ops.lightning.linear_attention.default, torch.ops.lightning.linear_attention_backward.default
 _registered = False
 
@@ -21,16 +23,8 @@ def ensure_registered() -> None:
     if _registered or "torch.distributed.tensor" not in sys.modules:
         return
     _registered = True
-    from torch.distributed.tensor import DTensor
-    from torch.distributed.tensor._op_schema import RuntimeSchemaInfo
-    from torch.distributed.tensor.experimental import register_sharding
-
-    register_sharding(_FORWARD)(_forward)
-    register_sharding(_BACKWARD)(_backward)
-    # DTensor remembers a rule's answer by shapes and by the arguments from this one on: scale, and the switches behind it
-    known = DTensor._op_dispatcher.sharding_propagator.op_to_schema_info
-    known[_FORWARD] = RuntimeSchemaInfo(5, needs_pytree=True)
-    known[_BACKWARD] = RuntimeSchemaInfo(9, needs_pytree=True)
+    shard(_FORWARD, _forward, 5)                                # from scale on, and the switches behind it
+    shard(_BACKWARD, _backward, 9)
 
 
 Way = dict[str, Any]  # operand -> placement; "state" and "row" are those of the states and of o

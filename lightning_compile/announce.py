@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from torch._logging import trace_structured
-
+from .compat import trace_structured
 from .patterns.codes import CODES
 from .report import Candidate, Report
 from .report.text import short

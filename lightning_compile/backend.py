@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 import torch.fx as fx
-from torch._dynamo.exc import RestartAnalysis, SkipFrame
-from torch._dynamo.utils import counters
-from torch._guards import TracingContext, detect_fake_mode
-from torch._inductor.custom_graph_pass import CustomGraphPass
 
-from . import ahead
+from . import ahead, compat
 from .announce import announce
+from .compat import CustomGraphPass, RestartAnalysis, SkipFrame, TracingContext, counters, detect_fake_mode
 from .errors import TooFewRewrites, UnknownArgument
 from .guards import Assumption, guarded
 from .kernels.sharding import ensure_registered
@@ -189,27 +184,15 @@ class _Salt(CustomGraphPass):
 def teach_inductor() -> None:
     """Puts our decompositions into Inductor's table. As an argument of compile_fx they would become a part of the key of its
     cache, which cannot be made from functions. Where a decomposition declines, the operator is called as it is."""
-    from torch._inductor import decomposition, lowering
-
     from .kernels.operator import decompositions
 
-    table = decompositions()
-    decomposition.decompositions.update(table)
-    decomposition.fast_random_decomps.cache_clear()
-    for op in table:
-        constraint = lowering.tag_to_layout_constraint(torch.Tag.needs_exact_strides)
-        lowering.make_fallback(op, layout_constraint=constraint, warn=False, override_decomp=True)
+    compat.lower_as(decompositions())
 
 
 def _inductor(gm: fx.GraphModule, example_inputs: Sequence[Any], config: dict[str, Any], own: Options,
               name: str | None) -> Callable[..., Any]:
-    from torch._inductor import config as inductor
-    from torch._inductor.compile_fx import compile_fx
-
     teach_inductor()
     slot = "post_grad_custom_pre_pass"
     previous = config.get(slot)
-    config = {**config, slot: _Salt(own, getattr(inductor, slot) if previous is None else previous)}
-    named = "compile_region_name" in inspect.signature(compile_fx).parameters and name is not None
-    extra: dict[str, Any] = {"compile_region_name": name} if named else {}
-    return compile_fx(gm, list(example_inputs), config_patches=config, **extra)
+    config = {**config, slot: _Salt(own, compat.inductor_setting(slot) if previous is None else previous)}
+    return compat.compile_fx(gm, example_inputs, config, name)

@@ -11,8 +11,8 @@ from math import prod
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 
+from .compat import pytree
 from .emit import Site
 from .patterns.index import hint
 from .patterns.polynomial import width

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 import torch.fx as fx
-from torch.utils._pytree import tree_map_only
 
+from .compat import pytree
 from .options import inductor_config, split
 from .report import Report
 
@@ -38,19 +38,19 @@ def explain(model: Callable[..., Any], *inputs: Any, options: Mapping[str, Any] 
         found = found + examine(gm, example_inputs, own, thorough=True).report
         outputs = next(n for n in gm.graph.nodes if n.op == "output").args[0]
         results = torch.fx.node.map_arg(outputs, lambda n: n.meta.get("example_value"))
-        return lambda *args: tree_map_only(torch.Tensor, _zeros, _numbers(results))
+        return lambda *args: pytree.tree_map_only(torch.Tensor, _zeros, _numbers(results))
 
     plain = getattr(model, "_orig_mod", model)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     try:
         torch.compile(plain, backend=look)(*inputs, **kwargs)
     finally:
-        torch._dynamo.reset()
+        torch.compiler.reset()
     return found
 
 
 def _numbers(results: Any) -> Any:
-    return tree_map_only(torch.SymInt, _hint, results)
+    return pytree.tree_map_only(torch.SymInt, _hint, results)
 
 
 def _hint(s: Any) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from .backend import examine, teach_inductor
+from .compat import copy_calling_convention
 from .errors import TooFewRewrites
 from .options import split
 
@@ -45,6 +45,6 @@ def export(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | No
         raise TooFewRewrites(wanted=own.min_rewrites, found=len(outcome.report.rewritten), report=f"\n{outcome.report}")
     if outcome.graph is None:
         return program
-    outcome.graph.graph.set_codegen(copy.deepcopy(graph.graph._codegen))  # how arguments are packed
+    copy_calling_convention(graph.graph, outcome.graph.graph)
     outcome.graph.recompile()
     return torch.export.export(outcome.graph, tuple(args), dict(kwargs or {}), dynamic_shapes=dynamic_shapes)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
+from . import compat
 from .errors import UnknownOption, WrongOption
 
 When = Literal["profitable", "always"]
@@ -44,11 +45,8 @@ def split(options: Mapping[str, Any] | None) -> tuple[Options, dict[str, Any]]:
 
 def inductor_config(mode: str | None, options: dict[str, Any]) -> dict[str, Any]:
     """What Inductor makes of a mode and its options. ValueError, with all known names, for one that nobody knows."""
-    import torch
-    from torch._inductor import config
-
-    known = config.get_config_copy()
+    known = compat.inductor_names()
     unknown = [name for name in options if name.replace("-", "_") not in known]
     if unknown:
         raise UnknownOption(name=unknown[0], ours=list(NAMES), inductors=sorted(known))
-    return dict(torch._TorchCompileInductorWrapper(mode, options, None).config)
+    return compat.inductor_settings(mode, options)

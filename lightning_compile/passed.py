@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from .compat import cache_folder
 from .sources import source_hash
 
 log = logging.getLogger("lightning_compile")
@@ -34,10 +35,8 @@ def name_of(signature: Any) -> str:
 
 def folder() -> Path | None:
     """Where files are; None where caches are switched off."""
-    from torch._inductor import config
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
-    return None if config.force_disable_caches else Path(cache_dir()) / "lightning_compile" / "checks"
+    caches = cache_folder()
+    return None if caches is None else caches / "lightning_compile" / "checks"
 
 
 def has_passed(name: str) -> bool:

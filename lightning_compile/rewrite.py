@@ -12,11 +12,9 @@ from typing import Any
 import sympy
 import torch
 import torch.fx as fx
-import torch.utils._pytree as pytree
-from torch._dispatch.python import enable_python_dispatcher
-from torch._subclasses import FakeTensor, FakeTensorMode
 
 from . import cost, verify
+from .compat import FakeTensor, FakeTensorMode, enable_python_dispatcher, pytree
 from .emit import Site, _add, _item, _multiply, _subtract, emit
 from .join import divided_by, joined
 from .kernels.operator import linear_attention

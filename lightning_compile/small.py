@@ -9,9 +9,9 @@ from typing import Any
 
 import sympy
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 
+from .compat import pytree
 from .patterns.clock import look
 from .patterns.index import Affine, Index, hint, product, same
 from .patterns.normal_form import Leaf, Numbers, Position, Term, Value

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from . import passed
+from .compat import no_modes
 from .emit import Site, emit
 from .kernels import reference
 from .kernels.operator import linear_attention
@@ -77,7 +77,7 @@ def check(table: SideTable, site: Site, targets: Sequence[Key]) -> NearMiss | No
     if passed.has_passed(name):
         return None
     try:
-        with _disable_current_modes(), torch.random.fork_rng(devices=()), torch.enable_grad(), \
+        with no_modes(), torch.random.fork_rng(devices=()), torch.enable_grad(), \
                 torch.autocast("cpu", enabled=False):
             failed = _check(table, site, targets, regions)
     except NearMiss as e:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import sympy
 import torch
-from torch.utils._python_dispatch import _disable_current_modes
 
+from ..compat import no_modes
 from .axes import align, expand, pad
 from .evaluate import fold
 from .index import Affine, Index, Size, Unknown, mixed_radix, product, same, var
@@ -70,7 +70,7 @@ def _sign_of_reads(v: Value) -> int | None:
         return None
     for f in v.terms[0].factors:
         assert isinstance(f, Read) and f.leaf.real is not None
-        with _disable_current_modes():
+        with no_modes():
             low, high = f.leaf.real.min().item(), f.leaf.real.max().item()
         if not (low > 0 or high < 0):
             return None

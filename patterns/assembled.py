@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 import torch.fx as fx
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..compat import TorchDispatchMode
 from .axes import insert, remove
 from .index import Size, size_of
 from .normal_form import Value

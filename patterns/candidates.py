@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 import torch.fx as fx
-from torch._subclasses import FakeTensorMode
 
+from ..compat import FakeTensorMode
 from .codes import NearMiss
 from .interpret import GraphInterpreter
 from .islands import Islands

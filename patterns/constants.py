@@ -11,8 +11,8 @@ from typing import Any
 import torch
 import torch.fx as fx
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
+from ..compat import no_modes
 from .index import Affine, Index, var
 from .normal_form import Numbers, Position, Term, Value
 
@@ -49,7 +49,7 @@ def table_value(real: Any) -> Value | None:
     long = [d for d, s in enumerate(real.shape) if s != 1]
     if not 1 <= len(long) <= 2 or max(real.shape) > MAX_ROWS:
         return None
-    with _disable_current_modes(), torch.no_grad():
+    with no_modes(), torch.no_grad():
         x = real.detach().double().cpu().reshape([real.shape[d] for d in long])
         eps = torch.finfo(real.dtype).eps
         if not bool(torch.isfinite(x).all()):
@@ -95,7 +95,7 @@ def mask_value(real: Any) -> Value | None:
     heads = [d for d, s in enumerate(real.shape[:-2]) if s != 1]
     if len(heads) > 1 or min(real.shape[-2:]) < 2 or real.dtype.is_complex:
         return None
-    with _disable_current_modes(), torch.no_grad():
+    with no_modes(), torch.no_grad():
         x = real.detach()
         rank, count = x.dim(), x.shape[heads[0]] if heads else 1
         found = _mask_value(x.reshape(count, *x.shape[-2:]))

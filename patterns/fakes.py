@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch._subclasses import FakeTensor
-from torch._subclasses.fake_tensor import in_kernel_invocation_manager
+
+from ..compat import FakeTensor, fresh_fake
 
 _PLAIN = frozenset(f"aten::{name}" for name in (
     "select", "slice", "unsqueeze", "squeeze", "view", "_unsafe_view", "expand", "transpose", "permute", "t", "bmm", "mm"))
@@ -26,9 +26,7 @@ def call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Sequ
     mode, device = first.fake_mode, first.fake_device
     if any(t.fake_mode is not mode or t.fake_device != device for t in tensors[1:]):  # type: ignore[attr-defined]
         return func(*args)
-    with in_kernel_invocation_manager(mode):
-        out = func(*args)
-    return FakeTensor(mode, out, device)
+    return fresh_fake(func, args, first)
 
 
 def _is_plain(t: torch.Tensor) -> bool:

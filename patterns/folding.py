@@ -11,8 +11,8 @@ from typing import Any
 import torch
 import torch.fx as fx
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
+from ..compat import no_modes
 from .constants import MAX_ELEMENTS, static
 
 # Methods and functions that take no more than shape, dtype and device of a tensor (number of the argument).
@@ -104,7 +104,7 @@ class Folder:
                     needed.add(n)
                     todo += n.all_input_nodes
         try:
-            with _disable_current_modes(), torch.no_grad():
+            with no_modes(), torch.no_grad():
                 for n in sorted(needed, key=self.order.__getitem__):
                     if n not in self.env:
                         self.env[n] = self._run(n)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 import torch.fx as fx
 
+from ..compat import HigherOrderOperator, OpOverload, OpOverloadPacket
+
 # Operations through which an attention stays an attention. What a view makes of it is not a new candidate; a sum may be.
 VIEWS = frozenset({
     "alias", "clone", "contiguous", "_to_copy", "to", "positive", "view", "_unsafe_view", "reshape", "_reshape_alias",
@@ -50,7 +52,7 @@ def foreign(n: fx.Node) -> bool:
     target = n.target
     if n.op == "call_module" or isinstance(target, str):
         return True
-    if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket, torch._ops.HigherOrderOperator)):
+    if isinstance(target, (OpOverload, OpOverloadPacket, HigherOrderOperator)):
         return False
     module = getattr(target, "__module__", None) or ""
     if module.split(".")[0] == "torch":

@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.fx as fx
-import torch.utils._pytree as pytree
-from torch._dispatch.python import enable_python_dispatcher
-from torch._subclasses import FakeTensorMode
 
+from ..compat import FakeTensorMode, HigherOrderOperator, enable_python_dispatcher, enter_autocast, exit_autocast, pytree
 from .clock import look
 from .constants import known_value, static
 from .folding import Folder
@@ -80,7 +78,7 @@ class GraphInterpreter(fx.Interpreter):
                 self.run(*inputs)
         finally:
             for mode in reversed(self.autocast):                 # what stopped the run came before their ends
-                torch.amp.autocast_mode._exit_autocast(mode)
+                exit_autocast(mode)
             torch.set_grad_enabled(was_enabled)
             self.fake.cache_enabled = cached
         return self
@@ -141,15 +139,15 @@ class GraphInterpreter(fx.Interpreter):
         if n.target is torch._C._set_grad_enabled:
             self._switch_gradients(bool(n.args[0]))
             return None
-        if n.target is torch.amp.autocast_mode._enter_autocast:
+        if n.target is enter_autocast:
             self.autocast.append(super().run_node(n))
             return self.autocast[-1]
-        if n.target is torch.amp.autocast_mode._exit_autocast:
+        if n.target is exit_autocast:
             super().run_node(n)
             self.autocast.pop()
             return None
         unseen = opaque(n) and isinstance(example, torch.Tensor) and not self._of_numbers(n)
-        if unseen or isinstance(n.target, torch._ops.HigherOrderOperator):
+        if unseen or isinstance(n.target, HigherOrderOperator):
             out = pytree.tree_map_only(torch.Tensor, self._like, example)
             if isinstance(out, torch.Tensor):
                 args, _ = self.fetch_args_kwargs_from_env(n)

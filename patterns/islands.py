@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 import torch.fx as fx
-import torch.utils._pytree as pytree
 
+from ..compat import HigherOrderOperator, OpOverload, OpOverloadPacket, pytree
 from .constants import static
 from .functions import OPAQUE, across_devices, dropout_is_active, example_of, is_scalar
 from .ranges import Ranges, unit
@@ -142,7 +142,7 @@ class Partition:
             if name.endswith("_") and not name.endswith("__") or name.startswith("__i") or name == "__setitem__":
                 written += [x for x in n.args[:1] if isinstance(x, fx.Node)]
             return written
-        if isinstance(n.target, torch._ops.HigherOrderOperator):
+        if isinstance(n.target, HigherOrderOperator):
             return written
         if _mutable(n.target):
             return list(n.all_input_nodes)
@@ -203,7 +203,7 @@ class Partition:
             real = held.example if held is not None else None
             parameter = isinstance(example, torch.nn.Parameter) or isinstance(real, torch.nn.Parameter)
             return BUFFER if static(n) and not parameter else LEAF
-        if isinstance(n.target, torch._ops.HigherOrderOperator):
+        if isinstance(n.target, HigherOrderOperator):
             return LEAF
         name = name_of(n)
         arguments = [x for x in n.all_input_nodes if self.kind[x]]
@@ -235,7 +235,7 @@ class Partition:
         bases = [self.base.get(x, x) for x in arguments]
         if n.target is torch.nn.functional.dropout and not dropout_is_active(n) or \
                 name in VIEWS and len(arguments) == 1 and not (name == "getitem" and _gathers(n.args[1])):
-            if isinstance(bases[0].target, torch._ops.HigherOrderOperator):
+            if isinstance(bases[0].target, HigherOrderOperator):
                 return LEAF                                 # one of its results
             self.base[n] = bases[0]
             return READ
@@ -371,9 +371,9 @@ def _gathers(index: Any) -> bool:
 @functools.cache
 def _mutable(target: Any) -> bool:
     """Whether an operator's schema says that it writes. TooStrange for functions that nothing is known of."""
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, OpOverload):
         return target._schema.is_mutable
-    if isinstance(target, torch._ops.OpOverloadPacket):
+    if isinstance(target, OpOverloadPacket):
         return any(getattr(target, o)._schema.is_mutable for o in target.overloads())
     if not _is_torch(target):
         raise TooStrange(str(target))
@@ -385,9 +385,9 @@ def _is_torch(target: Any) -> bool:
     """Functions of PyTorch and of Python itself; methods are of tensors."""
     if isinstance(target, str):
         return True
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, OpOverload):
         return target.namespace in ("aten", "prims", "prim")
-    if isinstance(target, torch._ops.OpOverloadPacket):
+    if isinstance(target, OpOverloadPacket):
         return target._qualified_op_name.split("::")[0] in ("aten", "prims", "prim")
     module = getattr(target, "__module__", None) or ""
     return module.split(".")[0] in ("torch", "_operator", "operator", "builtins", "math", "") or hasattr(operator, named(target))

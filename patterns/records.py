@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
+from ..compat import OpOverload
 from .normal_form import Value
 
 
@@ -14,7 +13,7 @@ from .normal_form import Value
 class Record:
     """One ATen call as it ran: inputs and outputs are (tensor id, version) keys; `values` are the outputs' normal forms."""
 
-    func: torch._ops.OpOverload
+    func: OpOverload
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     outputs: tuple[tuple[int, int], ...]

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.fx as fx
-from torch._subclasses import FakeTensor
-from torch.utils._python_dispatch import _disable_current_modes
 
+from ..compat import FakeTensor, no_modes
 from .algebra import table, windows
 from .assembled import Assembled
 from .calls import Call, Table, number_value
@@ -103,7 +102,7 @@ class SideTable(Assembled):
             return self.values[id(x)]
         held = x.constant if isinstance(x, FakeTensor) else x   # torch.tensor(0.5) in the graph
         if held is not None and not isinstance(held, FakeTensor) and 0 < held.numel() <= MAX_TABLE and not held.is_complex():
-            with _disable_current_modes():
+            with no_modes():
                 numbers = held.detach().double().cpu().numpy()
             if numbers.size == 1:
                 v = number_value(numbers.item())
@@ -242,7 +241,7 @@ class SideTable(Assembled):
             x = torch.tensor(tables[id(a)]).reshape(tuple(a.shape))
             return x if a.is_floating_point() else x.to(a.dtype)
 
-        with _disable_current_modes():
+        with no_modes():
             args = with_tensors(args, real)
             kwargs = {k: v for k, v in with_tensors(kwargs, real).items() if k not in ("device", "dtype", "layout", "pin_memory")}
             numbers = func(*args, **kwargs).double().numpy()

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.fx as fx
-import torch.utils._pytree as pytree
-from torch.utils._python_dispatch import _disable_current_modes
+
+from ..compat import no_modes, pytree
 
 if TYPE_CHECKING:
     from .islands import Partition
@@ -141,7 +141,7 @@ def _equal(a: torch.Tensor, b: Any) -> bool:
         return True
     if not isinstance(b, torch.Tensor) or (a.shape, a.dtype, a.device, a.stride()) != (b.shape, b.dtype, b.device, b.stride()):
         return False
-    with _disable_current_modes(), torch.no_grad():
+    with no_modes(), torch.no_grad():
         return torch.equal(a, b)
 
 

@@ -11,10 +11,8 @@ from typing import Any
 import sympy
 import torch.fx as fx
 from torch import SymInt
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
-from torch.utils._sympy.functions import FloorDiv, Max, Min
-from torch.utils._sympy.numbers import int_oo
-from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
+
+from ..compat import FloorDiv, Max, Min, ShapeEnv, ValueRanges, bound_sympy, int_oo
 
 _hints: dict[Any, int] = {}                # values that the symbols of dynamic sizes have in the example
 _ranges: dict[Any, ValueRanges[Any]] = {}  # and those that they can have at all

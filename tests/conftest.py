@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,32 +59,45 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--compatibility", action="store_true", help=f"record tests with a row in {TABLE.relative_to(ROOT)}")
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    """Keeps the outcome of a test with a row; of several tests of one row the worst."""
-    outcome = yield
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--compatibility") and not hasattr(config, "workerinput"):  # with pytest-xdist: not in its workers
+        config.pluginmanager.register(Table())
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """A report carries the row of its test, to wherever it is read."""
     mark = item.get_closest_marker("row")
-    report = outcome.get_result()
-    if mark is None or not item.config.getoption("--compatibility") or report.when != "call" and report.passed:
-        return
-    rows = item.config.stash.setdefault(ROWS, {})
-    order = ("failed", "passed", "skipped")
-    rows[mark.args] = min(rows.get(mark.args, "skipped"), report.outcome, key=order.index)
+    if mark is not None:
+        item.user_properties.append(("row", list(mark.args)))
 
 
-ROWS: pytest.StashKey[dict[tuple[str, str], str]] = pytest.StashKey()
+class Table:
+    """Keeps the outcomes of tests with rows, and writes them: {area: {what: {version of torch: outcome}}}."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, ...], str] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Of several tests of one row the worst counts."""
+        row = dict(report.user_properties).get("row")
+        if row is None or report.when != "call" and report.passed:
+            return
+        order = ("failed", "passed", "skipped")
+        self.rows[tuple(row)] = min(self.rows.get(tuple(row), "skipped"), report.outcome, key=order.index)
+
+    def pytest_sessionfinish(self) -> None:
+        table = json.loads(TABLE.read_text()) if TABLE.exists() else {}
+        for (area, what), seen in sorted(self.rows.items()):
+            table.setdefault(area, {}).setdefault(what, {})[column()] = seen
+        if self.rows:
+            TABLE.write_text(json.dumps(dict(sorted(table.items())), indent=1) + "\n")
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Writes what ran into the table: {area: {what: {version of torch: outcome}}}."""
-    rows = session.config.stash.get(ROWS, {})
-    if not rows:
-        return
+def column() -> str:
+    """The release of PyTorch, and what it ran on."""
     import torch
 
-    device = "CUDA" if torch.cuda.is_available() else "CPU"
-    version = f"{torch.__version__.split('+')[0]}, {device}"
-    table = json.loads(TABLE.read_text()) if TABLE.exists() else {}
-    for (area, what), seen in sorted(rows.items()):
-        table.setdefault(area, {}).setdefault(what, {})[version] = seen
-    TABLE.write_text(json.dumps(table, indent=1) + "\n")
+    if not torch.cuda.is_available():
+        return f"{torch.__version__.split('+')[0]}, CPU"
+    model = re.search(r"[A-Z]+\d+\w*", torch.cuda.get_device_name())
+    return f"{torch.__version__}, {model[0] if model else 'CUDA'}"

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,5 +66,24 @@ def test_an_example_runs(name: str, tmp_path: Path) -> None:
     assert re.search(EXAMPLES[name], done.stdout, re.DOTALL), done.stdout
 
 
+def shown(cell: Any) -> str:
+    """What a cell printed or showed last, without its numbers and the widths that follow from them."""
+    texts = [o["text"] if o["output_type"] == "stream" else o["data"]["text/plain"] for o in cell["outputs"]]
+    return re.sub(r"[\s─]+", " ", re.sub(r"\d[\d.,]*", "#", "".join(texts))).strip()
+
+
+def test_the_notebook_runs_and_shows_what_it_showed(tmp_path: Path) -> None:
+    """Every cell in a fresh kernel; one that raises, or says something else than in the file, fails."""
+    pytest.importorskip("ipykernel")
+    client, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    kept = nbformat.read(ROOT / "examples" / "tour.ipynb", as_version=4)
+    fresh = nbformat.from_dict({**kept, "cells": [{**c, "outputs": []} if c.cell_type == "code" else c for c in kept.cells]})
+    client.NotebookClient(fresh, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    code = [(a, b) for a, b in zip(kept.cells, fresh.cells) if a.cell_type == "code"]
+    assert len(code) >= 6 and [shown(a) for a, _ in code] == [shown(b) for _, b in code]
+    assert "of # candidates rewritten" in shown(code[1][1]) and "LC303" in "".join(str(b.outputs) for _, b in code)
+
+
 def test_every_example_is_tested() -> None:
     assert {p.stem for p in (ROOT / "examples").glob("*.py")} == set(EXAMPLES)
+    assert [p.name for p in (ROOT / "examples").glob("*.ipynb")] == ["tour.ipynb"]

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from .. import __version__
+from ..compat import OLDEST_TORCH
 from .doctor import Finding
 
 # What each package takes over in transformers, on a GPU; calls of such kernels are opaque to this backend.
@@ -26,7 +27,6 @@ TAKEN_OVER = {
     "kernels": "any layer for which the Hub has a kernel, where kernels are switched on (use_kernels=True)",
     "xlstm": "the cells of xLSTM",
 }
-OLDEST_TORCH = (2, 11)
 # (compute capability, lowest and highest version of ptxas that miscompiles there, what). github.com/triton-lang/triton/pull/11781
 BAD_PTXAS = [((9, 0), ((12, 8), (12, 9)),
               "on Hopper it can miscompile products of which an operand is still in registers. This operator's kernels do "

@@ -16,6 +16,8 @@ from lightning_compile.demo.meter import peak_bytes, seconds, synchronise
 from lightning_compile.demo.model import CausalLinearAttention, CharModel
 from lightning_compile.demo.settings import Outcome, Settings
 
+from ..compat import counters
+
 Send = Callable[[str, object], None]
 
 
@@ -53,7 +55,7 @@ def train(way: str, settings: Settings, send: Send) -> Outcome:
         send("step", outcome.losses[-1])
     outcome.first_call = times[0]
     outcome.step = sorted(times[1:])[len(times[1:]) // 2] if times[1:] else times[0]
-    outcome.rewritten = torch._dynamo.utils.counters["lightning"]["rewritten"]
+    outcome.rewritten = counters["lightning"]["rewritten"]
     outcome.peak = peak_bytes(step, settings.device)
     return outcome
 
@@ -90,7 +92,7 @@ def main(way: str, settings: Settings, pipe: Connection) -> None:
         outcome = Outcome(way)
         try:
             outcome = train(way, settings, send)
-            torch._dynamo.reset()
+            torch.compiler.reset()
             outcome.sweep = sweep(way, settings, send)
         except Exception as error:  # the other ways are still worth seeing
             outcome.failed = f"{type(error).__name__}: {str(error).strip()}"

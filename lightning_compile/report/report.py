@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .candidate import Candidate
 
@@ -56,6 +57,10 @@ class Report:
         from .text import renderable
 
         return renderable(self)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """The table, where a notebook shows the value of a cell."""
+        printer.text(str(self))
 
     def to_html(self, path: str | os.PathLike[str]) -> Path:
         """Writes one self-contained page: the table, and for each site of a report made by `explain` its normal form, the

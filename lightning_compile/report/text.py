@@ -19,11 +19,13 @@ WIDTH = (80, 140)  # columns of the narrowest and widest table
 
 
 def rendered(report: Report) -> str:
-    """Plain text as wide as the terminal, without colours."""
+    """Plain text as wide as the terminal, without colours. A notebook gets text too: by itself rich would show the table there
+    and return nothing."""
     from rich.console import Console
 
     width = min(max(shutil.get_terminal_size((110, 40)).columns, WIDTH[0]), WIDTH[1])
-    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False)
+    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, force_jupyter=False,
+                      legacy_windows=False)
     console.print(renderable(report))
     file = console.file
     assert isinstance(file, io.StringIO)
@@ -101,6 +103,8 @@ def unit(x: float, base: int) -> str:
 def short(location: str) -> str:
     """A location as people know it: relative to the working directory, or the end of the path."""
     file, _, line = location.rpartition(":")
+    if Path(file).parent.name.startswith("ipykernel_"):         # the name of such a file is a hash of the cell
+        return f"notebook cell:{line}"
     if not file or not os.path.isabs(file):
         return location
     try:

@@ -23,8 +23,8 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.errors import UnsatisfiedAssumption
-from torch._dynamo.utils import counters
 
+from ..compat import counters
 from ..report import Report
 from .gaps import known_gap
 from .law import same_results
@@ -146,7 +146,7 @@ def arguments(p: Program, number: int) -> list[torch.Tensor]:
 
 def with_inductor(f: Callable[..., Any], dynamic: bool | None) -> tuple[Callable[..., Any], list[Report]]:
     """f as a user compiles it. Of the report only the number of sites is known."""
-    torch._dynamo.reset()
+    torch.compiler.reset()
     counters.clear()
     return torch.compile(f, backend="lightning", dynamic=dynamic, fullgraph=True, options={"when": "always"}), []
 

@@ -36,7 +36,7 @@ def rewritten(f: Callable[..., Any], dynamic: bool | None = None) -> Compiled:
         reports.append(outcome.report)
         return (outcome.graph or gm).forward
 
-    torch._dynamo.reset()
+    torch.compiler.reset()
     return torch.compile(f, backend=backend, dynamic=dynamic, fullgraph=True), reports
 
 

@@ -63,11 +63,11 @@ def judge(one: Formulation, tokens: int, device: str, measure: bool) -> Result:
         found.append(outcome.report)
         return (outcome.graph or gm).forward
 
-    torch._dynamo.reset()
+    torch.compiler.reset()
     rewritten = torch.compile(one.program, backend=look, dynamic=False, fullgraph=True)
     ours, eager, exact = results(rewritten, inputs), results(one.program, inputs), results(
         one.program, [x.double() for x in inputs])
-    torch._dynamo.reset()
+    torch.compiler.reset()
     errors = [(off(x, y), off(e, y)) for x, e, y in zip(ours, eager, exact)]
     sites = sum(len(r.rewritten) for r in found)
     codes = tuple(sorted({c.code for r in found for c in r.rejected}))
@@ -84,7 +84,7 @@ def _measured(one: Formulation, inputs: list[Tensor], device: str) -> tuple[floa
 
     seconds, peaks = [], []
     for backend, options in (("inductor", {}), ("lightning", {"when": "always"})):
-        torch._dynamo.reset()
+        torch.compiler.reset()
         compiled = torch.compile(one.program, backend=backend, options=options, dynamic=False)
         work = lambda compiled=compiled: results(compiled, inputs)  # noqa: E731
         work()

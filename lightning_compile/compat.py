@@ -1,0 +1,156 @@
+"""Everything that may differ between releases of PyTorch and Triton, in one place. Imports nothing of this package, so that
+patterns/, kernels/ and lightning_compile/ may all use it; they import nothing private of PyTorch's themselves (`torch._C`, the
+dispatcher, apart). `tests/test_compat.py` holds them to it.
+
+Known differences between the releases that are supported (torch 2.11 and later, Triton 3.6 and later):
+
+    compile_fx      takes `compile_region_name` from torch 2.12 on
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch._dispatch.python import enable_python_dispatcher
+from torch._dynamo.exc import RestartAnalysis, SkipFrame
+from torch._dynamo.utils import counters
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch._guards import TracingContext, detect_fake_mode
+from torch._inductor.custom_graph_pass import CustomGraphPass
+from torch._logging import trace_structured
+from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import in_kernel_invocation_manager
+from torch.fx.experimental.symbolic_shapes import ShapeEnv, statically_known_true
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._sympy.functions import FloorDiv, Max, Min
+from torch.utils._sympy.numbers import int_oo
+from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
+
+__all__ = [
+    "OLDEST_TORCH", "CustomGraphPass", "FakeTensor", "FakeTensorMode", "FloorDiv", "HigherOrderOperator", "Max", "Min",
+    "OpOverload", "OpOverloadPacket", "RestartAnalysis", "ShapeEnv", "SingleLevelFunction", "SkipFrame", "TorchDispatchMode",
+    "TracingContext", "ValueRanges", "bound_sympy", "cache_folder", "compile_fx", "copy_calling_convention", "counters",
+    "cuobjdump", "detect_fake_mode", "enable_python_dispatcher", "enable_single_level_autograd_function", "enter_autocast",
+    "exit_autocast", "fresh_fake", "inductor_names", "inductor_setting", "inductor_settings", "int_oo", "lower_as", "no_modes", "other_driver",
+    "pytree", "shard", "statically_known_true", "tangents_are_on", "trace_structured", "with_tangents"]
+
+OLDEST_TORCH = (2, 11)
+
+no_modes = _disable_current_modes
+
+
+def fresh_fake(func: OpOverload, args: tuple[Any, ...], like: FakeTensor) -> FakeTensor:
+    """func(*args), one tensor on the device of `like`, by its kernel for sizes and without FakeTensorMode's cache: as that mode
+    computes what is not in there."""
+    with in_kernel_invocation_manager(like.fake_mode):
+        out = func(*args)
+    return FakeTensor(like.fake_mode, out, like.fake_device)
+
+
+# ------------------------------------------------------------------------------------------------------------------ Inductor
+# Its modules are imported at the first use, not with this package: they take seconds.
+def compile_fx(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], config: Mapping[str, Any], name: str | None,
+               ) -> Callable[..., Any]:
+    """Inductor, with changed settings. `name`: of the region, for its logs, where this release knows of one."""
+    from torch._inductor.compile_fx import compile_fx as compiler
+
+    named = name is not None and "compile_region_name" in inspect.signature(compiler).parameters
+    extra: dict[str, Any] = {"compile_region_name": name} if named else {}
+    return compiler(gm, list(example_inputs), config_patches=dict(config), **extra)
+
+
+def inductor_setting(name: str) -> Any:
+    """The value in force of one of Inductor's settings."""
+    from torch._inductor import config
+
+    return getattr(config, name)
+
+
+def inductor_names() -> list[str]:
+    """The names of Inductor's settings."""
+    from torch._inductor import config
+
+    return list(config.get_config_copy())
+
+
+def inductor_settings(mode: str | None, options: dict[str, Any]) -> dict[str, Any]:
+    """What `torch.compile(mode=..., options=...)` would set; Inductor's own error for a value that a setting does not take."""
+    return dict(torch._TorchCompileInductorWrapper(mode, options, None).config)
+
+
+def lower_as(table: Mapping[OpOverload, Callable[..., Any]]) -> None:
+    """Puts decompositions into Inductor's table; where one declines, the operator is called as it is, with exact strides."""
+    from torch._inductor import decomposition, lowering
+
+    decomposition.decompositions.update(table)
+    decomposition.fast_random_decomps.cache_clear()
+    for op in table:
+        constraint = lowering.tag_to_layout_constraint(torch.Tag.needs_exact_strides)
+        lowering.make_fallback(op, layout_constraint=constraint, warn=False, override_decomp=True)
+
+
+def cache_folder() -> Path | None:
+    """Where Inductor keeps its caches; None where caches are switched off."""
+    from torch._inductor import config
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return None if config.force_disable_caches else Path(cache_dir())
+
+
+# ---------------------------------------------------------------------------------------------------------- what else is private
+SingleLevelFunction: Any = torch.autograd.function._SingleLevelFunction
+enter_autocast, exit_autocast = torch.amp.autocast_mode._enter_autocast, torch.amp.autocast_mode._exit_autocast
+
+
+def tangents_are_on() -> bool:
+    """Whether forward-mode differentiation is going on."""
+    return bool(torch.autograd.forward_ad._current_level >= 0)
+
+
+def with_tangents() -> AbstractContextManager[Any]:
+    """Forward-mode differentiation where it has been switched off for the moment."""
+    return torch.autograd.forward_ad._set_fwd_grad_enabled(True)
+
+
+def copy_calling_convention(source: torch.fx.Graph, to: torch.fx.Graph) -> None:
+    """How an exported program takes its arguments apart, from one graph to another."""
+    to.set_codegen(copy.deepcopy(source._codegen))
+
+
+def shard(op: OpOverload, rule: Callable[..., Any], first: int) -> None:
+    """Registers a sharding rule with DTensor, which remembers its answers by shapes and by the arguments from `first` on."""
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._op_schema import RuntimeSchemaInfo
+    from torch.distributed.tensor.experimental import register_sharding
+
+    register_sharding(op)(rule)
+    DTensor._op_dispatcher.sharding_propagator.op_to_schema_info[op] = RuntimeSchemaInfo(first, needs_pytree=True)
+
+
+# ------------------------------------------------------------------------------------------------------------------- Triton
+@contextmanager
+def other_driver(made: Any) -> Iterator[None]:
+    """Within it, Triton compiles for the device of another driver."""
+    from triton.runtime import driver
+
+    before = driver._active
+    driver.set_active(made)
+    try:
+        yield
+    finally:
+        driver._active = before
+
+
+def cuobjdump() -> str:
+    """The path of Triton's disassembler."""
+    from triton import knobs
+
+    return str(knobs.nvidia.cuobjdump.path)
