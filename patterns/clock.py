@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Iterator
 
-
 EVERY = 16  # looks for one at the clock
 
 

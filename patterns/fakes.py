@@ -24,7 +24,7 @@ def call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Sequ
     first = tensors[0]
     assert isinstance(first, FakeTensor)
     mode, device = first.fake_mode, first.fake_device
-    if any(t.fake_mode is not mode or t.fake_device != device for t in tensors[1:]):  # type: ignore[attr-defined]
+    if any(t.fake_mode is not mode or t.fake_device != device for t in tensors[1:]):
         return func(*args)
     return fresh_fake(func, args, first)
 

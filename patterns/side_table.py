@@ -26,7 +26,6 @@ from .records import Key, Record
 from .rules import RULES
 from .scans import SHORTEST, running_sum
 
-
 VIEWS_AND_SUMS = VIEWS | SUMS
 
 
