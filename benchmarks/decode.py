@@ -21,6 +21,8 @@ import torch
 for name in ("fla", "mamba_ssm", "causal_conv1d"):  # transformers would call their kernels instead of PyTorch code
     sys.modules[name] = None  # type: ignore[assignment]
 
+from lightning_compile.backend import lightning  # noqa: E402
+
 SHORT, LONG = 16, 80
 
 
@@ -67,9 +69,9 @@ def main() -> None:
         model = make().to(device).eval()
         prompt = torch.randint(1, 1000, (1, args.prompt), device=device)
         models = {}
-        for backend in ("inductor", "lightning"):
+        for backend, compiler in (("inductor", "inductor"), ("lightning", lightning)):
             models[backend] = copy.deepcopy(model)
-            models[backend].forward = torch.compile(models[backend].forward, backend=backend)
+            models[backend].forward = torch.compile(models[backend].forward, backend=compiler)
             seconds(models[backend], prompt, LONG)               # compiles the prompt's graph and that of a step
             seconds(models[backend], prompt, LONG)
         found: dict[str, list[tuple[float, float]]] = {backend: [] for backend in models}
