@@ -54,6 +54,13 @@ def _operand(x, DOT: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def _row_sums(x, SPLIT: tl.constexpr):
+    """[C, SPLIT]: sums of each part of the columns. As many parts as groups of four warps share a row, and no sum waits for
+    another group."""
+    return tl.sum(tl.reshape(x, [x.shape[0], SPLIT, x.shape[1] // SPLIT]), 2)
+
+
+@triton.jit
 def _leave(S_BORDER, X_BORDER, state, column, border, cc, oc, CONTRACT: tl.constexpr, OUT: tl.constexpr, COLUMN: tl.constexpr):
     """The state at a border of two blocks of steps, rounded as products read it."""
     mask = (cc < CONTRACT)[:, None] & (oc < OUT)[None, :]
@@ -63,15 +70,9 @@ def _leave(S_BORDER, X_BORDER, state, column, border, cc, oc, CONTRACT: tl.const
         tl.store(X_BORDER + border * OUT + oc, column, mask=oc < OUT)
 
 
-# What changes with the batch and the length is not specialised on: a new length must not compile anything. ALIGN says
-# of which power of two (in elements, at most 16) all head and batch strides are multiples, so that loads stay wide.
-@triton.jit(
-    do_not_specialize=[
-        "n", "per_segment", "segments", "borders", "heads", "scale", "scale_in", "scale_leave",
-        "a_b", "a_h", "b_b", "b_h", "v_b", "v_h", "w_b", "w_h", "o_b", "o_h", "r_b", "r_h",
-    ]
-)  # fmt: skip
-def sweep(
+@triton.jit
+def _sweep(
+    program, block, all_heads,
     A, B, V, W, O, R, X, G, Z, SUMS, S_BORDER, X_BORDER, S_IN, X_IN, S_OUT, X_OUT, TOTAL,
     a_b: i64, a_h: i64, a_d, b_b: i64, b_h: i64, b_d, v_b: i64, v_h: i64, v_d, w_b: i64, w_h: i64, w_d,
     o_b: i64, o_h: i64, r_b: i64, r_h: i64,
@@ -81,7 +82,7 @@ def sweep(
     REVERSE: tl.constexpr, STRICT: tl.constexpr, DECAY: tl.constexpr, COLUMN: tl.constexpr, TRANSPOSED: tl.constexpr,
     OUTPUT: tl.constexpr, COMPANION: tl.constexpr, SUM: tl.constexpr, BETWEEN: tl.constexpr, HAS_IN: tl.constexpr,
     HAS_OUT: tl.constexpr, HAS_TOTAL: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    LOWEST: tl.constexpr, ALIGN: tl.constexpr, HOLD: tl.constexpr, STAGES: tl.constexpr,
+    LOWEST: tl.constexpr, ALIGN: tl.constexpr, HOLD: tl.constexpr, STAGES: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """O = scale * LA(A, B, V) for one segment of one head and one block of O's features; states are sums of B^T V.
 
@@ -96,10 +97,9 @@ def sweep(
     SUM: row sums of O * W for the log-decay's gradient, SUMS [blocks, B*H, N], own positions left out, and at every
     BETWEEN positions the state, S_BORDER [B*H, borders, CONTRACT, OUT].
     """
-    program = tl.program_id(0)
     bh, segment = program // segments, program % segments
     batch, head = (bh // heads).to(tl.int64), bh % heads
-    bh, block = bh.to(tl.int64), tl.program_id(1)
+    bh = bh.to(tl.int64)
     rows, cc, oc = tl.arange(0, C), tl.arange(0, BC), block * BO + tl.arange(0, BO)
     C_MASK: tl.constexpr = 0 if BC == CONTRACT else CONTRACT
     O_MASK: tl.constexpr = 0 if OUT % BO == 0 else OUT
@@ -150,7 +150,8 @@ def sweep(
 
     first = segment * per_segment
     count = tl.minimum(per_segment, (n + C - 1) // C - first)
-    sum_row = block.to(tl.int64) * (tl.num_programs(0) // segments) + bh
+    # rows of a block's sums: one for each part of its features, and one for sums over the rows of a chunk
+    sum_row = block.to(tl.int64) * (SPLIT + (1 if SUM == OF_KEYS else 0)) * all_heads + bh
     # with a number of its own, or Triton fetches ahead only what products read
     for step in tl.range(0, count, num_stages=STAGES):
         t = (first + (count - 1 - step if REVERSE else step)) * C
@@ -232,14 +233,15 @@ def sweep(
                         scores += x[None, :]
                     # pairs in a chunk: both sums of one product, so that their errors cancel as they do
                     pairs = tl.where(gap > 0, others * scores, 0.0)
-                    row_sums = (tl.sum(pairs, 1) - tl.sum(pairs, 0)) * out_scale
+                    row_sums = _row_sums(pairs, SPLIT) * out_scale
+                    tl.store(SUMS + (sum_row + SPLIT * all_heads) * n + t64 + rows, -out_scale * tl.sum(pairs, 0), mask=valid)
                     scores *= inside
                     scores = _operand(scores * early if SMALL else scores, DOT, PRECISION)
                 others = _operand(others * early if SMALL else others, DOT, PRECISION)
                 if SUM != 0:
-                    row_sums += tl.sum(r * a.to(ACC), 1)  # v.grad_v is k.grad_k, but for the normaliser
+                    row_sums += _row_sums(r * a.to(ACC), SPLIT)  # v.grad_v is k.grad_k, but for the normaliser
                     if COLUMN == ON_RIGHT:
-                        row_sums += scaled * tl.sum(w.to(ACC) * column[None, :], 1)
+                        row_sums += _row_sums(scaled[:, None] * w.to(ACC) * column[None, :], SPLIT)
                 r += tl.dot(others, right, input_precision=PRECISION, out_dtype=ACC) * late
                 _store_tile(R, r_base + t64 * r_n, r_n, rows, valid, cc, r, C_MASK)
 
@@ -251,7 +253,7 @@ def sweep(
                 o += scaled[:, None] * column[None, :]
             if SUM != 0 and not COMPANION:
                 w = _load_tile(W, w_base + t64 * w_n, w_n, w_d, rows, valid, oc, O_MASK)
-                row_sums = tl.sum(o * w.to(ACC), 1)
+                row_sums = _row_sums(o * w.to(ACC), SPLIT)
             if SUM == 0 or not COMPANION:
                 scores = tl.dot(left, tl.trans(right), input_precision=PRECISION, out_dtype=ACC)
                 if COLUMN == ON_LEFT:
@@ -262,9 +264,11 @@ def sweep(
             if SUM == OF_KEYS and not COMPANION:
                 pairs = tl.dot(_operand(w, DOT, PRECISION), tl.trans(value), input_precision=PRECISION, out_dtype=ACC)
                 pairs = tl.where(gap > 0, pairs * scores, 0.0)
-                row_sums += (tl.sum(pairs, 1) - tl.sum(pairs, 0)) * out_scale
+                row_sums += _row_sums(pairs, SPLIT) * out_scale
+                tl.store(SUMS + (sum_row + SPLIT * all_heads) * n + t64 + rows, -out_scale * tl.sum(pairs, 0), mask=valid)
             if SUM != 0:
-                tl.store(SUMS + sum_row * n + t64 + rows, row_sums, mask=valid)
+                at = SUMS + (sum_row + tl.arange(0, SPLIT) * all_heads)[None, :] * n + (t64 + rows)[:, None]
+                tl.store(at, row_sums, mask=valid[:, None])
             if COLUMN == ON_VALUE:
                 z += tl.sum(scores, 1) * out_scale
                 if block == 0:
@@ -298,3 +302,58 @@ def sweep(
     if HAS_TOTAL:
         if block == 0:
             tl.store(TOTAL + bh * segments + segment, passed)
+
+
+# What changes with the batch and the length is not specialised on: a new length must not compile anything. ALIGN says
+# of which power of two (in elements, at most 16) all head and batch strides are multiples, so that loads stay wide.
+@triton.jit(
+    do_not_specialize=[
+        "n", "per_segment", "segments", "borders", "heads", "scale", "scale_in", "scale_leave",
+        "a_b", "a_h", "b_b", "b_h", "v_b", "v_h", "w_b", "w_h", "o_b", "o_h", "r_b", "r_h",
+    ]
+)  # fmt: skip
+def sweep(
+    A, B, V, W, O, R, X, G, Z, SUMS, S_BORDER, X_BORDER, S_IN, X_IN, S_OUT, X_OUT, TOTAL,
+    a_b: i64, a_h: i64, a_d, b_b: i64, b_h: i64, b_d, v_b: i64, v_h: i64, v_d, w_b: i64, w_h: i64, w_d,
+    o_b: i64, o_h: i64, r_b: i64, r_h: i64,
+    n, per_segment, segments, borders, heads, a_group, b_group, v_group, w_group, scale, scale_in, scale_leave,
+    a_n: tl.constexpr, b_n: tl.constexpr, v_n: tl.constexpr, w_n: tl.constexpr, o_n: tl.constexpr, r_n: tl.constexpr,
+    CONTRACT: tl.constexpr, OUT: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, C: tl.constexpr,
+    REVERSE: tl.constexpr, STRICT: tl.constexpr, DECAY: tl.constexpr, COLUMN: tl.constexpr, TRANSPOSED: tl.constexpr,
+    OUTPUT: tl.constexpr, COMPANION: tl.constexpr, SUM: tl.constexpr, BETWEEN: tl.constexpr, HAS_IN: tl.constexpr,
+    HAS_OUT: tl.constexpr, HAS_TOTAL: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    LOWEST: tl.constexpr, ALIGN: tl.constexpr, HOLD: tl.constexpr, STAGES: tl.constexpr,
+    PARTS: tl.constexpr, APART: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """Programs of `_sweep`: PARTS of them, blocks of features, share what they read and follow each other. APART: half of them
+    compute O and the other half R, which the first would do as a pair."""
+    pid = tl.program_id(0)
+    program, part, all_heads = pid // PARTS, pid % PARTS, tl.num_programs(0) // PARTS // segments
+    if APART:
+        if part % 2 == 0:
+            _sweep(
+                program, part // 2, all_heads,
+                A, B, V, W, O, R, X, G, Z, SUMS, S_BORDER, X_BORDER, S_IN, X_IN, S_OUT, X_OUT, TOTAL, a_b, a_h, a_d, b_b,
+                b_h, b_d, v_b, v_h, v_d, w_b, w_h, w_d, o_b, o_h, r_b, r_h, n, per_segment, segments, borders, heads,
+                a_group, b_group, v_group, w_group, scale, scale_in, scale_leave, a_n, b_n, v_n, w_n, o_n, r_n, CONTRACT,
+                OUT, BC, BO, C, REVERSE, STRICT, DECAY, COLUMN, TRANSPOSED, OUTPUT, False, SUM, BETWEEN, HAS_IN, False,
+                HAS_TOTAL, DOT, ACC, PRECISION, LOWEST, ALIGN, HOLD, STAGES, SPLIT
+            )
+        else:
+            _sweep(
+                program, part // 2, all_heads,
+                W, V, B, A, R, O, X, G, Z, SUMS, S_BORDER, X_BORDER, S_IN, X_IN, S_OUT, X_OUT, TOTAL, w_b, w_h, w_d, v_b,
+                v_h, v_d, b_b, b_h, b_d, a_b, a_h, a_d, r_b, r_h, o_b, o_h, n, per_segment, segments, borders, heads,
+                w_group, v_group, b_group, a_group, scale, scale_in, scale_leave, w_n, v_n, b_n, a_n, r_n, o_n, OUT,
+                CONTRACT, BC, BO, C, REVERSE, STRICT, DECAY, NO_COLUMN, not TRANSPOSED, OUTPUT, False, 0, BETWEEN, HAS_IN,
+                HAS_OUT, HAS_TOTAL, DOT, ACC, PRECISION, LOWEST, ALIGN, HOLD, STAGES, 1,
+            )
+    else:
+        _sweep(
+            program, part, all_heads,
+            A, B, V, W, O, R, X, G, Z, SUMS, S_BORDER, X_BORDER, S_IN, X_IN, S_OUT, X_OUT, TOTAL, a_b, a_h, a_d, b_b, b_h,
+            b_d, v_b, v_h, v_d, w_b, w_h, w_d, o_b, o_h, r_b, r_h, n, per_segment, segments, borders, heads, a_group,
+            b_group, v_group, w_group, scale, scale_in, scale_leave, a_n, b_n, v_n, w_n, o_n, r_n, CONTRACT, OUT, BC, BO, C,
+            REVERSE, STRICT, DECAY, COLUMN, TRANSPOSED, OUTPUT, COMPANION, SUM, BETWEEN, HAS_IN, HAS_OUT, HAS_TOTAL, DOT,
+            ACC, PRECISION, LOWEST, ALIGN, HOLD, STAGES, SPLIT,
+        )

@@ -35,7 +35,7 @@ class State:
 
 @dataclass(frozen=True)
 class Sums:
-    """What a sweep leaves for the log-decay's gradient: rows [blocks, B*H, N], and at borders its state.
+    """What a sweep leaves for the log-decay's gradient: rows [parts, B*H, N] to be added, and at borders its state.
 
     The state [B*H, borders, E, D] is in the operands' dtype, a normaliser's column [B*H, borders, D] with it.
     """
@@ -120,6 +120,8 @@ class Sweeps:
 
         b, heads, n = self.shape
         dot, how = precision(self.operand)
+        apart = companion is not None and plan.apart
+        parts = -(-value.shape[3] // plan.out) * (1 + apart)
         read = [right if left is None else left, right, value, value if beside is None else beside]
         written = [value if out is None else out, value if companion is None else companion]
         optional = [x, self._decays(plan.chunk), z]
@@ -127,7 +129,7 @@ class Sweeps:
         optional += [*_parts(enters), *_parts(leaves), total]
         self.plan.launch(
             sweep,
-            (b * heads * direction.count, -(-value.shape[3] // plan.out)),
+            (b * heads * direction.count * parts,),
             (*read, *written, *(right if buffer is None else buffer for buffer in optional)),
             (
                 *(buffer.strides[axis] for buffer in read for axis in (0, 1, 3)),
@@ -156,7 +158,7 @@ class Sweeps:
                 "COLUMN": column,
                 "TRANSPOSED": transposed,
                 "OUTPUT": out is not None,
-                "COMPANION": companion is not None,
+                "COMPANION": companion is not None and not apart,
                 "SUM": 0 if sums is None else sums.which,
                 "BETWEEN": BETWEEN,
                 "HAS_IN": enters is not None,
@@ -169,6 +171,9 @@ class Sweeps:
                 "ALIGN": math.gcd(16, *(s for buffer in (*read, *written) for s in buffer.strides[:3])),
                 "HOLD": plan.hold,
                 "STAGES": plan.stages,
+                "PARTS": parts,
+                "APART": apart,
+                "SPLIT": 1 if sums is None else plan.split,
             },
             num_warps=plan.warps,
             num_stages=plan.stages,
@@ -223,13 +228,14 @@ class Sweeps:
             )
         return State(matrix, sums)
 
-    def sums(self, which: int, blocks: int, d: int, e: int, column: bool) -> Sums:
+    def sums(self, which: int, plan: Schedule, blocks: int, d: int, e: int, column: bool) -> Sums:
         """Room for what a sweep of so many blocks leaves for the log-decay's gradient."""
         b, heads, n = self.shape
+        parts = blocks * (plan.split + (which == OF_KEYS))
         at_borders = (b * heads, borders(n))
         return Sums(
             which,
-            self.plan.empty((blocks, b * heads, n), self.acc),
+            self.plan.empty((parts, b * heads, n), self.acc),
             State(
                 self.plan.empty((*at_borders, e, d), self.operand),
                 self.plan.empty((*at_borders, d), self.acc) if column else None,

@@ -284,13 +284,15 @@ def plan_backward(
             scale_in=scales[0], scale_leave=scales[1], **more,
         )  # fmt: skip
 
-    def sums(which: int, blocks: int) -> Sums | None:
-        return sweeps.sums(which, blocks, d, e, x is not None) if with_sums else None
+    def sums(which: int, layout: Schedule, blocks: int) -> Sums | None:
+        return sweeps.sums(which, layout, blocks, d, e, x is not None) if with_sums else None
 
     grad_q = grad_k = grad_v = sums_q = sums_k = None
     # with sums a pair is led by grad_k, whose state at borders is that of grad_q
-    pair, _ = call.schedule(roles.grad_k, "pair with sums") if with_sums else call.schedule(roles.grad_v, "pair")
-    ahead_layout, ahead_blocks = call.schedule(roles.grad_q)
+    kind: Kind = "output with sums" if with_sums else "output"
+    pair, pair_blocks = call.schedule(roles.grad_k, "pair with sums") if with_sums else call.schedule(roles.grad_v, "pair")
+    led_by_k = with_sums or (pair is not None and pair.apart)
+    ahead_layout, ahead_blocks = call.schedule(roles.grad_q, kind)
     assert ahead_layout is not None
     if not (need_k and need_v) or (with_sums and pair is not None and pair.chunk != ahead_layout.chunk):
         pair = None  # the sums of both sweeps are of pairs in and out of the same chunks
@@ -299,35 +301,35 @@ def plan_backward(
         enters = None if call.start is None else State(call.start)
         if ahead.count > 1:
             enters = sweeps.states(ahead, k, v, call.start, None, column=NO_COLUMN if x is None else ON_VALUE)
-        grad_q, sums_q = output(roles.grad_q), sums(OF_QUERIES, ahead_blocks)
+        grad_q, sums_q = output(roles.grad_q), sums(OF_QUERIES, ahead_layout, ahead_blocks)
         run(
             roles.grad_q, ahead_layout, ahead, grad_q, enters, sums=sums_q, x=x, column=NO_COLUMN if x is None else ON_LEFT,
             beside=None if sums_q is None else q,
         )  # fmt: skip
     if need_k or need_v or need_state or with_sums:
-        layout, blocks = (pair, 1) if pair is not None else call.schedule(roles.grad_v)
+        layout, blocks = (pair, pair_blocks) if pair is not None else call.schedule(roles.grad_v)
         assert layout is not None
-        behind = call.direction(roles.grad_v.reverse, layout, blocks)
+        behind = call.direction(roles.grad_v.reverse, layout, blocks * (1 + layout.apart))
         enters = None if end is None else State(end)
         leaves = None if grad_start is None else State(grad_start)
         if behind.count > 1:
             column = NO_COLUMN if x is None else ON_STATE
             enters, leaves = sweeps.states(behind, q, grad_o, end, grad_start, x, scale, column), None
-        if pair is not None and not with_sums:
+        if pair is not None and not led_by_k:
             grad_k, grad_v = output(roles.grad_k), output(roles.grad_v)
             run(
                 roles.grad_v, pair, behind, grad_v, enters, leaves=leaves, beside=v, companion=grad_k, x=x,
                 column=NO_COLUMN if x is None else ON_STATE,
             )  # fmt: skip
         elif need_k or with_sums:
-            wide, blocks = (pair, 1) if pair is not None else call.schedule(roles.grad_k)
+            wide, blocks = (pair, pair_blocks) if pair is not None else call.schedule(roles.grad_k, kind)
             assert wide is not None
-            grad_k, sums_k = output(roles.grad_k), sums(OF_KEYS, blocks)
+            grad_k, sums_k = output(roles.grad_k), sums(OF_KEYS, wide, blocks)
             if pair is not None:
                 grad_v = output(roles.grad_v)
             run(
                 roles.grad_k, wide, behind, grad_k, enters, leaves=None if pair is None else leaves, sums=sums_k, x=x,
-                column=NO_COLUMN if x is None else ON_RIGHT, beside=None if sums_k is None else k, companion=grad_v,
+                column=NO_COLUMN if x is None else ON_RIGHT, beside=k if pair is not None or sums_k is not None else None, companion=grad_v,
             )  # fmt: skip
         if grad_v is None and (need_v or (leaves is not None and (need_state or with_sums))):
             grad_v = output(roles.grad_v)
