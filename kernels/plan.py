@@ -6,7 +6,7 @@ chosen when the plan was made. Nothing of a plan depends on values or addresses 
 
 from __future__ import annotations
 
-import contextlib
+import operator
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,9 @@ from . import ahead
 
 # Plans kept; a plan is some kilobytes. Programs with more signatures than this make plans anew.
 MOST = 512
+
+# Inductor's own allocation: half the time of new_empty
+_empty_cuda = getattr(torch._C._dynamo.guards, "_empty_strided_cuda", None)
 
 Tensors = list[Any]
 Step = Callable[[Tensors], None]
@@ -69,7 +72,8 @@ class Launch:
         self.dtypes = [buffer.dtype for buffer in buffers]
         # many arguments are one tensor, handed over where another kernel of the kind would read something
         self.distinct = list(dict.fromkeys(self.places))
-        self.order = [self.distinct.index(place) for place in self.places]
+        order = [self.distinct.index(place) for place in self.places]
+        self.sorted: Callable[[list[int]], Sequence[int]] = operator.itemgetter(*order) if len(order) > 1 else tuple
         self.numbers, self.constants = numbers, constants
         self.rest = [*numbers, *constants.values()]
         self.run: Callable[..., Any] | None = None
@@ -85,8 +89,7 @@ class Launch:
 
     def __call__(self, tensors: Tensors) -> None:
         if self.run is not None:
-            addresses = [tensors[place].data_ptr() for place in self.distinct]
-            self.run(*[addresses[i] for i in self.order], *self.rest)
+            self.run(*self.sorted([tensors[place].data_ptr() for place in self.distinct]), *self.rest)
             return
         ahead.wait(self.key)
         pointers = [tensors[place] for place in self.places]
@@ -94,7 +97,28 @@ class Launch:
         if compiled is not None:  # None: interpreted
             names = list(self.kernel.arg_names)
             assert names[-len(self.constants) :] == list(self.constants), "constants in the kernel's order"
-            self.run = compiled[self.grid]
+            self.run = _launcher(compiled, self.grid, pointers[0].device)
+
+
+def _launcher(compiled: Any, grid: tuple[int, ...], device: torch.device) -> Callable[..., Any]:
+    """`compiled[grid]`, past what Triton asks and calls around each launch."""
+    looked_up = compiled[grid]  # loads it
+    if device.type != "cuda" or not hasattr(torch._C, "_cuda_getCurrentRawStream"):
+        return looked_up
+    from triton import knobs
+
+    run, function, packed, index = compiled.run, compiled.function, compiled.packed_metadata, device.index
+    stream, runtime, (x, y, z) = torch._C._cuda_getCurrentRawStream, knobs.runtime, grid
+
+    def launch(*args: Any) -> None:
+        enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
+        # chains of hooks, usually empty: Triton would call them all the same
+        if getattr(enter, "calls", enter) or getattr(leave, "calls", leave):
+            looked_up(*args)
+        else:
+            run(x, y, z, stream(index), function, packed, None, None, None, *args)
+
+    return launch
 
 
 class Plan:
@@ -119,15 +143,20 @@ class Plan:
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype, lengthwise: bool = False) -> Buffer:
         """Uninitialised; lengthwise: [B, H, N, E] that lies [B, N, H, E] in memory."""
-        stored = (shape[0], shape[2], shape[1], shape[3]) if lengthwise else shape
-        strides = _dense(stored)
+        strides = _dense((shape[0], shape[2], shape[1], shape[3]) if lengthwise else shape)
+        if lengthwise:
+            strides = (strides[0], strides[2], strides[1], strides[3])
+        shape = tuple(shape)
+        direct = _empty_cuda if self.device.type == "cuda" else None
 
         def step(tensors: Tensors) -> None:
-            x = tensors[0].new_empty(stored, dtype=dtype)
-            tensors.append(x.transpose(1, 2) if lengthwise else x)
+            if direct is None or torch.are_deterministic_algorithms_enabled():  # these may want it filled
+                tensors.append(tensors[0].new_empty_strided(shape, strides, dtype=dtype))
+            else:
+                tensors.append(direct(shape, strides, dtype))
 
         self.steps.append(step)
-        return self._buffer(shape, (strides[0], strides[2], strides[1], strides[3]) if lengthwise else strides, dtype)
+        return self._buffer(shape, strides, dtype)
 
     def nothing(self, dtype: torch.dtype) -> Buffer:
         """An output that was not asked for: empty, and the same in every call."""
@@ -174,15 +203,16 @@ class Plan:
 
     def __call__(self, given: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         tensors: Tensors = list(given)
-        with self._on_device():
-            for step in self.steps:
-                step(tensors)
-        return tuple(tensors[buffer.place] for buffer in self.results)
+        if self.device.type == "cuda" and self.device.index != torch.cuda.current_device():
+            with torch.cuda.device(self.device):
+                self._run(tensors)
+        else:
+            self._run(tensors)
+        return tuple([tensors[buffer.place] for buffer in self.results])
 
-    def _on_device(self) -> contextlib.AbstractContextManager[Any]:
-        if self.device.type != "cuda" or self.device.index == torch.cuda.current_device():
-            return contextlib.nullcontext()
-        return torch.cuda.device(self.device)
+    def _run(self, tensors: Tensors) -> None:
+        for step in self.steps:
+            step(tensors)
 
 
 class Plans:

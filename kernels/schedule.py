@@ -14,22 +14,20 @@ import torch
 from .spec import Decay
 
 Precision = Literal["ieee", "tf32", "tf32x3"]
-# What a sweep leaves: an output, that and row sums, an output and its normaliser, two outputs that read the same, those and
+# What a sweep leaves: an output, that and row sums, an output and its normaliser, two outputs that share a state, those and
 # row sums, or states only.
 Kind = Literal["output", "output with sums", "normalizer", "pair", "pair with sums", "states"]
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """`chunk` positions a tile; blocks of the contracted and of the output's features; Triton's warps and stages. apart: the two
-    sweeps of a pair are programs of their own, launched side by side, so that one reads what the other has brought into L2."""
+    """`chunk` positions a tile; blocks of the contracted and of the output's features; Triton's warps and stages."""
 
     chunk: int
     contract: int
     out: int
     warps: int
     stages: int
-    apart: bool = False
 
     @property
     def split(self) -> int:
@@ -47,7 +45,7 @@ def _block(features: int) -> int:
     return max(32, 1 << (features - 1).bit_length())
 
 
-Row = tuple[int, int, int, int] | tuple[int, int, int, int, bool]
+Row = tuple[int, int, int, int]
 # Measured on an H100 (docs/kernels.md). By the contracted block: (chunk, output block, warps, stages).
 _HALF: dict[str, dict[int, Row]] = {
     "output": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 256: (64, 64, 8, 2)},
@@ -84,14 +82,11 @@ def schedule(
         row = _HALF_PAIR.get((widest, decay), row)
     if row is None:
         return None
-    chunk, most, warps, stages, *rest = row
+    chunk, most, warps, stages = row
     held = min(_block(out), most)
     if out % held != 0 and half:
         held = max(held, 64)  # narrower blocks with masked columns give wrong results on Hopper (Triton 3.6, 60 features in 32s)
-    apart = bool(rest and rest[0])
-    if apart and (_block(out) != block or -(-out // held) != -(-contract // held)):
-        return None  # the programs of both have to be as many, and as wide
-    return Schedule(chunk, block, held, warps, stages, apart)
+    return Schedule(chunk, block, held, warps, stages)
 
 
 # Segments begin at multiples of this many positions: all chunks divide it. A shorter one would spend its time on states.

@@ -70,9 +70,15 @@ def _leave(S_BORDER, X_BORDER, state, column, border, cc, oc, CONTRACT: tl.const
         tl.store(X_BORDER + border * OUT + oc, column, mask=oc < OUT)
 
 
-@triton.jit
-def _sweep(
-    program, block, all_heads,
+# What changes with the batch and the length is not specialised on: a new length must not compile anything. ALIGN says
+# of which power of two (in elements, at most 16) all head and batch strides are multiples, so that loads stay wide.
+@triton.jit(
+    do_not_specialize=[
+        "n", "per_segment", "segments", "borders", "heads", "scale", "scale_in", "scale_leave",
+        "a_b", "a_h", "b_b", "b_h", "v_b", "v_h", "w_b", "w_h", "o_b", "o_h", "r_b", "r_h",
+    ]
+)  # fmt: skip
+def sweep(
     A, B, V, W, O, R, X, G, Z, SUMS, S_BORDER, X_BORDER, S_IN, X_IN, S_OUT, X_OUT, TOTAL,
     a_b: i64, a_h: i64, a_d, b_b: i64, b_h: i64, b_d, v_b: i64, v_h: i64, v_d, w_b: i64, w_h: i64, w_d,
     o_b: i64, o_h: i64, r_b: i64, r_h: i64,
@@ -82,7 +88,8 @@ def _sweep(
     REVERSE: tl.constexpr, STRICT: tl.constexpr, DECAY: tl.constexpr, COLUMN: tl.constexpr, TRANSPOSED: tl.constexpr,
     OUTPUT: tl.constexpr, COMPANION: tl.constexpr, SUM: tl.constexpr, BETWEEN: tl.constexpr, HAS_IN: tl.constexpr,
     HAS_OUT: tl.constexpr, HAS_TOTAL: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    LOWEST: tl.constexpr, ALIGN: tl.constexpr, HOLD: tl.constexpr, STAGES: tl.constexpr, SPLIT: tl.constexpr,
+    LOWEST: tl.constexpr, ALIGN: tl.constexpr, HOLD: tl.constexpr, STAGES: tl.constexpr, SKIP: tl.constexpr,
+    ALIKE: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """O = scale * LA(A, B, V) for one segment of one head and one block of O's features; states are sums of B^T V.
 
@@ -94,12 +101,14 @@ def _sweep(
     HOLD: weights that are those of every chunk stay in registers. DECAY 0: none, 1: G[heads], 2: G[B*H, N], sums from
     each chunk's start in powers of two. OUTPUT False: states only.
 
-    SUM: row sums of O * W for the log-decay's gradient, SUMS [blocks, B*H, N], own positions left out, and at every
-    BETWEEN positions the state, S_BORDER [B*H, borders, CONTRACT, OUT].
+    SUM: row sums of O * W for the log-decay's gradient, SUMS [parts, B*H, N], own positions left out, and at every BETWEEN
+    positions the state, S_BORDER [B*H, borders, CONTRACT, OUT]. A block has SPLIT parts, and one more of sums of columns.
+    SKIP: what leaves the last segment is not asked for. ALIKE: all tiles lie alike.
     """
+    program = tl.program_id(0)
     bh, segment = program // segments, program % segments
     batch, head = (bh // heads).to(tl.int64), bh % heads
-    bh = bh.to(tl.int64)
+    bh, block = bh.to(tl.int64), tl.program_id(1)
     rows, cc, oc = tl.arange(0, C), tl.arange(0, BC), block * BO + tl.arange(0, BO)
     C_MASK: tl.constexpr = 0 if BC == CONTRACT else CONTRACT
     O_MASK: tl.constexpr = 0 if OUT % BO == 0 else OUT
@@ -110,10 +119,16 @@ def _sweep(
     w_base = tl.multiple_of(batch * w_b + (head // w_group).to(tl.int64) * w_h, ALIGN)
     o_base = tl.multiple_of(batch * o_b + head.to(tl.int64) * o_h, ALIGN)
     r_base = tl.multiple_of(batch * r_b + head.to(tl.int64) * r_h, ALIGN)
+    if ALIKE:
+        b_base, v_base, w_base, o_base, r_base = a_base, a_base, a_base, a_base, a_base
 
     # query minus key position, in the direction of the sweep
     gap = rows[None, :] - rows[:, None] if REVERSE else rows[:, None] - rows[None, :]
-    allowed = gap > 0 if STRICT else gap >= 0
+    # compared as they are: a difference for each pair would stay in registers
+    if REVERSE:
+        allowed = rows[None, :] > rows[:, None] if STRICT else rows[None, :] >= rows[:, None]
+    else:
+        allowed = rows[:, None] > rows[None, :] if STRICT else rows[:, None] >= rows[None, :]
     out_scale = tl.full([], scale, ACC)
     # fp16 overflows: there a scale below one multiplies what is rounded, and not only what comes of it
     SMALL: tl.constexpr = tl.float16 == DOT
@@ -149,8 +164,11 @@ def _sweep(
     passed = tl.full([], 0.0, ACC)
 
     first = segment * per_segment
-    count = tl.minimum(per_segment, (n + C - 1) // C - first)
-    # rows of a block's sums: one for each part of its features, and one for sums over the rows of a chunk
+    chunks = (n + C - 1) // C
+    count, padded = tl.minimum(per_segment, chunks - first), chunks * C
+    if SKIP and segment == (0 if REVERSE else segments - 1):
+        count = 0
+    all_heads = tl.num_programs(0) // segments
     sum_row = block.to(tl.int64) * (SPLIT + (1 if SUM == OF_KEYS else 0)) * all_heads + bh
     # with a number of its own, or Triton fetches ahead only what products read
     for step in tl.range(0, count, num_stages=STAGES):
@@ -160,10 +178,6 @@ def _sweep(
         valid = rows < filled
         b = _load_tile(B, b_base + t64 * b_n, b_n, b_d, rows, valid, cc, C_MASK)
         v = _load_tile(V, v_base + t64 * v_n, v_n, v_d, rows, valid, oc, O_MASK)
-        at_border = (t % BETWEEN == 0) & (t > 0)
-        if SUM != 0 and not REVERSE:
-            if at_border:
-                _leave(S_BORDER, X_BORDER, state, column, bh * borders + t // BETWEEN - 1, cc, oc, CONTRACT, OUT, ON_OUT)
         if COLUMN == ON_LEFT or COLUMN == ON_RIGHT or COLUMN == ON_STATE:
             x = tl.load(X + bh * n + t64 + rows, mask=valid, other=0.0)
 
@@ -173,8 +187,8 @@ def _sweep(
             until = tl.exp2(g * tl.maximum(filled - 1 - rows, 0).to(ACC))
             log_across = g * filled.to(ACC)
         elif DECAY == 2:
-            total = tl.load(G + bh * n + t64 + filled - 1)
-            exact = tl.load(G + bh * n + t64 + tl.minimum(rows, filled - 1))  # behind the end: as at the end
+            total = tl.load(G + bh * padded + t64 + C - 1)
+            exact = tl.load(G + bh * padded + t64 + rows)  # behind the end: as at the end
             reached = exact.to(ACC)
             until = tl.exp2((total - exact).to(ACC))
             log_across = total.to(ACC)
@@ -232,7 +246,7 @@ def _sweep(
                     if COLUMN == ON_RIGHT:
                         scores += x[None, :]
                     # pairs in a chunk: both sums of one product, so that their errors cancel as they do
-                    pairs = tl.where(gap > 0, others * scores, 0.0)
+                    pairs = tl.where(rows[:, None] != rows[None, :], others * scores, 0.0)
                     row_sums = _row_sums(pairs, SPLIT) * out_scale
                     tl.store(SUMS + (sum_row + SPLIT * all_heads) * n + t64 + rows, -out_scale * tl.sum(pairs, 0), mask=valid)
                     scores *= inside
@@ -263,12 +277,9 @@ def _sweep(
                 scores *= inside
             if SUM == OF_KEYS and not COMPANION:
                 pairs = tl.dot(_operand(w, DOT, PRECISION), tl.trans(value), input_precision=PRECISION, out_dtype=ACC)
-                pairs = tl.where(gap > 0, pairs * scores, 0.0)
+                pairs = tl.where(rows[:, None] != rows[None, :], pairs * scores, 0.0)
                 row_sums += _row_sums(pairs, SPLIT) * out_scale
                 tl.store(SUMS + (sum_row + SPLIT * all_heads) * n + t64 + rows, -out_scale * tl.sum(pairs, 0), mask=valid)
-            if SUM != 0:
-                at = SUMS + (sum_row + tl.arange(0, SPLIT) * all_heads)[None, :] * n + (t64 + rows)[:, None]
-                tl.store(at, row_sums, mask=valid[:, None])
             if COLUMN == ON_VALUE:
                 z += tl.sum(scores, 1) * out_scale
                 if block == 0:
@@ -278,6 +289,9 @@ def _sweep(
             # scaled here: as one accumulator with the first sum, Triton would give each group of four warps all rows
             o += tl.dot(scores, value, input_precision=PRECISION, out_dtype=ACC) * late
             _store_tile(O, o_base + t64 * o_n, o_n, rows, valid, oc, o, O_MASK)
+            if SUM != 0:
+                at = SUMS + (sum_row + tl.arange(0, SPLIT) * all_heads)[None, :] * n + (t64 + rows)[:, None]
+                tl.store(at, row_sums, mask=valid[:, None])
 
         if DECAY != 0:
             across = tl.exp2(log_across)
@@ -290,9 +304,10 @@ def _sweep(
         state = tl.dot(
             tl.trans(_operand(b, DOT, PRECISION)), added, state, input_precision=PRECISION, out_dtype=ACC
         )
-        if SUM != 0 and REVERSE:
-            if at_border:
-                _leave(S_BORDER, X_BORDER, state, column, bh * borders + t // BETWEEN - 1, cc, oc, CONTRACT, OUT, ON_OUT)
+        if SUM != 0:
+            border = t if REVERSE else t + C  # that the state has come to
+            if (border % BETWEEN == 0) & (border > 0) & (border < n):
+                _leave(S_BORDER, X_BORDER, state, column, bh * borders + border // BETWEEN - 1, cc, oc, CONTRACT, OUT, ON_OUT)
 
     if HAS_OUT:
         tl.store(S_OUT + state_base + state_at, state * tl.full([], scale_leave, ACC), mask=in_state)
@@ -302,58 +317,3 @@ def _sweep(
     if HAS_TOTAL:
         if block == 0:
             tl.store(TOTAL + bh * segments + segment, passed)
-
-
-# What changes with the batch and the length is not specialised on: a new length must not compile anything. ALIGN says
-# of which power of two (in elements, at most 16) all head and batch strides are multiples, so that loads stay wide.
-@triton.jit(
-    do_not_specialize=[
-        "n", "per_segment", "segments", "borders", "heads", "scale", "scale_in", "scale_leave",
-        "a_b", "a_h", "b_b", "b_h", "v_b", "v_h", "w_b", "w_h", "o_b", "o_h", "r_b", "r_h",
-    ]
-)  # fmt: skip
-def sweep(
-    A, B, V, W, O, R, X, G, Z, SUMS, S_BORDER, X_BORDER, S_IN, X_IN, S_OUT, X_OUT, TOTAL,
-    a_b: i64, a_h: i64, a_d, b_b: i64, b_h: i64, b_d, v_b: i64, v_h: i64, v_d, w_b: i64, w_h: i64, w_d,
-    o_b: i64, o_h: i64, r_b: i64, r_h: i64,
-    n, per_segment, segments, borders, heads, a_group, b_group, v_group, w_group, scale, scale_in, scale_leave,
-    a_n: tl.constexpr, b_n: tl.constexpr, v_n: tl.constexpr, w_n: tl.constexpr, o_n: tl.constexpr, r_n: tl.constexpr,
-    CONTRACT: tl.constexpr, OUT: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, C: tl.constexpr,
-    REVERSE: tl.constexpr, STRICT: tl.constexpr, DECAY: tl.constexpr, COLUMN: tl.constexpr, TRANSPOSED: tl.constexpr,
-    OUTPUT: tl.constexpr, COMPANION: tl.constexpr, SUM: tl.constexpr, BETWEEN: tl.constexpr, HAS_IN: tl.constexpr,
-    HAS_OUT: tl.constexpr, HAS_TOTAL: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    LOWEST: tl.constexpr, ALIGN: tl.constexpr, HOLD: tl.constexpr, STAGES: tl.constexpr,
-    PARTS: tl.constexpr, APART: tl.constexpr, SPLIT: tl.constexpr,
-):  # fmt: skip
-    """Programs of `_sweep`: PARTS of them, blocks of features, share what they read and follow each other. APART: half of them
-    compute O and the other half R, which the first would do as a pair."""
-    pid = tl.program_id(0)
-    program, part, all_heads = pid // PARTS, pid % PARTS, tl.num_programs(0) // PARTS // segments
-    if APART:
-        if part % 2 == 0:
-            _sweep(
-                program, part // 2, all_heads,
-                A, B, V, W, O, R, X, G, Z, SUMS, S_BORDER, X_BORDER, S_IN, X_IN, S_OUT, X_OUT, TOTAL, a_b, a_h, a_d, b_b,
-                b_h, b_d, v_b, v_h, v_d, w_b, w_h, w_d, o_b, o_h, r_b, r_h, n, per_segment, segments, borders, heads,
-                a_group, b_group, v_group, w_group, scale, scale_in, scale_leave, a_n, b_n, v_n, w_n, o_n, r_n, CONTRACT,
-                OUT, BC, BO, C, REVERSE, STRICT, DECAY, COLUMN, TRANSPOSED, OUTPUT, False, SUM, BETWEEN, HAS_IN, False,
-                HAS_TOTAL, DOT, ACC, PRECISION, LOWEST, ALIGN, HOLD, STAGES, SPLIT
-            )
-        else:
-            _sweep(
-                program, part // 2, all_heads,
-                W, V, B, A, R, O, X, G, Z, SUMS, S_BORDER, X_BORDER, S_IN, X_IN, S_OUT, X_OUT, TOTAL, w_b, w_h, w_d, v_b,
-                v_h, v_d, b_b, b_h, b_d, a_b, a_h, a_d, r_b, r_h, o_b, o_h, n, per_segment, segments, borders, heads,
-                w_group, v_group, b_group, a_group, scale, scale_in, scale_leave, w_n, v_n, b_n, a_n, r_n, o_n, OUT,
-                CONTRACT, BC, BO, C, REVERSE, STRICT, DECAY, NO_COLUMN, not TRANSPOSED, OUTPUT, False, 0, BETWEEN, HAS_IN,
-                HAS_OUT, HAS_TOTAL, DOT, ACC, PRECISION, LOWEST, ALIGN, HOLD, STAGES, 1,
-            )
-    else:
-        _sweep(
-            program, part, all_heads,
-            A, B, V, W, O, R, X, G, Z, SUMS, S_BORDER, X_BORDER, S_IN, X_IN, S_OUT, X_OUT, TOTAL, a_b, a_h, a_d, b_b, b_h,
-            b_d, v_b, v_h, v_d, w_b, w_h, w_d, o_b, o_h, r_b, r_h, n, per_segment, segments, borders, heads, a_group,
-            b_group, v_group, w_group, scale, scale_in, scale_leave, a_n, b_n, v_n, w_n, o_n, r_n, CONTRACT, OUT, BC, BO, C,
-            REVERSE, STRICT, DECAY, COLUMN, TRANSPOSED, OUTPUT, COMPANION, SUM, BETWEEN, HAS_IN, HAS_OUT, HAS_TOTAL, DOT,
-            ACC, PRECISION, LOWEST, ALIGN, HOLD, STAGES, SPLIT,
-        )

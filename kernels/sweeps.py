@@ -80,7 +80,9 @@ class Sweeps:
         if chunk not in self._sums:
             b, heads, n = self.shape
             # fp32 operands want decays as exact as they are: their sums are read in two parts
-            out = self.plan.empty(self.shape, torch.float64 if self.operand == torch.float32 else self.acc)
+            # whole chunks: those behind the end need no mask, and rows that follow each other are read together
+            shape = (b, heads, -(-n // chunk) * chunk)
+            out = self.plan.empty(shape, torch.float64 if self.operand == torch.float32 else self.acc)
             self.plan.launch(
                 chunk_sums,
                 (b * heads, -(-n // SUMMED)),
@@ -109,19 +111,19 @@ class Sweeps:
         total: Buffer | None = None,
         column: int = NO_COLUMN,
         transposed: bool = False,
+        skip: bool = False,
         scale: float = 1.0,
         scale_in: float = 1.0,
         scale_leave: float = 1.0,
     ) -> None:
-        """`left` and `out` None: states only. beside: the left operand of `companion`, or the partner of row sums."""
+        """`left` and `out` None: states only. beside: the left operand of `companion`, or the partner of row sums. skip: what
+        leaves the last segment is not asked for."""
         import triton.language as tl
 
         from .sweep import sweep
 
         b, heads, n = self.shape
         dot, how = precision(self.operand)
-        apart = companion is not None and plan.apart
-        parts = -(-value.shape[3] // plan.out) * (1 + apart)
         read = [right if left is None else left, right, value, value if beside is None else beside]
         written = [value if out is None else out, value if companion is None else companion]
         optional = [x, self._decays(plan.chunk), z]
@@ -129,7 +131,7 @@ class Sweeps:
         optional += [*_parts(enters), *_parts(leaves), total]
         self.plan.launch(
             sweep,
-            (b * heads * direction.count * parts,),
+            (b * heads * direction.count, -(-value.shape[3] // plan.out)),
             (*read, *written, *(right if buffer is None else buffer for buffer in optional)),
             (
                 *(buffer.strides[axis] for buffer in read for axis in (0, 1, 3)),
@@ -158,7 +160,7 @@ class Sweeps:
                 "COLUMN": column,
                 "TRANSPOSED": transposed,
                 "OUTPUT": out is not None,
-                "COMPANION": companion is not None and not apart,
+                "COMPANION": companion is not None,
                 "SUM": 0 if sums is None else sums.which,
                 "BETWEEN": BETWEEN,
                 "HAS_IN": enters is not None,
@@ -171,8 +173,9 @@ class Sweeps:
                 "ALIGN": math.gcd(16, *(s for buffer in (*read, *written) for s in buffer.strides[:3])),
                 "HOLD": plan.hold,
                 "STAGES": plan.stages,
-                "PARTS": parts,
-                "APART": apart,
+                "SKIP": skip,
+                # one offset for all of them: registers again
+                "ALIKE": len({(*x.strides[:3], x.shape[1]) for x in (*read, *written)}) == 1,
                 "SPLIT": 1 if sums is None else plan.split,
             },
             num_warps=plan.warps,
@@ -206,7 +209,8 @@ class Sweeps:
         plan = schedule(d, e, self.operand, "states")
         assert plan is not None
         self.run(
-            plan, direction, right, value, x=x, leaves=State(matrix, sums), total=total, column=column, scale_leave=scale
+            plan, direction, right, value, x=x, leaves=State(matrix, sums), total=total, column=column, scale_leave=scale,
+            skip=last is None,
         )  # fmt: skip
         for part, enters, leaves in ((matrix, first, last), (sums, None, None)):
             if part is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -106,14 +106,21 @@ def forward(
     final_state: bool = False,
 ) -> tuple[Tensor, ...]:
     """`lightning::linear_attention`; the arguments are validated once for each signature."""
-    given = (v, q, k, log_decay, initial_state)
     options = (scale, reverse, strict, normalizer, final_state)
-    key = (_precision(v), *options, *signature(given))
-    plan = plans.find(key)
+    plan, given, key = find_forward(q, k, v, log_decay, initial_state, *options)
     if plan is None:
         check_arguments(q, k, v, log_decay, initial_state, normalizer, final_state)
         plan = plans.keep(key, plan_forward(given, *options))
     return plan(given)
+
+
+def find_forward(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, initial_state: Tensor | None, *options: Any
+) -> tuple[Plan | None, tuple[Tensor | None, ...], Hashable]:
+    """The plan of an earlier call with such arguments, the tensors it takes, and its key."""
+    given = (v, q, k, log_decay, initial_state)
+    key = (_precision(v), *options, *signature(given))
+    return plans.find(key), given, key
 
 
 def backward(
@@ -136,12 +143,21 @@ def backward(
         return chunked.backward(
             grad_o, grad_z, grad_final_state, q, k, v, log_decay, initial_state, final_state, scale, reverse, strict, needs
         )
-    given = (v, q, k, log_decay, initial_state, grad_o, grad_z, grad_final_state, final_state)
-    key = (_precision(v), scale, reverse, strict, *needs, *signature(given))
-    plan = plans.find(key)
+    args = (grad_o, grad_z, grad_final_state, q, k, v, log_decay, initial_state, final_state, scale, reverse, strict, needs)
+    plan, given, key = find_backward(*args)
     if plan is None:
         plan = plans.keep(key, plan_backward(given, scale, reverse, strict, *needs))
     return plan(given)
+
+
+def find_backward(
+    grad_o: Tensor | None, grad_z: Tensor | None, grad_final_state: Tensor | None, q: Tensor, k: Tensor, v: Tensor,
+    log_decay: Tensor | None, initial_state: Tensor | None, final_state: Tensor | None, *options: Any,
+) -> tuple[Plan | None, tuple[Tensor | None, ...], Hashable]:  # fmt: skip
+    """As `find_forward`."""
+    given = (v, q, k, log_decay, initial_state, grad_o, grad_z, grad_final_state, final_state)
+    key = (_precision(v), *options[:-1], *options[-1], *signature(given))
+    return plans.find(key), given, key
 
 
 def _precision(v: Tensor) -> str | None:
@@ -290,8 +306,7 @@ def plan_backward(
     grad_q = grad_k = grad_v = sums_q = sums_k = None
     # with sums a pair is led by grad_k, whose state at borders is that of grad_q
     kind: Kind = "output with sums" if with_sums else "output"
-    pair, pair_blocks = call.schedule(roles.grad_k, "pair with sums") if with_sums else call.schedule(roles.grad_v, "pair")
-    led_by_k = with_sums or (pair is not None and pair.apart)
+    pair, _ = call.schedule(roles.grad_k, "pair with sums") if with_sums else call.schedule(roles.grad_v, "pair")
     ahead_layout, ahead_blocks = call.schedule(roles.grad_q, kind)
     assert ahead_layout is not None
     if not (need_k and need_v) or (with_sums and pair is not None and pair.chunk != ahead_layout.chunk):
@@ -307,29 +322,29 @@ def plan_backward(
             beside=None if sums_q is None else q,
         )  # fmt: skip
     if need_k or need_v or need_state or with_sums:
-        layout, blocks = (pair, pair_blocks) if pair is not None else call.schedule(roles.grad_v)
+        layout, blocks = (pair, 1) if pair is not None else call.schedule(roles.grad_v)
         assert layout is not None
-        behind = call.direction(roles.grad_v.reverse, layout, blocks * (1 + layout.apart))
+        behind = call.direction(roles.grad_v.reverse, layout, blocks)
         enters = None if end is None else State(end)
         leaves = None if grad_start is None else State(grad_start)
         if behind.count > 1:
             column = NO_COLUMN if x is None else ON_STATE
             enters, leaves = sweeps.states(behind, q, grad_o, end, grad_start, x, scale, column), None
-        if pair is not None and not led_by_k:
+        if pair is not None and not with_sums:
             grad_k, grad_v = output(roles.grad_k), output(roles.grad_v)
             run(
                 roles.grad_v, pair, behind, grad_v, enters, leaves=leaves, beside=v, companion=grad_k, x=x,
                 column=NO_COLUMN if x is None else ON_STATE,
             )  # fmt: skip
         elif need_k or with_sums:
-            wide, blocks = (pair, pair_blocks) if pair is not None else call.schedule(roles.grad_k, kind)
+            wide, blocks = (pair, 1) if pair is not None else call.schedule(roles.grad_k, kind)
             assert wide is not None
             grad_k, sums_k = output(roles.grad_k), sums(OF_KEYS, wide, blocks)
             if pair is not None:
                 grad_v = output(roles.grad_v)
             run(
                 roles.grad_k, wide, behind, grad_k, enters, leaves=None if pair is None else leaves, sums=sums_k, x=x,
-                column=NO_COLUMN if x is None else ON_RIGHT, beside=k if pair is not None or sums_k is not None else None, companion=grad_v,
+                column=NO_COLUMN if x is None else ON_RIGHT, beside=None if sums_k is None else k, companion=grad_v,
             )  # fmt: skip
         if grad_v is None and (need_v or (leaves is not None and (need_state or with_sums))):
             grad_v = output(roles.grad_v)
