@@ -57,6 +57,18 @@ _HALF: dict[str, dict[int, Row]] = {
 }
 # Weights of a constant decay stay in registers at 64 features: eight warps have them.
 _HALF_PAIR: dict[tuple[int, Decay], Row] = {(64, "head"): (64, 64, 8, 3)}
+# Where products run a warp at a time, from registers (compute capability 8, and 12): chunks of 32 positions, or kilobytes a
+# thread are spilled. Chosen by registers and spills (benchmarks/registers.py), measured on no such device.
+_HALF_BY_WARP: dict[str, dict[int, Row]] = {
+    "output": {64: (32, 64, 4, 3), 128: (32, 32, 4, 2), 256: (32, 32, 8, 2)},
+    "output with sums": {64: (32, 64, 4, 3), 128: (32, 32, 4, 2), 256: (32, 32, 8, 2)},
+    "normalizer": {64: (32, 64, 4, 3), 128: (32, 64, 8, 2), 256: (32, 32, 8, 2)},
+    "pair": {64: (32, 64, 8, 3)},
+    "pair with sums": {64: (32, 64, 4, 3)},
+    "states": {64: (32, 64, 4, 3), 128: (32, 32, 4, 2), 256: (32, 32, 8, 2)},
+}
+# Compute capability 10: with three stages the sweeps with sums would not fit its shared memory.
+_HALF_TEN: dict[tuple[str, int], Row] = {("output with sums", 128): (64, 128, 8, 2)}
 # Operands of 32 bits take twice the room, and split dots hold several copies of a tile in registers: no pairs but for
 # few features.
 _SINGLE: dict[str, dict[int, Row]] = {
@@ -69,16 +81,29 @@ _SINGLE: dict[str, dict[int, Row]] = {
 }
 
 
+HOPPER = 90
+
+
 def schedule(
-    contract: int, out: int, dtype: torch.dtype, kind: Kind = "output", decay: Decay = "none"
+    contract: int,
+    out: int,
+    dtype: torch.dtype,
+    kind: Kind = "output",
+    decay: Decay = "none",
+    capability: int = HOPPER,
 ) -> Schedule | None:
-    """The schedule of a sweep that contracts over so many features; None: two sweeps are faster than such a pair."""
-    half = dtype.itemsize == 2
-    table, block = (_HALF if half else _SINGLE)[kind], _block(contract)
+    """The schedule of a sweep that contracts over so many features, on a device of that compute capability (9.0: 90).
+
+    None: two sweeps are faster than such a pair.
+    """
+    half, by_warp = dtype.itemsize == 2, not HOPPER <= capability < 120
+    table, block = ((_HALF_BY_WARP if by_warp else _HALF) if half else _SINGLE)[kind], _block(contract)
     widest = max(block, _block(out)) if kind.startswith("pair") else block
     widest = max(widest, min(table, default=widest))
     row = table.get(widest)
-    if kind == "pair" and half:
+    if half and not by_warp and capability >= 100:
+        row = _HALF_TEN.get((kind, widest), row)
+    if kind == "pair" and half and not by_warp:
         row = _HALF_PAIR.get((widest, decay), row)
     if row is None:
         return None

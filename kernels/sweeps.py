@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from .plan import Buffer, Plan
-from .schedule import Schedule, precision, schedule
+from .schedule import HOPPER, Schedule, precision, schedule
 from .spec import Decay
 
 DECAYS = {"none": 0, "head": 1, "step": 2}
@@ -20,6 +20,7 @@ OF_QUERIES, OF_KEYS = 1, 2
 # Steps between borders at which the sums for the log-decay's gradient start anew. Divides a segment; the states kept at
 # borders are D * E / BETWEEN numbers a position.
 BETWEEN = 256
+BETWEEN_SINGLE = 128  # in TF32 the sums of 256 steps err 2.5 times as much as eager's
 # Positions that a program of the log-decay's sums takes, and elements of a state that one of the scan takes.
 SUMMED, SCANNED = 1024, 1024
 MULTIPLIED = 2048  # elements of two states that are multiplied at a time
@@ -45,10 +46,6 @@ class Sums:
     states: State
 
 
-def borders(n: int) -> int:
-    return (n - 1) // BETWEEN
-
-
 @dataclass(frozen=True)
 class Direction:
     """Which way a sweep goes, in how many segments of how many positions; a multiple of every chunk."""
@@ -69,7 +66,17 @@ class Sweeps:
     strict: bool
     acc: torch.dtype
     operand: torch.dtype
+    capability: int = HOPPER
     _sums: dict[int, Buffer] = field(default_factory=dict)
+
+    @property
+    def between(self) -> int:
+        return BETWEEN_SINGLE if self.operand == torch.float32 else BETWEEN
+
+    @property
+    def borders(self) -> int:
+        """Of a sequence: where the sums for the log-decay's gradient start anew."""
+        return (self.shape[2] - 1) // self.between
 
     def _decays(self, chunk: int) -> Buffer | None:
         """The log-decay as a sweep with such chunks reads it; a decay of each step is summed once for all of them."""
@@ -139,7 +146,7 @@ class Sweeps:
                 n,
                 direction.length // plan.chunk,
                 direction.count,
-                borders(n),
+                self.borders,
                 heads,
                 *(heads // buffer.shape[1] for buffer in read),
                 float(scale),
@@ -162,7 +169,7 @@ class Sweeps:
                 "OUTPUT": out is not None,
                 "COMPANION": companion is not None,
                 "SUM": 0 if sums is None else sums.which,
-                "BETWEEN": BETWEEN,
+                "BETWEEN": self.between,
                 "HAS_IN": enters is not None,
                 "HAS_OUT": leaves is not None,
                 "HAS_TOTAL": total is not None,
@@ -206,7 +213,7 @@ class Sweeps:
         matrix = self.plan.empty((bh, direction.count, d, e), self.acc)
         sums = None if column == NO_COLUMN else self.plan.empty((bh, direction.count, d), self.acc)
         total = None if self.decay == "none" else self.plan.empty((bh, direction.count), self.acc)
-        plan = schedule(d, e, self.operand, "states")
+        plan = schedule(d, e, self.operand, "states", self.decay, self.capability)
         assert plan is not None
         self.run(
             plan, direction, right, value, x=x, leaves=State(matrix, sums), total=total, column=column, scale_leave=scale,
@@ -236,7 +243,7 @@ class Sweeps:
         """Room for what a sweep of so many blocks leaves for the log-decay's gradient."""
         b, heads, n = self.shape
         parts = blocks * (plan.split + (which == OF_KEYS))
-        at_borders = (b * heads, borders(n))
+        at_borders = (b * heads, self.borders)
         return Sums(
             which,
             self.plan.empty((parts, b * heads, n), self.acc),
@@ -255,12 +262,12 @@ class Sweeps:
         from .joins import border_products, join_sums
 
         b, heads, n = self.shape
-        passing = self.plan.empty((b * heads, borders(n)), self.acc)
+        passing = self.plan.empty((b * heads, self.borders), self.acc)
         (states, column), (others, other_column) = _parts(queries.states), _parts(keys.states)
         assert states is not None and others is not None
         self.plan.launch(
             border_products,
-            (b * heads * borders(n),),
+            (b * heads * self.borders,),
             (states, others, states if column is None else column, others if other_column is None else other_column, passing),
             (float(scale),),
             {
@@ -274,10 +281,10 @@ class Sweeps:
         steps = self.plan.empty(self.shape, dtype)
         self.plan.launch(
             join_sums,
-            (b * heads, borders(n) + 1),
+            (b * heads, self.borders + 1),
             (queries.rows, keys.rows, passing, steps if at_end is None else at_end, steps),
-            (n, borders(n), queries.rows.shape[0], keys.rows.shape[0]),
-            {"BETWEEN": BETWEEN, "REVERSE": reverse, "HAS_END": at_end is not None},
+            (n, self.borders, queries.rows.shape[0], keys.rows.shape[0]),
+            {"BETWEEN": self.between, "REVERSE": reverse, "HAS_END": at_end is not None},
         )
         return steps
 

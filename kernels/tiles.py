@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ahead, chunked
+from . import ahead, chunked, offline
 from .plan import Buffer, Plan, Plans, signature
 from .problem import accumulation_dtype, boundary_log_decay, output_heads, sequence_first, sum_groups
-from .schedule import Kind, Schedule, schedule, segments
+from .schedule import HOPPER, Kind, Schedule, schedule, segments
 from .spec import Role, Specification, differentiate
 from .sweeps import (
     NO_COLUMN,
@@ -58,6 +58,16 @@ def _processors(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).multi_processor_count
     return 132 if device.type == "meta" else 4
+
+
+@functools.cache
+def _capability(device: torch.device) -> int:
+    if device.type == "meta":
+        device = torch.device("cuda" if torch.cuda.is_available() else "meta")
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return 10 * major + minor
+    return HOPPER
 
 
 def compile_ahead(
@@ -203,7 +213,8 @@ class _Call:
             g = self.regular(g)
         self.scale = scale
         self.start = None if buffers[4] is None else self.regular(buffers[4])
-        self.sweeps = Sweeps(plan, (self.b, self.heads, self.n), decay, g, strict, self.acc, v.dtype)
+        capability = offline.asked or _capability(v.device)
+        self.sweeps = Sweeps(plan, (self.b, self.heads, self.n), decay, g, strict, self.acc, v.dtype, capability)
 
     def regular(self, x: Buffer) -> Buffer:
         """Contiguous and in the accumulation dtype."""
@@ -215,7 +226,7 @@ class _Call:
         """How a role's sweep is laid out, and how many programs share a head."""
         out = self.operands[role.value].shape[3] if role.value != "grad_o" else self.e
         contract = self.operands[role.right].shape[3] if role.right != "grad_o" else self.e
-        found = schedule(contract, out, self.dtype, kind, self.sweeps.decay)
+        found = schedule(contract, out, self.dtype, kind, self.sweeps.decay, self.sweeps.capability)
         return found, 0 if found is None else -(-out // found.out)
 
     def direction(self, reverse: bool, plan: Schedule, blocks: int) -> Direction:

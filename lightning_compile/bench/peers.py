@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..backend import lightning
 from ..kernels.operator import linear_attention
 from .problems import Problem
 
@@ -76,7 +77,7 @@ def official(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None) -> Tensor:
 
 @functools.cache
 def _compiled(function: Function, backend: str) -> Function:
-    return torch.compile(function, backend=backend)
+    return torch.compile(function, backend=lightning if backend == "lightning" else backend)
 
 
 # name -> function, and whether it computes the same thing
