@@ -11,8 +11,6 @@ from typing import Literal
 
 import torch
 
-from .spec import Decay
-
 Precision = Literal["ieee", "tf32", "tf32x3"]
 # What a sweep leaves: an output, that and row sums, an output and its normaliser, two outputs that share a state, those and
 # row sums, or states only.
@@ -55,8 +53,6 @@ _HALF: dict[str, dict[int, Row]] = {
     "pair with sums": {64: (64, 64, 8, 3)},
     "states": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 256: (64, 64, 8, 2)},
 }
-# Weights of a constant decay stay in registers at 64 features: eight warps have them.
-_HALF_PAIR: dict[tuple[int, Decay], Row] = {(64, "head"): (64, 64, 8, 3)}
 # Where products run a warp at a time, from registers (compute capability 8, and 12): chunks of 32 positions, or kilobytes a
 # thread are spilled. Chosen by registers and spills (benchmarks/registers.py), measured on no such device.
 _HALF_BY_WARP: dict[str, dict[int, Row]] = {
@@ -89,7 +85,6 @@ def schedule(
     out: int,
     dtype: torch.dtype,
     kind: Kind = "output",
-    decay: Decay = "none",
     capability: int = HOPPER,
 ) -> Schedule | None:
     """The schedule of a sweep that contracts over so many features, on a device of that compute capability (9.0: 90).
@@ -103,8 +98,6 @@ def schedule(
     row = table.get(widest)
     if half and not by_warp and capability >= 100:
         row = _HALF_TEN.get((kind, widest), row)
-    if kind == "pair" and half and not by_warp:
-        row = _HALF_PAIR.get((widest, decay), row)
     if row is None:
         return None
     chunk, most, warps, stages = row

@@ -213,7 +213,7 @@ class Sweeps:
         matrix = self.plan.empty((bh, direction.count, d, e), self.acc)
         sums = None if column == NO_COLUMN else self.plan.empty((bh, direction.count, d), self.acc)
         total = None if self.decay == "none" else self.plan.empty((bh, direction.count), self.acc)
-        plan = schedule(d, e, self.operand, "states", self.decay, self.capability)
+        plan = schedule(d, e, self.operand, "states", self.capability)
         assert plan is not None
         self.run(
             plan, direction, right, value, x=x, leaves=State(matrix, sums), total=total, column=column, scale_leave=scale,

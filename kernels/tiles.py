@@ -226,7 +226,7 @@ class _Call:
         """How a role's sweep is laid out, and how many programs share a head."""
         out = self.operands[role.value].shape[3] if role.value != "grad_o" else self.e
         contract = self.operands[role.right].shape[3] if role.right != "grad_o" else self.e
-        found = schedule(contract, out, self.dtype, kind, self.sweeps.decay, self.sweeps.capability)
+        found = schedule(contract, out, self.dtype, kind, self.sweeps.capability)
         return found, 0 if found is None else -(-out // found.out)
 
     def direction(self, reverse: bool, plan: Schedule, blocks: int) -> Direction:
