@@ -76,7 +76,7 @@ def official(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None) -> Tensor:
 
 
 def _compiled(function: Function, backend: str) -> Function:
-    torch._dynamo.reset()  # or the ninth shape would run as it is, past the limit of recompilations
+    torch.compiler.reset()  # or the ninth shape would run as it is, past the limit of recompilations
     return torch.compile(function, backend=lightning if backend == "lightning" else backend)
 
 
