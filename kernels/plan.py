@@ -14,13 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..compat import empty_cuda, launcher
 from . import ahead
 
 # Plans kept; a plan is some kilobytes. Programs with more signatures than this make plans anew.
 MOST = 512
-
-# Inductor's own allocation: half the time of new_empty
-_empty_cuda = getattr(torch._C._dynamo.guards, "_empty_strided_cuda", None)
 
 Tensors = list[Any]
 Step = Callable[[Tensors], None]
@@ -97,28 +95,7 @@ class Launch:
         if compiled is not None:  # None: interpreted
             names = list(self.kernel.arg_names)
             assert names[-len(self.constants) :] == list(self.constants), "constants in the kernel's order"
-            self.run = _launcher(compiled, self.grid, pointers[0].device)
-
-
-def _launcher(compiled: Any, grid: tuple[int, ...], device: torch.device) -> Callable[..., Any]:
-    """`compiled[grid]`, past what Triton asks and calls around each launch."""
-    looked_up = compiled[grid]  # loads it
-    if device.type != "cuda" or not hasattr(torch._C, "_cuda_getCurrentRawStream"):
-        return looked_up
-    from triton import knobs
-
-    run, function, packed, index = compiled.run, compiled.function, compiled.packed_metadata, device.index
-    stream, runtime, (x, y, z) = torch._C._cuda_getCurrentRawStream, knobs.runtime, grid
-
-    def launch(*args: Any) -> None:
-        enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
-        # chains of hooks, usually empty: Triton would call them all the same
-        if getattr(enter, "calls", enter) or getattr(leave, "calls", leave):
-            looked_up(*args)
-        else:
-            run(x, y, z, stream(index), function, packed, None, None, None, *args)
-
-    return launch
+            self.run = launcher(compiled, self.grid, pointers[0].device)
 
 
 class Plan:
@@ -147,7 +124,7 @@ class Plan:
         if lengthwise:
             strides = (strides[0], strides[2], strides[1], strides[3])
         shape = tuple(shape)
-        direct = _empty_cuda if self.device.type == "cuda" else None
+        direct = empty_cuda if self.device.type == "cuda" else None
 
         def step(tensors: Tensors) -> None:
             if direct is None or torch.are_deterministic_algorithms_enabled():  # these may want it filled
