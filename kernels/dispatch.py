@@ -8,8 +8,18 @@ from torch import Tensor
 KERNELS = (torch._C.DispatchKey.CUDA, torch._C.DispatchKey.CPU)
 
 
+_known: dict[int, bool] = {}
+
+
 def straight(keys: torch._C.DispatchKeySet) -> bool:
     """Whether nothing (a mode, a subclass, a transform) stands between autograd and the kernel."""
+    found = _known.get(keys.raw_repr())
+    if found is None:
+        found = _known[keys.raw_repr()] = _straight(keys)
+    return found
+
+
+def _straight(keys: torch._C.DispatchKeySet) -> bool:
     below = keys & torch._C._after_ADInplaceOrView_keyset
     return below.remove(torch._C.DispatchKey.BackendSelect).highestPriorityTypeId() in KERNELS
 

@@ -31,6 +31,13 @@ def _reached(*operands: Tensor | None) -> bool:
 def forward(*args: Any) -> tuple[Tensor, ...]:
     """`lightning::linear_attention` on arguments that are validated on the way."""
     q, k, v, log_decay, initial_state, _, _, _, normalizer, final_state = args
+    if q.is_cuda:  # what has run before needs no check
+        plan, given, _ = tiles.find_forward(*args)
+        if plan is not None:
+            try:
+                return plan(given)
+            except Exception as e:
+                return _instead(_key("forward", q, v), e, chunked.forward, args)
     key: Hashable = None
     if q.dim() == k.dim() == v.dim() == 4 and tiles.serves(q, v) and _reached(q, k, v):
         key = _key("forward", q, v)
@@ -47,6 +54,13 @@ def forward(*args: Any) -> tuple[Tensor, ...]:
 def backward(*args: Any) -> tuple[Tensor, ...]:
     """`lightning::linear_attention_backward` on arguments that the forward validated."""
     grad_o, q, k, v = args[0], *args[3:6]
+    if q.is_cuda:
+        plan, given, _ = tiles.find_backward(*args)
+        if plan is not None:
+            try:
+                return plan(given)
+            except Exception as e:
+                return _instead(_key("backward", q, v), e, chunked.backward, args)
     if not tiles.serves(q, v) or not _reached(grad_o, q, k, v) or (key := _key("backward", q, v)) in _failed:
         return chunked.backward(*args)
     try:
@@ -67,6 +81,7 @@ def _instead(key: Hashable, error: Exception, form: Any, args: Any) -> tuple[Ten
         raise error from e
     if not isinstance(error, torch.OutOfMemoryError):
         _failed.add(key)
+        tiles.plans.clear()
     if key not in _told:
         _told.add(key)
         seen = f"{type(error).__name__}: {str(error)[:200]}"

@@ -13,13 +13,14 @@ def chunk_sums(
     G, OUT, n, heads, g_b: i64, g_h: i64, g_n,
     C: tl.constexpr, ROWS: tl.constexpr, LOWEST: tl.constexpr,
 ):  # fmt: skip
-    """OUT [B*H, N]: sums of the log-decay G [B, H, N] from the start of each chunk of C steps, in powers of two."""
+    """OUT [B*H, chunks * C]: sums of the log-decay G [B, H, N] from the start of each chunk of C steps, in powers of two."""
     bh = tl.program_id(0).to(tl.int64)
     t = (tl.program_id(1) * ROWS + tl.arange(0, ROWS))[:, None] * C + tl.arange(0, C)[None, :]
     at = G + (bh // heads) * g_b + (bh % heads) * g_h + t.to(tl.int64) * g_n
     g = tl.load(at, mask=t < n, other=0.0).to(tl.float64) * LOG2E
     sums = tl.cumsum(tl.maximum(g, LOWEST), 1)
-    tl.store(OUT + bh * n + t, sums.to(OUT.dtype.element_ty), mask=t < n)
+    padded = (n + C - 1) // C * C
+    tl.store(OUT + bh * padded + t, sums.to(OUT.dtype.element_ty), mask=t < padded)
 
 
 @triton.jit(do_not_specialize=["segments", "size"])
@@ -38,13 +39,21 @@ def join_segments(
     state = tl.zeros([BLOCK], ACC)
     if HAS_FIRST:
         state = tl.load(FIRST + bh * size + x, mask=inside, other=0.0)
+    at = bh * segments + (segments - 1 if REVERSE else 0)
+    added = tl.load(S + at * size + x, mask=inside, other=0.0)
+    kept = tl.full([], 1.0, ACC)
+    if HAS_TOTAL:
+        kept = tl.exp2(tl.load(TOTAL + at))
     for step in range(0, segments):
-        at = bh * segments + (segments - 1 - step if REVERSE else step)
-        added = tl.load(S + at * size + x, mask=inside, other=0.0)
-        tl.store(S + at * size + x, state, mask=inside)
+        # the next is read before this one is written to: the compiler cannot know that they lie apart
+        following = bh * segments + (tl.maximum(segments - 2 - step, 0) if REVERSE else tl.minimum(step + 1, segments - 1))
+        adds = tl.load(S + following * size + x, mask=inside, other=0.0)
+        keeps = kept
         if HAS_TOTAL:
-            state *= tl.exp2(tl.load(TOTAL + at))
-        state += added
+            keeps = tl.exp2(tl.load(TOTAL + following))
+        tl.store(S + at * size + x, state, mask=inside)
+        state = state * kept + added
+        at, added, kept = following, adds, keeps
     if HAS_LAST:
         tl.store(LAST + bh * size + x, state, mask=inside)
 

@@ -17,6 +17,8 @@ from typing import Any
 
 from ..compat import cuobjdump, other_driver
 
+asked: int | None = None  # the compute capability that is planned for, within `target`
+
 
 @dataclass(frozen=True)
 class Compiled:
@@ -49,9 +51,14 @@ class _Absent:
 
 @contextlib.contextmanager
 def target(capability: int) -> Iterator[None]:
-    """Within it, Triton compiles for that compute capability (80, 90, 100)."""
-    with other_driver(_Absent(capability)):
-        yield
+    """Within it, calls are planned, and Triton compiles, for that compute capability (80, 90, 100)."""
+    global asked
+    planned, asked = asked, capability
+    try:
+        with other_driver(_Absent(capability)):
+            yield
+    finally:
+        asked = planned
 
 
 def resources(kernel: Any) -> Compiled:

@@ -6,7 +6,7 @@ chosen when the plan was made. Nothing of a plan depends on values or addresses 
 
 from __future__ import annotations
 
-import contextlib
+import operator
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..compat import empty_cuda, launcher
 from . import ahead
 
 # Plans kept; a plan is some kilobytes. Programs with more signatures than this make plans anew.
@@ -69,7 +70,8 @@ class Launch:
         self.dtypes = [buffer.dtype for buffer in buffers]
         # many arguments are one tensor, handed over where another kernel of the kind would read something
         self.distinct = list(dict.fromkeys(self.places))
-        self.order = [self.distinct.index(place) for place in self.places]
+        order = [self.distinct.index(place) for place in self.places]
+        self.sorted: Callable[[list[int]], Sequence[int]] = operator.itemgetter(*order) if len(order) > 1 else tuple
         self.numbers, self.constants = numbers, constants
         self.rest = [*numbers, *constants.values()]
         self.run: Callable[..., Any] | None = None
@@ -85,8 +87,7 @@ class Launch:
 
     def __call__(self, tensors: Tensors) -> None:
         if self.run is not None:
-            addresses = [tensors[place].data_ptr() for place in self.distinct]
-            self.run(*[addresses[i] for i in self.order], *self.rest)
+            self.run(*self.sorted([tensors[place].data_ptr() for place in self.distinct]), *self.rest)
             return
         ahead.wait(self.key)
         pointers = [tensors[place] for place in self.places]
@@ -94,7 +95,7 @@ class Launch:
         if compiled is not None:  # None: interpreted
             names = list(self.kernel.arg_names)
             assert names[-len(self.constants) :] == list(self.constants), "constants in the kernel's order"
-            self.run = compiled[self.grid]
+            self.run = launcher(compiled, self.grid, pointers[0].device)
 
 
 class Plan:
@@ -119,15 +120,20 @@ class Plan:
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype, lengthwise: bool = False) -> Buffer:
         """Uninitialised; lengthwise: [B, H, N, E] that lies [B, N, H, E] in memory."""
-        stored = (shape[0], shape[2], shape[1], shape[3]) if lengthwise else shape
-        strides = _dense(stored)
+        strides = _dense((shape[0], shape[2], shape[1], shape[3]) if lengthwise else shape)
+        if lengthwise:
+            strides = (strides[0], strides[2], strides[1], strides[3])
+        shape = tuple(shape)
+        direct = empty_cuda if self.device.type == "cuda" else None
 
         def step(tensors: Tensors) -> None:
-            x = tensors[0].new_empty(stored, dtype=dtype)
-            tensors.append(x.transpose(1, 2) if lengthwise else x)
+            if direct is None or torch.are_deterministic_algorithms_enabled():  # these may want it filled
+                tensors.append(tensors[0].new_empty_strided(shape, strides, dtype=dtype))
+            else:
+                tensors.append(direct(shape, strides, dtype))
 
         self.steps.append(step)
-        return self._buffer(shape, (strides[0], strides[2], strides[1], strides[3]) if lengthwise else strides, dtype)
+        return self._buffer(shape, strides, dtype)
 
     def nothing(self, dtype: torch.dtype) -> Buffer:
         """An output that was not asked for: empty, and the same in every call."""
@@ -174,15 +180,16 @@ class Plan:
 
     def __call__(self, given: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         tensors: Tensors = list(given)
-        with self._on_device():
-            for step in self.steps:
-                step(tensors)
-        return tuple(tensors[buffer.place] for buffer in self.results)
+        if self.device.type == "cuda" and self.device.index != torch.cuda.current_device():
+            with torch.cuda.device(self.device):
+                self._run(tensors)
+        else:
+            self._run(tensors)
+        return tuple([tensors[buffer.place] for buffer in self.results])
 
-    def _on_device(self) -> contextlib.AbstractContextManager[Any]:
-        if self.device.type != "cuda" or self.device.index == torch.cuda.current_device():
-            return contextlib.nullcontext()
-        return torch.cuda.device(self.device)
+    def _run(self, tensors: Tensors) -> None:
+        for step in self.steps:
+            step(tensors)
 
 
 class Plans:

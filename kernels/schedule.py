@@ -11,12 +11,10 @@ from typing import Literal
 
 import torch
 
-from .spec import Decay
-
 Precision = Literal["ieee", "tf32", "tf32x3"]
-# What a sweep leaves: an output, an output and its normaliser, two outputs that share a state, those and row sums, or
-# states only.
-Kind = Literal["output", "normalizer", "pair", "pair with sums", "states"]
+# What a sweep leaves: an output, that and row sums, an output and its normaliser, two outputs that share a state, those and
+# row sums, or states only.
+Kind = Literal["output", "output with sums", "normalizer", "pair", "pair with sums", "states"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +26,11 @@ class Schedule:
     out: int
     warps: int
     stages: int
+
+    @property
+    def split(self) -> int:
+        """Parts of a row that are summed apart: the groups of four warps that share it."""
+        return max(1, self.warps * 16 // self.chunk)
 
     @property
     def hold(self) -> bool:
@@ -44,17 +47,29 @@ Row = tuple[int, int, int, int]
 # Measured on an H100 (docs/kernels.md). By the contracted block: (chunk, output block, warps, stages).
 _HALF: dict[str, dict[int, Row]] = {
     "output": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 256: (64, 64, 8, 2)},
+    "output with sums": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 256: (64, 64, 8, 2)},
     "normalizer": {64: (64, 64, 4, 3), 128: (64, 128, 8, 2), 256: (64, 64, 8, 2)},
     "pair": {64: (64, 64, 4, 3), 128: (64, 128, 8, 2)},
     "pair with sums": {64: (64, 64, 8, 3)},
     "states": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 256: (64, 64, 8, 2)},
 }
-# Weights of a constant decay stay in registers at 64 features: eight warps have them.
-_HALF_PAIR: dict[tuple[int, Decay], Row] = {(64, "head"): (64, 64, 8, 3)}
+# Where products run a warp at a time, from registers (compute capability 8, and 12): chunks of 32 positions, or kilobytes a
+# thread are spilled. Chosen by registers and spills (benchmarks/registers.py), measured on no such device.
+_HALF_BY_WARP: dict[str, dict[int, Row]] = {
+    "output": {64: (32, 64, 4, 3), 128: (32, 32, 4, 2), 256: (32, 32, 8, 2)},
+    "output with sums": {64: (32, 64, 4, 3), 128: (32, 32, 4, 2), 256: (32, 32, 8, 2)},
+    "normalizer": {64: (32, 64, 4, 3), 128: (32, 64, 8, 2), 256: (32, 32, 8, 2)},
+    "pair": {64: (32, 64, 8, 3)},
+    "pair with sums": {64: (32, 64, 4, 3)},
+    "states": {64: (32, 64, 4, 3), 128: (32, 32, 4, 2), 256: (32, 32, 8, 2)},
+}
+# Compute capability 10: with three stages the sweeps with sums would not fit its shared memory.
+_HALF_TEN: dict[tuple[str, int], Row] = {("output with sums", 128): (64, 128, 8, 2)}
 # Operands of 32 bits take twice the room, and split dots hold several copies of a tile in registers: no pairs but for
 # few features.
 _SINGLE: dict[str, dict[int, Row]] = {
     "output": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
+    "output with sums": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
     "normalizer": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
     "pair": {32: (32, 32, 4, 1)},
     "pair with sums": {},
@@ -62,17 +77,27 @@ _SINGLE: dict[str, dict[int, Row]] = {
 }
 
 
+HOPPER = 90
+
+
 def schedule(
-    contract: int, out: int, dtype: torch.dtype, kind: Kind = "output", decay: Decay = "none"
+    contract: int,
+    out: int,
+    dtype: torch.dtype,
+    kind: Kind = "output",
+    capability: int = HOPPER,
 ) -> Schedule | None:
-    """The schedule of a sweep that contracts over so many features; None: two sweeps are faster than such a pair."""
-    half = dtype.itemsize == 2
-    table, block = (_HALF if half else _SINGLE)[kind], _block(contract)
+    """The schedule of a sweep that contracts over so many features, on a device of that compute capability (9.0: 90).
+
+    None: two sweeps are faster than such a pair.
+    """
+    half, by_warp = dtype.itemsize == 2, not HOPPER <= capability < 120
+    table, block = ((_HALF_BY_WARP if by_warp else _HALF) if half else _SINGLE)[kind], _block(contract)
     widest = max(block, _block(out)) if kind.startswith("pair") else block
     widest = max(widest, min(table, default=widest))
     row = table.get(widest)
-    if kind == "pair" and half:
-        row = _HALF_PAIR.get((widest, decay), row)
+    if half and not by_warp and capability >= 100:
+        row = _HALF_TEN.get((kind, widest), row)
     if row is None:
         return None
     chunk, most, warps, stages = row

@@ -54,6 +54,13 @@ def _operand(x, DOT: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def _row_sums(x, SPLIT: tl.constexpr):
+    """[C, SPLIT]: sums of each part of the columns. As many parts as groups of four warps share a row, and no sum waits for
+    another group."""
+    return tl.sum(tl.reshape(x, [x.shape[0], SPLIT, x.shape[1] // SPLIT]), 2)
+
+
+@triton.jit
 def _leave(S_BORDER, X_BORDER, state, column, border, cc, oc, CONTRACT: tl.constexpr, OUT: tl.constexpr, COLUMN: tl.constexpr):
     """The state at a border of two blocks of steps, rounded as products read it."""
     mask = (cc < CONTRACT)[:, None] & (oc < OUT)[None, :]
@@ -81,7 +88,8 @@ def sweep(
     REVERSE: tl.constexpr, STRICT: tl.constexpr, DECAY: tl.constexpr, COLUMN: tl.constexpr, TRANSPOSED: tl.constexpr,
     OUTPUT: tl.constexpr, COMPANION: tl.constexpr, SUM: tl.constexpr, BETWEEN: tl.constexpr, HAS_IN: tl.constexpr,
     HAS_OUT: tl.constexpr, HAS_TOTAL: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    LOWEST: tl.constexpr, ALIGN: tl.constexpr, HOLD: tl.constexpr, STAGES: tl.constexpr,
+    LOWEST: tl.constexpr, ALIGN: tl.constexpr, HOLD: tl.constexpr, STAGES: tl.constexpr, SKIP: tl.constexpr,
+    ALIKE: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """O = scale * LA(A, B, V) for one segment of one head and one block of O's features; states are sums of B^T V.
 
@@ -93,8 +101,9 @@ def sweep(
     HOLD: weights that are those of every chunk stay in registers. DECAY 0: none, 1: G[heads], 2: G[B*H, N], sums from
     each chunk's start in powers of two. OUTPUT False: states only.
 
-    SUM: row sums of O * W for the log-decay's gradient, SUMS [blocks, B*H, N], own positions left out, and at every
-    BETWEEN positions the state, S_BORDER [B*H, borders, CONTRACT, OUT].
+    SUM: row sums of O * W for the log-decay's gradient, SUMS [parts, B*H, N], own positions left out, and at every BETWEEN
+    positions the state, S_BORDER [B*H, borders, CONTRACT, OUT]. A block has SPLIT parts, and one more of sums of columns.
+    SKIP: what leaves the last segment is not asked for. ALIKE: all tiles lie alike.
     """
     program = tl.program_id(0)
     bh, segment = program // segments, program % segments
@@ -110,10 +119,16 @@ def sweep(
     w_base = tl.multiple_of(batch * w_b + (head // w_group).to(tl.int64) * w_h, ALIGN)
     o_base = tl.multiple_of(batch * o_b + head.to(tl.int64) * o_h, ALIGN)
     r_base = tl.multiple_of(batch * r_b + head.to(tl.int64) * r_h, ALIGN)
+    if ALIKE:
+        b_base, v_base, w_base, o_base, r_base = a_base, a_base, a_base, a_base, a_base
 
     # query minus key position, in the direction of the sweep
     gap = rows[None, :] - rows[:, None] if REVERSE else rows[:, None] - rows[None, :]
-    allowed = gap > 0 if STRICT else gap >= 0
+    # compared as they are: a difference for each pair would stay in registers
+    if REVERSE:
+        allowed = rows[None, :] > rows[:, None] if STRICT else rows[None, :] >= rows[:, None]
+    else:
+        allowed = rows[:, None] > rows[None, :] if STRICT else rows[:, None] >= rows[None, :]
     out_scale = tl.full([], scale, ACC)
     # fp16 overflows: there a scale below one multiplies what is rounded, and not only what comes of it
     SMALL: tl.constexpr = tl.float16 == DOT
@@ -149,8 +164,12 @@ def sweep(
     passed = tl.full([], 0.0, ACC)
 
     first = segment * per_segment
-    count = tl.minimum(per_segment, (n + C - 1) // C - first)
-    sum_row = block.to(tl.int64) * (tl.num_programs(0) // segments) + bh
+    chunks = (n + C - 1) // C
+    count, padded = tl.minimum(per_segment, chunks - first), chunks * C
+    if SKIP and segment == (0 if REVERSE else segments - 1):
+        count = 0
+    all_heads = tl.num_programs(0) // segments
+    sum_row = block.to(tl.int64) * (SPLIT + (1 if SUM == OF_KEYS else 0)) * all_heads + bh
     # with a number of its own, or Triton fetches ahead only what products read
     for step in tl.range(0, count, num_stages=STAGES):
         t = (first + (count - 1 - step if REVERSE else step)) * C
@@ -159,10 +178,6 @@ def sweep(
         valid = rows < filled
         b = _load_tile(B, b_base + t64 * b_n, b_n, b_d, rows, valid, cc, C_MASK)
         v = _load_tile(V, v_base + t64 * v_n, v_n, v_d, rows, valid, oc, O_MASK)
-        at_border = (t % BETWEEN == 0) & (t > 0)
-        if SUM != 0 and not REVERSE:
-            if at_border:
-                _leave(S_BORDER, X_BORDER, state, column, bh * borders + t // BETWEEN - 1, cc, oc, CONTRACT, OUT, ON_OUT)
         if COLUMN == ON_LEFT or COLUMN == ON_RIGHT or COLUMN == ON_STATE:
             x = tl.load(X + bh * n + t64 + rows, mask=valid, other=0.0)
 
@@ -172,8 +187,8 @@ def sweep(
             until = tl.exp2(g * tl.maximum(filled - 1 - rows, 0).to(ACC))
             log_across = g * filled.to(ACC)
         elif DECAY == 2:
-            total = tl.load(G + bh * n + t64 + filled - 1)
-            exact = tl.load(G + bh * n + t64 + tl.minimum(rows, filled - 1))  # behind the end: as at the end
+            total = tl.load(G + bh * padded + t64 + C - 1)
+            exact = tl.load(G + bh * padded + t64 + rows)  # behind the end: as at the end
             reached = exact.to(ACC)
             until = tl.exp2((total - exact).to(ACC))
             log_across = total.to(ACC)
@@ -231,15 +246,16 @@ def sweep(
                     if COLUMN == ON_RIGHT:
                         scores += x[None, :]
                     # pairs in a chunk: both sums of one product, so that their errors cancel as they do
-                    pairs = tl.where(gap > 0, others * scores, 0.0)
-                    row_sums = (tl.sum(pairs, 1) - tl.sum(pairs, 0)) * out_scale
+                    pairs = tl.where(rows[:, None] != rows[None, :], others * scores, 0.0)
+                    row_sums = _row_sums(pairs, SPLIT) * out_scale
+                    tl.store(SUMS + (sum_row + SPLIT * all_heads) * n + t64 + rows, -out_scale * tl.sum(pairs, 0), mask=valid)
                     scores *= inside
                     scores = _operand(scores * early if SMALL else scores, DOT, PRECISION)
                 others = _operand(others * early if SMALL else others, DOT, PRECISION)
                 if SUM != 0:
-                    row_sums += tl.sum(r * a.to(ACC), 1)  # v.grad_v is k.grad_k, but for the normaliser
+                    row_sums += _row_sums(r * a.to(ACC), SPLIT)  # v.grad_v is k.grad_k, but for the normaliser
                     if COLUMN == ON_RIGHT:
-                        row_sums += scaled * tl.sum(w.to(ACC) * column[None, :], 1)
+                        row_sums += _row_sums(scaled[:, None] * w.to(ACC) * column[None, :], SPLIT)
                 r += tl.dot(others, right, input_precision=PRECISION, out_dtype=ACC) * late
                 _store_tile(R, r_base + t64 * r_n, r_n, rows, valid, cc, r, C_MASK)
 
@@ -251,7 +267,7 @@ def sweep(
                 o += scaled[:, None] * column[None, :]
             if SUM != 0 and not COMPANION:
                 w = _load_tile(W, w_base + t64 * w_n, w_n, w_d, rows, valid, oc, O_MASK)
-                row_sums = tl.sum(o * w.to(ACC), 1)
+                row_sums = _row_sums(o * w.to(ACC), SPLIT)
             if SUM == 0 or not COMPANION:
                 scores = tl.dot(left, tl.trans(right), input_precision=PRECISION, out_dtype=ACC)
                 if COLUMN == ON_LEFT:
@@ -261,10 +277,9 @@ def sweep(
                 scores *= inside
             if SUM == OF_KEYS and not COMPANION:
                 pairs = tl.dot(_operand(w, DOT, PRECISION), tl.trans(value), input_precision=PRECISION, out_dtype=ACC)
-                pairs = tl.where(gap > 0, pairs * scores, 0.0)
-                row_sums += (tl.sum(pairs, 1) - tl.sum(pairs, 0)) * out_scale
-            if SUM != 0:
-                tl.store(SUMS + sum_row * n + t64 + rows, row_sums, mask=valid)
+                pairs = tl.where(rows[:, None] != rows[None, :], pairs * scores, 0.0)
+                row_sums += _row_sums(pairs, SPLIT) * out_scale
+                tl.store(SUMS + (sum_row + SPLIT * all_heads) * n + t64 + rows, -out_scale * tl.sum(pairs, 0), mask=valid)
             if COLUMN == ON_VALUE:
                 z += tl.sum(scores, 1) * out_scale
                 if block == 0:
@@ -274,6 +289,9 @@ def sweep(
             # scaled here: as one accumulator with the first sum, Triton would give each group of four warps all rows
             o += tl.dot(scores, value, input_precision=PRECISION, out_dtype=ACC) * late
             _store_tile(O, o_base + t64 * o_n, o_n, rows, valid, oc, o, O_MASK)
+            if SUM != 0:
+                at = SUMS + (sum_row + tl.arange(0, SPLIT) * all_heads)[None, :] * n + (t64 + rows)[:, None]
+                tl.store(at, row_sums, mask=valid[:, None])
 
         if DECAY != 0:
             across = tl.exp2(log_across)
@@ -286,9 +304,10 @@ def sweep(
         state = tl.dot(
             tl.trans(_operand(b, DOT, PRECISION)), added, state, input_precision=PRECISION, out_dtype=ACC
         )
-        if SUM != 0 and REVERSE:
-            if at_border:
-                _leave(S_BORDER, X_BORDER, state, column, bh * borders + t // BETWEEN - 1, cc, oc, CONTRACT, OUT, ON_OUT)
+        if SUM != 0:
+            border = t if REVERSE else t + C  # that the state has come to
+            if (border % BETWEEN == 0) & (border > 0) & (border < n):
+                _leave(S_BORDER, X_BORDER, state, column, bh * borders + border // BETWEEN - 1, cc, oc, CONTRACT, OUT, ON_OUT)
 
     if HAS_OUT:
         tl.store(S_OUT + state_base + state_at, state * tl.full([], scale_leave, ACC), mask=in_state)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from .plan import Buffer, Plan
-from .schedule import Schedule, precision, schedule
+from .schedule import HOPPER, Schedule, precision, schedule
 from .spec import Decay
 
 DECAYS = {"none": 0, "head": 1, "step": 2}
@@ -20,6 +20,7 @@ OF_QUERIES, OF_KEYS = 1, 2
 # Steps between borders at which the sums for the log-decay's gradient start anew. Divides a segment; the states kept at
 # borders are D * E / BETWEEN numbers a position.
 BETWEEN = 256
+BETWEEN_SINGLE = 128  # in TF32 the sums of 256 steps err 2.5 times as much as eager's
 # Positions that a program of the log-decay's sums takes, and elements of a state that one of the scan takes.
 SUMMED, SCANNED = 1024, 1024
 MULTIPLIED = 2048  # elements of two states that are multiplied at a time
@@ -35,7 +36,7 @@ class State:
 
 @dataclass(frozen=True)
 class Sums:
-    """What a sweep leaves for the log-decay's gradient: rows [blocks, B*H, N], and at borders its state.
+    """What a sweep leaves for the log-decay's gradient: rows [parts, B*H, N] to be added, and at borders its state.
 
     The state [B*H, borders, E, D] is in the operands' dtype, a normaliser's column [B*H, borders, D] with it.
     """
@@ -43,10 +44,6 @@ class Sums:
     which: int
     rows: Buffer
     states: State
-
-
-def borders(n: int) -> int:
-    return (n - 1) // BETWEEN
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,17 @@ class Sweeps:
     strict: bool
     acc: torch.dtype
     operand: torch.dtype
+    capability: int = HOPPER
     _sums: dict[int, Buffer] = field(default_factory=dict)
+
+    @property
+    def between(self) -> int:
+        return BETWEEN_SINGLE if self.operand == torch.float32 else BETWEEN
+
+    @property
+    def borders(self) -> int:
+        """Of a sequence: where the sums for the log-decay's gradient start anew."""
+        return (self.shape[2] - 1) // self.between
 
     def _decays(self, chunk: int) -> Buffer | None:
         """The log-decay as a sweep with such chunks reads it; a decay of each step is summed once for all of them."""
@@ -80,7 +87,9 @@ class Sweeps:
         if chunk not in self._sums:
             b, heads, n = self.shape
             # fp32 operands want decays as exact as they are: their sums are read in two parts
-            out = self.plan.empty(self.shape, torch.float64 if self.operand == torch.float32 else self.acc)
+            # whole chunks: those behind the end need no mask, and rows that follow each other are read together
+            shape = (b, heads, -(-n // chunk) * chunk)
+            out = self.plan.empty(shape, torch.float64 if self.operand == torch.float32 else self.acc)
             self.plan.launch(
                 chunk_sums,
                 (b * heads, -(-n // SUMMED)),
@@ -109,11 +118,13 @@ class Sweeps:
         total: Buffer | None = None,
         column: int = NO_COLUMN,
         transposed: bool = False,
+        skip: bool = False,
         scale: float = 1.0,
         scale_in: float = 1.0,
         scale_leave: float = 1.0,
     ) -> None:
-        """`left` and `out` None: states only. beside: the left operand of `companion`, or the partner of row sums."""
+        """`left` and `out` None: states only. beside: the left operand of `companion`, or the partner of row sums. skip: what
+        leaves the last segment is not asked for."""
         import triton.language as tl
 
         from .sweep import sweep
@@ -135,7 +146,7 @@ class Sweeps:
                 n,
                 direction.length // plan.chunk,
                 direction.count,
-                borders(n),
+                self.borders,
                 heads,
                 *(heads // buffer.shape[1] for buffer in read),
                 float(scale),
@@ -158,7 +169,7 @@ class Sweeps:
                 "OUTPUT": out is not None,
                 "COMPANION": companion is not None,
                 "SUM": 0 if sums is None else sums.which,
-                "BETWEEN": BETWEEN,
+                "BETWEEN": self.between,
                 "HAS_IN": enters is not None,
                 "HAS_OUT": leaves is not None,
                 "HAS_TOTAL": total is not None,
@@ -169,6 +180,10 @@ class Sweeps:
                 "ALIGN": math.gcd(16, *(s for buffer in (*read, *written) for s in buffer.strides[:3])),
                 "HOLD": plan.hold,
                 "STAGES": plan.stages,
+                "SKIP": skip,
+                # one offset for all of them: registers again
+                "ALIKE": len({(*x.strides[:3], x.shape[1]) for x in (*read, *written)}) == 1,
+                "SPLIT": 1 if sums is None else plan.split,
             },
             num_warps=plan.warps,
             num_stages=plan.stages,
@@ -198,10 +213,11 @@ class Sweeps:
         matrix = self.plan.empty((bh, direction.count, d, e), self.acc)
         sums = None if column == NO_COLUMN else self.plan.empty((bh, direction.count, d), self.acc)
         total = None if self.decay == "none" else self.plan.empty((bh, direction.count), self.acc)
-        plan = schedule(d, e, self.operand, "states")
+        plan = schedule(d, e, self.operand, "states", self.capability)
         assert plan is not None
         self.run(
-            plan, direction, right, value, x=x, leaves=State(matrix, sums), total=total, column=column, scale_leave=scale
+            plan, direction, right, value, x=x, leaves=State(matrix, sums), total=total, column=column, scale_leave=scale,
+            skip=last is None,
         )  # fmt: skip
         for part, enters, leaves in ((matrix, first, last), (sums, None, None)):
             if part is None:
@@ -223,13 +239,14 @@ class Sweeps:
             )
         return State(matrix, sums)
 
-    def sums(self, which: int, blocks: int, d: int, e: int, column: bool) -> Sums:
+    def sums(self, which: int, plan: Schedule, blocks: int, d: int, e: int, column: bool) -> Sums:
         """Room for what a sweep of so many blocks leaves for the log-decay's gradient."""
         b, heads, n = self.shape
-        at_borders = (b * heads, borders(n))
+        parts = blocks * (plan.split + (which == OF_KEYS))
+        at_borders = (b * heads, self.borders)
         return Sums(
             which,
-            self.plan.empty((blocks, b * heads, n), self.acc),
+            self.plan.empty((parts, b * heads, n), self.acc),
             State(
                 self.plan.empty((*at_borders, e, d), self.operand),
                 self.plan.empty((*at_borders, d), self.acc) if column else None,
@@ -245,12 +262,12 @@ class Sweeps:
         from .joins import border_products, join_sums
 
         b, heads, n = self.shape
-        passing = self.plan.empty((b * heads, borders(n)), self.acc)
+        passing = self.plan.empty((b * heads, self.borders), self.acc)
         (states, column), (others, other_column) = _parts(queries.states), _parts(keys.states)
         assert states is not None and others is not None
         self.plan.launch(
             border_products,
-            (b * heads * borders(n),),
+            (b * heads * self.borders,),
             (states, others, states if column is None else column, others if other_column is None else other_column, passing),
             (float(scale),),
             {
@@ -264,10 +281,10 @@ class Sweeps:
         steps = self.plan.empty(self.shape, dtype)
         self.plan.launch(
             join_sums,
-            (b * heads, borders(n) + 1),
+            (b * heads, self.borders + 1),
             (queries.rows, keys.rows, passing, steps if at_end is None else at_end, steps),
-            (n, borders(n), queries.rows.shape[0], keys.rows.shape[0]),
-            {"BETWEEN": BETWEEN, "REVERSE": reverse, "HAS_END": at_end is not None},
+            (n, self.borders, queries.rows.shape[0], keys.rows.shape[0]),
+            {"BETWEEN": self.between, "REVERSE": reverse, "HAS_END": at_end is not None},
         )
         return steps
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import ahead, chunked
+from . import ahead, chunked, offline
 from .plan import Buffer, Plan, Plans, signature
 from .problem import accumulation_dtype, boundary_log_decay, output_heads, sequence_first, sum_groups
-from .schedule import Kind, Schedule, schedule, segments
+from .schedule import HOPPER, Kind, Schedule, schedule, segments
 from .spec import Role, Specification, differentiate
 from .sweeps import (
     NO_COLUMN,
@@ -58,6 +58,16 @@ def _processors(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).multi_processor_count
     return 132 if device.type == "meta" else 4
+
+
+@functools.cache
+def _capability(device: torch.device) -> int:
+    if device.type == "meta":
+        device = torch.device("cuda" if torch.cuda.is_available() else "meta")
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return 10 * major + minor
+    return HOPPER
 
 
 def compile_ahead(
@@ -106,14 +116,21 @@ def forward(
     final_state: bool = False,
 ) -> tuple[Tensor, ...]:
     """`lightning::linear_attention`; the arguments are validated once for each signature."""
-    given = (v, q, k, log_decay, initial_state)
     options = (scale, reverse, strict, normalizer, final_state)
-    key = (_precision(v), *options, *signature(given))
-    plan = plans.find(key)
+    plan, given, key = find_forward(q, k, v, log_decay, initial_state, *options)
     if plan is None:
         check_arguments(q, k, v, log_decay, initial_state, normalizer, final_state)
         plan = plans.keep(key, plan_forward(given, *options))
     return plan(given)
+
+
+def find_forward(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, initial_state: Tensor | None, *options: Any
+) -> tuple[Plan | None, tuple[Tensor | None, ...], Hashable]:
+    """The plan of an earlier call with such arguments, the tensors it takes, and its key."""
+    given = (v, q, k, log_decay, initial_state)
+    key = (_precision(v), *options, *signature(given))
+    return plans.find(key), given, key
 
 
 def backward(
@@ -136,12 +153,21 @@ def backward(
         return chunked.backward(
             grad_o, grad_z, grad_final_state, q, k, v, log_decay, initial_state, final_state, scale, reverse, strict, needs
         )
-    given = (v, q, k, log_decay, initial_state, grad_o, grad_z, grad_final_state, final_state)
-    key = (_precision(v), scale, reverse, strict, *needs, *signature(given))
-    plan = plans.find(key)
+    args = (grad_o, grad_z, grad_final_state, q, k, v, log_decay, initial_state, final_state, scale, reverse, strict, needs)
+    plan, given, key = find_backward(*args)
     if plan is None:
         plan = plans.keep(key, plan_backward(given, scale, reverse, strict, *needs))
     return plan(given)
+
+
+def find_backward(
+    grad_o: Tensor | None, grad_z: Tensor | None, grad_final_state: Tensor | None, q: Tensor, k: Tensor, v: Tensor,
+    log_decay: Tensor | None, initial_state: Tensor | None, final_state: Tensor | None, *options: Any,
+) -> tuple[Plan | None, tuple[Tensor | None, ...], Hashable]:  # fmt: skip
+    """As `find_forward`."""
+    given = (v, q, k, log_decay, initial_state, grad_o, grad_z, grad_final_state, final_state)
+    key = (_precision(v), *options[:-1], *options[-1], *signature(given))
+    return plans.find(key), given, key
 
 
 def _precision(v: Tensor) -> str | None:
@@ -187,7 +213,8 @@ class _Call:
             g = self.regular(g)
         self.scale = scale
         self.start = None if buffers[4] is None else self.regular(buffers[4])
-        self.sweeps = Sweeps(plan, (self.b, self.heads, self.n), decay, g, strict, self.acc, v.dtype)
+        capability = offline.asked or _capability(v.device)
+        self.sweeps = Sweeps(plan, (self.b, self.heads, self.n), decay, g, strict, self.acc, v.dtype, capability)
 
     def regular(self, x: Buffer) -> Buffer:
         """Contiguous and in the accumulation dtype."""
@@ -199,7 +226,7 @@ class _Call:
         """How a role's sweep is laid out, and how many programs share a head."""
         out = self.operands[role.value].shape[3] if role.value != "grad_o" else self.e
         contract = self.operands[role.right].shape[3] if role.right != "grad_o" else self.e
-        found = schedule(contract, out, self.dtype, kind, self.sweeps.decay)
+        found = schedule(contract, out, self.dtype, kind, self.sweeps.capability)
         return found, 0 if found is None else -(-out // found.out)
 
     def direction(self, reverse: bool, plan: Schedule, blocks: int) -> Direction:
@@ -284,13 +311,14 @@ def plan_backward(
             scale_in=scales[0], scale_leave=scales[1], **more,
         )  # fmt: skip
 
-    def sums(which: int, blocks: int) -> Sums | None:
-        return sweeps.sums(which, blocks, d, e, x is not None) if with_sums else None
+    def sums(which: int, layout: Schedule, blocks: int) -> Sums | None:
+        return sweeps.sums(which, layout, blocks, d, e, x is not None) if with_sums else None
 
     grad_q = grad_k = grad_v = sums_q = sums_k = None
     # with sums a pair is led by grad_k, whose state at borders is that of grad_q
+    kind: Kind = "output with sums" if with_sums else "output"
     pair, _ = call.schedule(roles.grad_k, "pair with sums") if with_sums else call.schedule(roles.grad_v, "pair")
-    ahead_layout, ahead_blocks = call.schedule(roles.grad_q)
+    ahead_layout, ahead_blocks = call.schedule(roles.grad_q, kind)
     assert ahead_layout is not None
     if not (need_k and need_v) or (with_sums and pair is not None and pair.chunk != ahead_layout.chunk):
         pair = None  # the sums of both sweeps are of pairs in and out of the same chunks
@@ -299,7 +327,7 @@ def plan_backward(
         enters = None if call.start is None else State(call.start)
         if ahead.count > 1:
             enters = sweeps.states(ahead, k, v, call.start, None, column=NO_COLUMN if x is None else ON_VALUE)
-        grad_q, sums_q = output(roles.grad_q), sums(OF_QUERIES, ahead_blocks)
+        grad_q, sums_q = output(roles.grad_q), sums(OF_QUERIES, ahead_layout, ahead_blocks)
         run(
             roles.grad_q, ahead_layout, ahead, grad_q, enters, sums=sums_q, x=x, column=NO_COLUMN if x is None else ON_LEFT,
             beside=None if sums_q is None else q,
@@ -320,9 +348,9 @@ def plan_backward(
                 column=NO_COLUMN if x is None else ON_STATE,
             )  # fmt: skip
         elif need_k or with_sums:
-            wide, blocks = (pair, 1) if pair is not None else call.schedule(roles.grad_k)
+            wide, blocks = (pair, 1) if pair is not None else call.schedule(roles.grad_k, kind)
             assert wide is not None
-            grad_k, sums_k = output(roles.grad_k), sums(OF_KEYS, blocks)
+            grad_k, sums_k = output(roles.grad_k), sums(OF_KEYS, wide, blocks)
             if pair is not None:
                 grad_v = output(roles.grad_v)
             run(

@@ -81,6 +81,22 @@ class CannotLoad(LightningError, ValueError):
     advice = "{remedy}"
 
 
+class UnknownShape(LightningError, ValueError):
+    """`lightning-compile bench` was asked for a shape that it does not have."""
+
+    code = "LE304"
+    seen = "there is no shape or set of shapes {name!r}"
+    advice = "there are the shapes A to E and the sets {sets}"
+
+
+class UnknownPeer(LightningError, ValueError):
+    """`lightning-compile bench` was asked for an implementation that it does not know."""
+
+    code = "LE305"
+    seen = "there is no peer {names}"
+    advice = "there are {peers}; names are separated by semicolons"
+
+
 class CannotTrace(LightningError, RuntimeError):
     """The model that the command line was given does not run."""
 
@@ -98,7 +114,7 @@ class MissingPackage(LightningError, ImportError):
 
 
 ERRORS = (TooFewRewrites, UnknownOption, WrongOption, UnknownArgument, NoSuchSite, NothingToSave, ReportMismatch, CannotLoad,
-          CannotTrace, MissingPackage)
+          CannotTrace, MissingPackage, UnknownShape, UnknownPeer)
 
 
 def page() -> str:

@@ -10,8 +10,10 @@ import argparse
 import csv
 import datetime
 import json
+import math
 import platform
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,38 +25,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="bfloat16 on a GPU, float32 on a CPU")
     parser.add_argument("--out", type=Path, default=Path("bench"), help="folder for the results")
     parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
+    parser.add_argument("--row-seconds", type=float, default=60,
+                        help="the most that one peer may take on one shape, compiling included")
+    parser.add_argument("--seconds", type=float, default=0, help="the most that all may take; 0: as long as it takes")
 
 
 def run(args: argparse.Namespace) -> int:
-    """0; 1 if our own result was wrong or missing; 2 for a name that there is not."""
+    """0; 1 if our own result was wrong or missing.
+
+    Raises:
+        UnknownShape, UnknownPeer: a name that there is not.
+    """
     import torch
 
-    from .measure import copy_speed, measure
+    from ..errors import UnknownPeer
+    from .measure import Row, copy_speed, measure, within
     from .peers import PEERS
     from .problems import chosen
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, args.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     names = [name.strip() for name in args.peers.split(";")] if args.peers else list(PEERS)
-    try:
-        problems = chosen(args.shapes or ("gpu" if device.type == "cuda" else "cpu"))
-    except ValueError as e:
-        print(e, file=sys.stderr)
-        return 2
+    problems = chosen(args.shapes or ("gpu" if device.type == "cuda" else "cpu"))
     unknown = [name for name in names if name not in PEERS]
     if unknown:
-        print(f"no peer {unknown}; there are {', '.join(PEERS)}", file=sys.stderr)
-        return 2
+        raise UnknownPeer(names=", ".join(map(repr, unknown)), peers="; ".join(PEERS))
     speed = copy_speed(device)
     about = machine(speed)
     rows: list[dict[str, Any]] = []
+    end = time.monotonic() + args.seconds if args.seconds else math.inf
     found = {"machine": about, "rows": rows}
     for problem in problems:
         for name in names:
-            rows.append(measure(name, problem, dtype, device, speed).as_dict())
-            if not args.json:
-                print(line(rows[-1]), flush=True)
-        write(found, args.out)  # what has been measured is kept if the run is stopped
+            seconds = min(args.row_seconds, end - time.monotonic())
+            row = Row(problem.name, problem.shape, problem.decay, str(dtype)[6:], name)
+            with within(seconds, row):
+                measure(row, problem, dtype, device, speed)
+            rows.append(row.as_dict())
+            print(line(rows[-1]), flush=True, file=sys.stderr if args.json else sys.stdout)
+            write(found, args.out)  # what has been measured is kept if the run is stopped
     draw(found, args.out)
     print(json.dumps(found, indent=1) if args.json else f"{sentence(about)}; written to {args.out}/")
     return int(any(row["peer"].startswith("lightning") and row["note"] for row in rows))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import statistics
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -84,9 +87,39 @@ def errors(name: str, function: Callable[..., Tensor], problem: Problem, dtype: 
     return [float((x.double() - y).norm() / y.norm()) for x, y in zip(found, exact)]
 
 
-def measure(name: str, problem: Problem, dtype: torch.dtype, device: torch.device, speed: float) -> Row:
+class _TimeIsOver(BaseException):
+    """No Exception: a peer that catches those must not catch this."""
+
+
+@contextlib.contextmanager
+def within(seconds: float, row: Row) -> Iterator[None]:
+    """Ends what runs inside after so many seconds, between two operations of Python; the row says so. In the main thread of a
+    system that has SIGALRM; elsewhere nothing is ended."""
+    if seconds <= 0:
+        row.note = "not reached in time"
+    if seconds <= 0 or not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def over(*_: object) -> None:
+        raise _TimeIsOver
+
+    before = signal.signal(signal.SIGALRM, over)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, min(seconds, 1e8))
+        yield
+    except _TimeIsOver:
+        row.note = f"not measured in {seconds:.0f} s"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def measure(row: Row, problem: Problem, dtype: torch.dtype, device: torch.device, speed: float) -> Row:
     """Errors, then times and memory; nothing wrong is timed. Whatever a peer raises becomes its note."""
-    row = Row(problem.name, problem.shape, problem.decay, str(dtype)[6:], name)
+    name = row.peer
+    if row.note:
+        return row
     try:
         function = function_of(name, problem, device, dtype.itemsize)
         if isinstance(function, str):

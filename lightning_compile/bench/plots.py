@@ -40,7 +40,7 @@ def _percent(rows: list[dict[str, Any]], about: dict[str, Any], path: Path) -> N
             axis.bar([x + 0.8 * (i + 0.5) / len(peers) - 0.4 for x in range(len(shapes))], heights, 0.8 / len(peers), label=peer)
         axis.set(title=title, ylabel="% of the copy's speed", ylim=(0, 100))
     axes[1].set_xticks(range(len(shapes)), [f"{s}\n{d}" for s, d in shapes], fontsize=8, rotation=30 if len(shapes) > 6 else 0)
-    axes[0].legend(fontsize=8, ncols=3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=4)
     figure.suptitle(f"{about['device']}, {about['date']}", fontsize=10)
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import UnknownShape
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -63,12 +65,12 @@ def chosen(names: str) -> list[Problem]:
     """`A,C,lengths`: sets and shapes by name.
 
     Raises:
-        ValueError: an unknown name.
+        UnknownShape: an unknown name.
     """
     found: list[Problem] = []
     for name in names.split(","):
         some = SETS.get(name, tuple(p for p in GPU if p.name == name))
         if not some:
-            raise ValueError(f"no shape or set of shapes {name!r}; there are A to E, {', '.join(SETS)}")
+            raise UnknownShape(name=name, sets=", ".join(SETS))
         found += some
     return found

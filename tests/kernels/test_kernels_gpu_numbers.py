@@ -78,4 +78,5 @@ def test_positions_far_apart_go_to_the_chunked_form() -> None:
     x = torch.randn(1, 1, 66, 16, device="cuda").bfloat16()
     far = room.as_strided(x.shape, (stride, stride, stride, 1))
     far.copy_(x)
-    torch.testing.assert_close(linear_attention(far, far, far)[0], linear_attention(x, x, x)[0], rtol=3e-2, atol=3e-2)
+    found, near = (linear_attention(y, y, y)[0].double() for y in (far, x))
+    assert float((found - near).norm() / near.norm()) < 1e-2  # both rounded to bfloat16, in different orders

@@ -1,4 +1,7 @@
-"""Kernels compiled for a GPU that is not there: they compile, and those of every forward keep to their registers."""
+"""Kernels compiled for GPUs that are not there: they compile, and keep to their registers. New spills fail here.
+
+A spill costs more than it looks: sweeps leave little of a multiprocessor's memory to its L1 cache (docs/performance.md).
+"""
 
 from __future__ import annotations
 
@@ -13,20 +16,36 @@ from lightning_compile.kernels import tiles
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None or bool(os.environ.get("TRITON_INTERPRET")), reason="needs Triton's compiler")
 
-SPILLED = 32  # bytes a thread: Triton 3.6 spills none, 3.9 up to 24 with a decay a step
+# Bytes a thread of each sweep in order: forward; grad_q; grad_k with grad_v, or one after the other. None where nothing is said.
+BOUNDS: dict[tuple[int, int, str], tuple[int, ...]] = {
+    (80, 64, "none"): (0, 0, 32), (80, 64, "head"): (0, 0, 0), (80, 64, "step"): (0, 0, 32),
+    (100, 128, "step"): (0, 48, 96, 0),
+}
+# What Triton spills from 3.9 on in addition.
+NEWER = {(90, 128, "head"): (0, 0, 16), (90, 128, "step"): (0, 144, 168, 0)}
+ELSEWHERE = [pytest.param(80, marks=pytest.mark.slow), pytest.param(100, marks=pytest.mark.slow)]
 
 
-@pytest.mark.parametrize("capability", [90, pytest.param(80, marks=pytest.mark.slow), pytest.param(100, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("d, decay", [(64, "none"), (64, "step"), (128, "head"), (128, "step")])
-def test_a_forward_compiles_and_spills_nothing_to_speak_of(d: int, decay: str, capability: int) -> None:
-    """No bound for 8.0, which has no schedule of its own (docs/performance.md)."""
+@pytest.mark.parametrize("capability", [90, *ELSEWHERE])
+@pytest.mark.parametrize("d, decay", [(64, "none"), (64, "head"), (64, "step"), (128, "head"), (128, "step")])
+def test_forward_and_backward_spill_no_more_than_they_did(d: int, decay: str, capability: int) -> None:
+    """Of "step" the gradient of the log-decay is computed too."""
+    import triton
+
     from lightning_compile.kernels import offline
 
-    q, k, v = (torch.empty(8, 16, 8192, d, dtype=torch.bfloat16, device="meta") for _ in range(3))
+    q, k, v, grad_o = (torch.empty(8, 16, 8192, d, dtype=torch.bfloat16, device="meta") for _ in range(4))
     g = {"none": None, "head": torch.empty(16, device="meta"), "step": torch.empty(8, 16, 8192, device="meta")}[decay]
-    plan = tiles.plan_forward((v, q, k, g, None), 1.0, False, False, False, False)
+    given = (v, q, k, g, None)
     with offline.target(capability):
-        used = [offline.resources(launch.compile()) for launch in plan.launches]
-    assert [x.name for x in used][-1] == "sweep"
-    assert all(0 < x.registers <= 255 and x.shared <= 227 * 1024 for x in used)
-    assert capability < 90 or all(x.stack <= SPILLED for x in used), used
+        forward = tiles.plan_forward(given, 1.0, False, False, False, False)
+        backward = tiles.plan_backward(
+            (*given, grad_o, None, None, None), 1.0, False, False, True, True, True, decay == "step", False)
+        used = [offline.resources(launch.compile()) for launch in (*forward.launches, *backward.launches)]
+    sweeps = [x for x in used if x.name == "sweep"]
+    assert len(sweeps) >= 3
+    assert all(0 < x.registers <= 255 and x.shared <= (164 if capability == 80 else 227) * 1024 for x in used)
+    key, newer = (capability, d, decay), tuple(map(int, triton.__version__.split(".")[:2])) > (3, 6)
+    spilled, bounds = [x.stack for x in sweeps], BOUNDS.get(key, (0,) * len(sweeps))
+    bounds = NEWER.get(key, bounds) if newer else bounds
+    assert all(x <= bound for x, bound in zip(spilled, bounds, strict=True)), spilled

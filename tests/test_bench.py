@@ -1,0 +1,70 @@
+"""`lightning-compile bench`: what it prints and writes, names that there are not, and peers that take too long."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_compile.bench import command, peers, problems
+from lightning_compile.cli import main
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shape that takes no time, on a CPU."""
+    monkeypatch.setitem(problems.SETS, "tiny", (problems.Problem("tiny", 1, 2, 70, 16, "head"),))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(command, "draw", lambda *_: None)
+
+
+def test_a_name_that_there_is_not_is_an_error_with_a_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--shapes", "tiny,Z"]) == 2
+    error = capsys.readouterr().err
+    assert "LE304" in error and "'Z'" in error and "lengths" in error
+    assert main(["bench", "--shapes", "tiny", "--peers", "lightning;nobody"]) == 2
+    error = capsys.readouterr().err
+    assert "LE305" in error and "'nobody'" in error and "chunks, compiled" in error
+
+
+def test_json_is_all_that_is_printed_and_is_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--shapes", "tiny", "--peers", "lightning;quadratic;fla", "--json", "--out", str(tmp_path)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == json.loads((tmp_path / "bench.json").read_text())
+    ours, quadratic, fla = found["rows"]
+    assert [row["peer"] for row in found["rows"]] == ["lightning", "quadratic", "fla"]
+    assert ours["forward"] > 0 and ours["both"] > ours["forward"] and 0 < ours["error_gradients"] < 1e-5 and not ours["note"]
+    assert quadratic["percent"] > 0
+    assert fla["forward"] is None and fla["note"] == "needs CUDA"
+    with (tmp_path / "bench.csv").open() as file:
+        assert [row["peer"] for row in csv.DictReader(file)] == ["lightning", "quadratic", "fla"]
+    assert "| lightning |" in (tmp_path / "bench.md").read_text()
+
+
+def test_a_slow_peer_gets_an_honest_cell_and_the_others_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def slow(*_: object) -> torch.Tensor:
+        with contextlib.suppress(Exception):  # as a peer's own search among kernels might
+            time.sleep(60)
+        raise AssertionError
+
+    monkeypatch.setitem(peers.PEERS, "softmax", (slow, False))
+    start = time.monotonic()
+    words = ["bench", "--shapes", "tiny", "--peers", "softmax;lightning", "--row-seconds", "10", "--json", "--out", str(tmp_path)]
+    assert main(words) == 0
+    assert time.monotonic() - start < 50
+    late, ours = json.loads(capsys.readouterr().out)["rows"]
+    assert late["note"] == "not measured in 10 s" and late["forward"] is None
+    assert ours["forward"] is not None
+
+
+def test_what_comes_after_the_end_is_not_reached(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["bench", "--shapes", "tiny", "--peers", "quadratic;chunks", "--seconds", "1e-9", "--json", "--out", str(tmp_path)]
+    assert main(words) == 0
+    assert {row["note"] for row in json.loads(capsys.readouterr().out)["rows"]} == {"not reached in time"}
