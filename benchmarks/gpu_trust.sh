@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What docs/trust.md promises and only a GPU can show, in about two minutes: the same bits over 100 runs, errors up to 131,072
+# What docs/trust.md promises and only a GPU can show: the same bits over 100 runs, errors up to 131,072
 # positions, and no access out of bounds or to uninitialised memory (where compute-sanitizer is installed).
 set -uo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -16,7 +16,7 @@ if [ -z "$sanitizer" ]; then
 fi
 # one allocation a tensor, so that an access behind its end is none to its neighbour
 for tool in memcheck initcheck; do
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 100 "$sanitizer" --tool $tool --error-exitcode 9 --launch-timeout 0 \
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 300 "$sanitizer" --tool $tool --error-exitcode 9 --launch-timeout 0 \
         "$python" "$root/benchmarks/sanitized.py" || status=1
 done
 exit $status

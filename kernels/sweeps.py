@@ -71,7 +71,9 @@ class Sweeps:
 
     @property
     def between(self) -> int:
-        return BETWEEN_SINGLE if self.operand == torch.float32 else BETWEEN
+        """Steps between borders: fewer where one TF32 (or bfloat16) product stands for one of fp32."""
+        single = self.operand == torch.float32 and precision(self.operand)[1] == "tf32"
+        return BETWEEN_SINGLE if single else BETWEEN
 
     @property
     def borders(self) -> int:
