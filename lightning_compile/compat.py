@@ -48,9 +48,9 @@ OLDEST_TORCH = (2, 11)
 
 no_modes = _disable_current_modes
 
-# Methods that make, move or open tensors spread over devices, and the functions that Dynamo of torch 2.11 calls instead.
-DTENSOR_CALLS = frozenset({"redistribute", "to_local", "full_tensor", "prim_redistribute", "prim_to_local", "prim_full_tensor",
-                           "prim_from_local"})
+# What makes, moves or opens tensors spread over devices: methods, and the functions that Dynamo of torch 2.11 calls instead.
+DTENSOR_CALLS = frozenset({"redistribute", "to_local", "full_tensor", "from_local"} | {
+    f"prim{between}{name}" for name in ("redistribute", "to_local", "full_tensor", "from_local") for between in " _"})
 
 
 def release() -> tuple[int, ...]:
