@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .errors import NoTensor
 from .operator import linear_attention as _operator
 from .sharding import ensure_registered
 
@@ -47,12 +48,18 @@ def linear_attention(
 
     Raises:
         ValueError: shapes or devices that do not fit, or a normaliser together with a state.
-        TypeError: dtypes that are not taken, or q, k and v of different dtypes outside autocast.
+        TypeError: no tensors, dtypes that are not taken, or q, k and v of different dtypes outside autocast.
     """
     ensure_registered()
-    o, z, state = _operator(
-        q, k, v, log_decay, initial_state, scale, reverse, strict, normalizer, output_final_state
-    )
+    try:
+        o, z, state = _operator(
+            q, k, v, log_decay, initial_state, scale, reverse, strict, normalizer, output_final_state
+        )
+    except (RuntimeError, TypeError, AttributeError) as e:
+        for name, x in (("q", q), ("k", k), ("v", v), ("log_decay", log_decay), ("initial_state", initial_state)):
+            if not isinstance(x, Tensor) and not (x is None and name in ("log_decay", "initial_state")):
+                raise NoTensor(name=name, kind=type(x).__name__) from e
+        raise
     asked = [o]
     if normalizer:
         asked.append(z)

@@ -103,5 +103,19 @@ class NoDerivative(OperatorError, RuntimeError):
               "torch.no_grad()")
 
 
+class NoTensor(OperatorError, TypeError):
+    code = "LK113"
+    seen = "linear_attention: {name} is of type {kind}"
+    advice = "use a tensor; one number for all heads is torch.full((heads,), number)"
+
+
+class NothingMeasured(OperatorError, RuntimeError):
+    """Of `kernels.offline` only, which calls NVIDIA's disassembler."""
+
+    code = "LK114"
+    seen = "cuobjdump printed no registers: {said}"
+    advice = "TRITON_CUOBJDUMP_PATH names another cuobjdump, which should be as new as the assembler"
+
+
 OPERATOR_ERRORS = (WrongRank, WrongDtype, MixedDtypes, MixedDevices, ShapesDisagree, FeaturesDisagree, Empty, HeadsDoNotDivide,
-                   DecayShape, StateShape, NormaliserWithState, NoDerivative)
+                   DecayShape, StateShape, NormaliserWithState, NoDerivative, NoTensor, NothingMeasured)

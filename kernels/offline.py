@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..compat import cuobjdump, other_driver
+from .errors import NothingMeasured
 
 asked: int | None = None  # the compute capability that is planned for, within `target`
 
@@ -65,7 +66,7 @@ def resources(kernel: Any) -> Compiled:
     """What ptxas gave the kernel.
 
     Raises:
-        RuntimeError: cuobjdump says nothing that is understood.
+        NothingMeasured: cuobjdump says nothing that is understood.
     """
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
@@ -73,6 +74,6 @@ def resources(kernel: Any) -> Compiled:
         text = subprocess.check_output([cuobjdump(), "--dump-resource-usage", file.name], text=True)
     found = [(int(registers), int(stack)) for registers, stack in re.findall(r"REG:(\d+) STACK:(\d+)", text)]
     if not found:
-        raise RuntimeError(f"cuobjdump printed no registers: {text[:300]}")
+        raise NothingMeasured(said=text[:300])
     name, shared, warps = kernel.metadata.name, kernel.metadata.shared, kernel.metadata.num_warps
     return Compiled(name, *max(found), shared, warps)

@@ -21,7 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("lightning_compile.bench.command", "the operator beside others on this machine: table and plots (minutes)"),
     "zoo": ("lightning_compile.zoo.command", "formulations of linear attention: sites, and errors against fp64 (minutes)"),
 }
-STATUS = {"LE101": 1, "LE203": 1, "LE301": 2, "LE302": 3, "LE303": 4, "LE304": 2, "LE305": 2}
+STATUS = {"LE101": 1, "LE203": 1, "LE301": 2, "LE302": 3, "LE303": 4, "LE304": 2, "LE305": 2, "LE306": 2, "LE307": 2}
 
 
 def parser_for(name: str | None) -> argparse.ArgumentParser:

@@ -5,6 +5,8 @@ dispatcher, apart). `tests/test_compat.py` holds them to it.
 Known differences between the releases that are supported (torch 2.11 and later, Triton 3.6 and later):
 
     compile_fx      takes `compile_region_name` from torch 2.12 on
+    SymInt + bool   is an error in torch 2.12, of which this package makes no use (int(...) around the bool)
+    DTENSOR_CALLS   methods of DTensors stand in a graph as methods from torch 2.12 on, before as functions of Dynamo's
 """
 
 from __future__ import annotations
@@ -35,12 +37,13 @@ from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
 __all__ = [
-    "OLDEST_TORCH", "CustomGraphPass", "FakeTensor", "FakeTensorMode", "FloorDiv", "HigherOrderOperator", "Max", "Min",
-    "OpOverload", "OpOverloadPacket", "RestartAnalysis", "ShapeEnv", "SingleLevelFunction", "SkipFrame", "TorchDispatchMode",
-    "TracingContext", "ValueRanges", "bound_sympy", "cache_folder", "compile_fx", "copy_calling_convention", "counters",
-    "cuobjdump", "detect_fake_mode", "empty_cuda", "enable_python_dispatcher", "enable_single_level_autograd_function",
-    "enter_autocast", "exit_autocast", "fresh_fake", "inductor_names", "inductor_setting", "inductor_settings", "int_oo",
-    "launcher", "lower_as", "no_modes", "other_driver", "pytree", "shard", "statically_known_true", "tangents_are_on",
+    "DTENSOR_CALLS", "OLDEST_TORCH", "CustomGraphPass", "FakeTensor", "FakeTensorMode", "FloorDiv",
+    "HigherOrderOperator", "Max", "Min", "OpOverload", "OpOverloadPacket", "RestartAnalysis", "ShapeEnv",
+    "SingleLevelFunction", "SkipFrame", "TorchDispatchMode", "TracingContext", "ValueRanges", "bound_sympy",
+    "cache_folder", "compile_fx", "copy_calling_convention", "counters", "cuobjdump", "detect_fake_mode", "empty_cuda",
+    "enable_python_dispatcher", "enable_single_level_autograd_function", "enter_autocast", "exit_autocast",
+    "fresh_fake", "inductor_names", "inductor_setting", "inductor_settings", "int_oo", "launcher", "lower_as",
+    "no_modes", "other_driver", "pytree", "release", "shard", "statically_known_true", "tangents_are_on",
     "trace_structured", "with_tangents"]
 
 OLDEST_TORCH = (2, 11)
@@ -56,6 +59,15 @@ def fresh_fake(func: OpOverload, args: tuple[Any, ...], like: FakeTensor) -> Fak
     with in_kernel_invocation_manager(like.fake_mode):
         out = func(*args)
     return FakeTensor(like.fake_mode, out, like.fake_device)
+
+# What makes, moves or opens tensors spread over devices: methods, and the functions that Dynamo of torch 2.11 calls instead.
+DTENSOR_CALLS = frozenset({"redistribute", "to_local", "full_tensor", "from_local"} | {
+    f"prim{between}{name}" for name in ("redistribute", "to_local", "full_tensor", "from_local") for between in " _"})
+
+
+def release() -> tuple[int, ...]:
+    """PyTorch's, as (2, 13)."""
+    return tuple(int(n) for n in torch.__version__.split(".")[:2])
 
 
 # ------------------------------------------------------------------------------------------------------------------ Inductor

@@ -6,7 +6,10 @@ Each class is one error and holds its text. `docs/errors.md` is generated from h
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+from collections.abc import Iterator
 
 from .kernels.errors import OPERATOR_ERRORS, Coded
 
@@ -113,8 +116,42 @@ class MissingPackage(LightningError, ImportError):
     advice = "run: pip install {package}"
 
 
+class WrongWord(LightningError, ValueError):
+    """A word of the command line that makes no sense here."""
+
+    code = "LE306"
+    seen = "{word} was given, but {why}"
+    advice = "{remedy}"
+
+
+class CannotWrite(LightningError, OSError):
+    """A file that was asked for could not be written."""
+
+    code = "LE307"
+    seen = "{path} could not be written: {why}"
+    advice = "name a file in a folder that is there and may be written to"
+
+
 ERRORS = (TooFewRewrites, UnknownOption, WrongOption, UnknownArgument, NoSuchSite, NothingToSave, ReportMismatch, CannotLoad,
-          CannotTrace, MissingPackage, UnknownShape, UnknownPeer)
+          CannotTrace, MissingPackage, UnknownShape, UnknownPeer, WrongWord, CannotWrite)
+
+
+def on_this_machine(device: str | None) -> None:
+    """WrongWord where a command is to run on a GPU that is not there."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise WrongWord(word="--device cuda", why="torch sees no GPU here",
+                        remedy="leave it out, or see what lightning-compile doctor says")
+
+
+@contextlib.contextmanager
+def writing(path: os.PathLike[str]) -> Iterator[None]:
+    """Within it, what the system says against writing is a CannotWrite."""
+    try:
+        yield
+    except OSError as e:
+        raise CannotWrite(path=path, why=e.strerror or e) from e
 
 
 def page() -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.fx as fx
 
-from ..compat import HigherOrderOperator, OpOverload, OpOverloadPacket
+from ..compat import DTENSOR_CALLS, HigherOrderOperator, OpOverload, OpOverloadPacket
 
 # Operations through which an attention stays an attention. What a view makes of it is not a new candidate; a sum may be.
 VIEWS = frozenset({
@@ -35,8 +35,10 @@ def opaque(n: fx.Node) -> bool:
 def across_devices(n: fx.Node) -> bool:
     """Whether a call makes, moves or opens tensors that are spread over devices: it is never run here."""
     if n.op == "call_method":
-        return n.target in ("redistribute", "to_local", "full_tensor")
-    return n.op == "call_function" and (getattr(n.target, "__module__", None) or "").startswith("torch.distributed")
+        return n.target in DTENSOR_CALLS
+    name, module = (getattr(n.target, x, None) or "" for x in ("__name__", "__module__"))
+    return n.op == "call_function" and (module.startswith("torch.distributed") or
+                                        module.startswith("torch._dynamo") and name in DTENSOR_CALLS)
 
 
 # Modules of PyTorch that read, write or make code.

@@ -97,6 +97,16 @@ def log_gate_of_each_step(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 @loop
+def divided_by_a_growth_of_each_step(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    g = F.softplus(q.sum(-1))
+    s, out = zeros(q, v), []
+    for t in range(q.shape[2]):
+        s = s / g[:, :, t, None, None].exp() + torch.einsum("bhd,bhe->bhde", k[:, :, t], v[:, :, t])
+        out.append(torch.einsum("bhd,bhde->bhe", q[:, :, t], s))
+    return torch.stack(out, 2)
+
+
+@loop
 def input_and_forget_gates(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     f, i = torch.sigmoid(q.sum(-1)), torch.exp(-k.sum(-1).abs())
     s, out = zeros(q, v), []

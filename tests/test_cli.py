@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from lightning_compile import cli
 from lightning_compile.commands import doctor, machine
@@ -30,6 +31,9 @@ def broken(q, k, v):
 
 def with_inputs():
     return Attention(), [torch.randn(2, 16, 8) for _ in range(3)]
+
+def raising():
+    raise KeyError("weights")
 
 number = 3
 '''
@@ -79,10 +83,29 @@ def test_explain_checks_like_a_test(file: str, tmp_path: Path, capsys: pytest.Ca
     (["json"], "there is no colon in it"), ([], "give either MODULE:NAME or --hf TYPE"),
     (["{file}:number", "--shape", "2"], "it is of type int"), (["{file}:attention"], "no inputs are given"),
     (["{file}:attention", "--shape", "2,two"], "no list of sizes"),
+    (["{file}:attention", "--shape", "2,-3"], "no list of sizes"), (["{file}:raising"], "it raised KeyError: 'weights'"),
     (["json:JSONDecodeError", "--shape", "2"], "it needs the arguments")])
 def test_what_is_no_model_has_status_2(words: list[str], says: str, file: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, _, err = run(capsys, "explain", *(w.replace("{file}", file) for w in words))
     assert status == 2 and "LE301" in err and says in err, err
+
+
+@pytest.mark.parametrize("words, says", [
+    (["demo", "--steps", "1"], "LE306: --steps 1 was given, but the first step compiles and is not measured. Give 2 or more."),
+    (["explain", "--hf", "mamba2", "--tokens", "-3"], "LE306: --tokens -3 was given, but the input has one token at least."),
+    (["zoo", "nothing_like_it"], "LE306: nothing_like_it was given, but no formulation has a name like that. There are "),
+    (["explain", "{file}:attention", *SHAPES, "--html", "{file}/r.html"], "LE307: ")])
+def test_words_that_make_no_sense_have_status_2(words: list[str], says: str, file: str,
+                                                capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = run(capsys, *(w.replace("{file}", file) for w in words))
+    assert status == 2 and err.startswith(says), err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
+@pytest.mark.parametrize("command", ["demo", "zoo"])
+def test_a_gpu_that_is_not_there(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = run(capsys, command, "--device", "cuda")
+    assert status == 2 and err.startswith("LE306: --device cuda was given, but torch sees no GPU here."), err
 
 
 def test_a_model_that_does_not_run_has_status_3(file: str, capsys: pytest.CaptureFixture[str]) -> None:

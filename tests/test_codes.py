@@ -442,7 +442,20 @@ def test_a_wrong_role_is_caught_by_the_normal_form(monkeypatch: pytest.MonkeyPat
         return dataclasses.replace(found, strict=not found.strict) if isinstance(found, Match) else found
 
     monkeypatch.setattr(finder, "recognise", careless)
-    assert only(lightning_compile.explain(causal, *qkv(), options=ALWAYS), "LC501").location == line_of(causal)
+    seen = only(lightning_compile.explain(causal, *qkv(), options=ALWAYS), "LC501")
+    assert seen.location == line_of(causal) and "the reference is off by" in seen.reason
+
+
+def test_a_wrong_value_is_caught(monkeypatch: pytest.MonkeyPatch, nothing_passed: None) -> None:
+    """LC501: an operator with right gradients whose values are off by a constant is not used."""
+    right = verify.linear_attention
+
+    def shifted(*args: Any, **kwargs: Any) -> Any:
+        o, *rest = right(*args, **kwargs)
+        return (o + 1e-3, *rest)
+
+    monkeypatch.setattr(verify, "linear_attention", shifted)
+    assert "the operator is off by" in only(lightning_compile.explain(causal, *qkv(), options=ALWAYS), "LC501").reason
 
 
 def test_a_wrong_gradient_is_caught(monkeypatch: pytest.MonkeyPatch, nothing_passed: None) -> None:

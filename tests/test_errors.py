@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +16,7 @@ import lightning_compile
 from lightning_compile import errors
 from lightning_compile.backend import lightning
 from lightning_compile.kernels.errors import OPERATOR_ERRORS, Coded
-from lightning_compile.options import Options, inductor_config
+from lightning_compile.options import Options, inductor_config, split
 
 EVERY = (*errors.ERRORS, *OPERATOR_ERRORS)
 
@@ -49,6 +52,55 @@ def test_the_texts() -> None:
     assert "max_autotune" in unknown
     assert raised(lambda: lightning(None, [], speed=3)) == (
         "LE104: backend 'lightning' was called with speed=. It takes mode= and options=; put settings into options={...}.")
+
+
+def test_the_operator_says_which_operand_is_no_tensor() -> None:
+    x = torch.ones(1, 2, 3, 4)
+    assert raised(lambda: lightning_compile.linear_attention(x, x, x, log_decay=-0.1)) == (  # type: ignore[arg-type]
+        "LK113: linear_attention: log_decay is of type float. Use a tensor; one number for all heads is torch.full((heads,), "
+        "number).")
+    assert raised(lambda: lightning_compile.linear_attention(x, None, x)).startswith(  # type: ignore[arg-type]
+        "LK113: linear_attention: k is of type NoneType.")
+    with pytest.raises(RuntimeError, match="scale"):            # what is no operand keeps the dispatcher's own error
+        lightning_compile.linear_attention(x, x, x, scale="large")  # type: ignore[arg-type]
+
+
+def test_options_are_a_dictionary() -> None:
+    assert raised(lambda: split(3)) == "LE103: option 'options' is 3. It must be a dictionary."  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("write", [
+    lambda report, path: report.to_html(path), lambda report, path: report.check(snapshot=path, update=True)])
+def test_a_file_that_cannot_be_written(write: Callable[[lightning_compile.Report, Path], object], tmp_path: Path) -> None:
+    path = tmp_path / "missing" / "file"
+    assert raised(lambda: write(lightning_compile.Report(), path)) == (
+        f"LE307: {path} could not be written: No such file or directory. Name a file in a folder that is there and may be "
+        "written to.")
+    with pytest.raises(OSError):
+        write(lightning_compile.Report(), path)
+
+
+def test_hypothesis_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [m for m in sys.modules if m.startswith("lightning_compile.testing")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "hypothesis", None)
+    assert raised(lambda: importlib.import_module("lightning_compile.testing")) == (
+        "LE303: lightning_compile.testing needs hypothesis, which is not installed. Run: pip install hypothesis.")
+
+
+PLAIN = {"ValueError", "TypeError", "RuntimeError", "KeyError", "IndexError", "Exception", "ImportError", "OSError", "SystemExit"}
+INSIDE = {("lightning_compile/backend.py", "RuntimeError"),     # both become LC901 in the report
+          ("patterns/interpret.py", "RuntimeError")}
+
+
+def test_no_error_is_raised_without_a_code(root: Path) -> None:
+    found = set()
+    for source in ("lightning_compile", "patterns", "kernels"):
+        for file in (f for f in (root / source).rglob("*.py") if f.parent.name != "bench"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and ast.unparse(node.exc.func) in PLAIN:
+                    found.add((file.relative_to(root).as_posix(), ast.unparse(node.exc.func)))
+    assert found == INSIDE
 
 
 def test_too_few_rewrites_shows_the_report() -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import CannotTrace
+from ..errors import CannotTrace, WrongWord, writing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +42,9 @@ def run(args: argparse.Namespace) -> int:
 
     from . import loading
 
+    if args.tokens < 1:
+        raise WrongWord(word=f"--tokens {args.tokens}", why="the input has one token at least",
+                        remedy="give a length, e.g. --tokens 512")
     with working(args.hf or args.model or "", quiet=args.json):
         model, inputs, keywords = loading.model_of(args)
         try:
@@ -55,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
         show(report)
     written = [report.to_html(args.html)] if args.html else []
     if args.repro:
-        args.repro.mkdir(parents=True, exist_ok=True)
+        with writing(args.repro):
+            args.repro.mkdir(parents=True, exist_ok=True)
         written += [report.save_repro(c, args.repro / f"site{n}.py") for n, c in enumerate(report, 1)
                     if c.detail is not None and c.detail.script]
     for path in written:

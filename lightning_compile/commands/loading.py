@@ -49,7 +49,11 @@ def made(word: str) -> tuple[Model, Sequence[Any]]:
     except (ImportError, OSError) as e:
         raise CannotLoad(what=word, why=f"{type(e).__name__}: {e}", remedy="is it spelled right, and on the path?") from e
     except AttributeError as e:
+        if not str(e).startswith("module "):
+            raise failed(word, e) from e
         raise CannotLoad(what=word, why=str(e), remedy="the name behind the colon must stand in the module") from e
+    except Exception as e:
+        raise failed(word, e) from e
     if isinstance(thing, nn.Module):
         return thing, ()
     if not callable(thing):
@@ -61,13 +65,22 @@ def made(word: str) -> tuple[Model, Sequence[Any]]:
                          remedy="name a function without arguments that makes it")
     if required:
         return thing, ()
-    result = thing()
+    try:
+        result = thing()
+    except Exception as e:
+        raise failed(word, e) from e
     if isinstance(result, tuple) and len(result) == 2 and callable(result[0]):
         return result[0], tuple(result[1]) if isinstance(result[1], (tuple, list)) else (result[1],)
     if not callable(result):
         raise CannotLoad(what=word, why=f"it returned something of type {type(result).__name__}",
                          remedy="return a model, or (model, inputs)")
     return result, ()
+
+
+def failed(word: str, error: Exception) -> CannotLoad:
+    """The user's own code raised."""
+    return CannotLoad(what=word, why=f"it raised {type(error).__name__}: {error}",
+                      remedy="call it in Python, which shows the traceback")
 
 
 def module(where: str) -> Any:
@@ -97,7 +110,7 @@ def tensor(word: str) -> Tensor:
         shape = [int(s) for s in sizes.replace("x", ",").split(",") if s]
     except ValueError:
         shape = None
-    if shape is None or not isinstance(dtype, torch.dtype):
+    if shape is None or min(shape, default=0) < 0 or not isinstance(dtype, torch.dtype):
         raise CannotLoad(what=f"--shape {word}", why="it is no list of sizes with a dtype of torch behind a colon",
                          remedy="write 2,512,64 or 2,512:int64")
     if dtype == torch.bool or not (dtype.is_floating_point or dtype.is_complex):

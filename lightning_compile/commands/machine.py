@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from .. import __version__
-from ..compat import OLDEST_TORCH
+from ..compat import OLDEST_TORCH, release
 from .doctor import Finding
 
 # What each package takes over in transformers, on a GPU; calls of such kernels are opaque to this backend.
@@ -53,7 +53,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 def _versions() -> Iterator[Finding]:
     yield Finding("lightning_compile", __version__)
     yield Finding("python", f"{platform.python_version()}, {platform.system()} {platform.machine()}")
-    old = _numbers(torch.__version__) < OLDEST_TORCH
+    old = release() < OLDEST_TORCH
     yield Finding("torch", torch.__version__, "bad" if old else "ok", "2.11 is the oldest that is supported" if old else "")
 
 

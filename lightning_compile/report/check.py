@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ReportMismatch
+from ..errors import ReportMismatch, writing
 
 if TYPE_CHECKING:
     from .report import Report
@@ -24,7 +24,8 @@ def check(report: Report, min_rewrites: int | None, snapshot: Path | None, updat
         return
     now = taken(report)
     if update:
-        snapshot.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        with writing(snapshot):
+            snapshot.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         return
     try:
         then: Snapshot = json.loads(snapshot.read_text(encoding="utf-8"))

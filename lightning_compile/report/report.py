@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import writing
 from .candidate import Candidate
 
 
@@ -64,11 +65,17 @@ class Report:
 
     def to_html(self, path: str | os.PathLike[str]) -> Path:
         """Writes one self-contained page: the table, and for each site of a report made by `explain` its normal form, the
-        graph before and after, and the script. Returns the path."""
+        graph before and after, and the script. Returns the path.
+
+        Raises:
+            CannotWrite: the system refuses; also an OSError.
+        """
         from .page import page
 
         target = Path(path)
-        target.write_text(page(self), encoding="utf-8")
+        text = page(self)
+        with writing(target):
+            target.write_text(text, encoding="utf-8")
         return target
 
     def save_repro(self, site: int | Candidate, path: str | os.PathLike[str]) -> Path:

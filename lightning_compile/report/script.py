@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.fx as fx
 
-from ..errors import NoSuchSite, NothingToSave
+from ..errors import NoSuchSite, NothingToSave, writing
 from ..patterns.constants import static
 from ..patterns.index import hint_of
 from ..patterns.islands import PROJECTIONS
@@ -101,7 +101,8 @@ def save(report: Report, site: int | Candidate, path: Path) -> Path:
         raise NothingToSave(where=site.location)
     title = " ".join(filter(None, (f"{site.status} {site.code}".strip() + ":", site.module, site.location)))
     text = site.detail.script.replace("{title}", title).replace("{name}", path.name)
-    path.write_text(text, encoding="utf-8")
+    with writing(path):
+        path.write_text(text, encoding="utf-8")
     if site.detail.constants:
         torch.save(site.detail.constants, path.with_suffix(".pt"))
     return path

@@ -13,13 +13,14 @@ installs; nothing else of lightning_compile does.
 
 from __future__ import annotations
 
+from ..errors import MissingPackage
+
 try:
     import hypothesis  # noqa: F401
 except ModuleNotFoundError as e:
     if e.name != "hypothesis":
         raise
-    raise ImportError("lightning_compile.testing draws programs with hypothesis, which is not installed: "
-                      "pip install hypothesis, or pip install 'lightning-compile[test]'") from e
+    raise MissingPackage(command="lightning_compile.testing", package="hypothesis") from e
 
 from .law import WrongResult, rewritten, same_results
 from .mutations import MUTATIONS, Mutation

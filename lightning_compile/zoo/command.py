@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..errors import WrongWord, on_this_machine
 
 if TYPE_CHECKING:
     from .judge import Result
@@ -38,10 +39,11 @@ def run(args: argparse.Namespace) -> int:
         rows = distilled(json.loads(args.models.read_text()))
         print(json.dumps(rows, indent=1) if args.json else table(rows))
         return 0
+    on_this_machine(args.device)
     chosen = [f for f in FORMULATIONS.values() if not args.names or any(part in f.name for part in args.names)]
     if not chosen:
-        print(f"no formulation is named like {args.names}; there are {', '.join(FORMULATIONS)}", file=sys.stderr)
-        return 2
+        raise WrongWord(word=" ".join(args.names), why="no formulation has a name like that",
+                        remedy=f"there are {', '.join(FORMULATIONS)}")
     results = [judge(f, args.tokens, args.device, args.measure) for f in watched(chosen, "formulations")]
     print(json.dumps([r.plain() for r in results], indent=1) if args.json else shown(results))
     return 0 if all(r.verdict == "ok" for r in results) else 1

@@ -16,6 +16,7 @@ from attentions import Model, Quick, qkv, running_sum, same
 from torch import Tensor, nn
 
 import lightning_compile
+from lightning_compile import compat
 
 pytestmark = [pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="no gloo"), pytest.mark.slow]
 
@@ -36,7 +37,9 @@ def in_processes(number: int, work: Callable[[int, int], None]) -> None:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    mp.spawn(_process, (number, port, work), nprocs=number)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")                # gloo: where there is a GPU, FSDP would take it
+        mp.spawn(_process, (number, port, work), nprocs=number)
 
 
 def gradients(model: nn.Module) -> list[Tensor]:
@@ -143,6 +146,7 @@ def _compiled(rank: int, processes: int) -> None:
 
 
 @pytest.mark.row("Distributed", "DTensor: compiled programs, sharded by batch and by heads, 2 processes")
+@pytest.mark.skipif(compat.release() < (2, 12), reason="Dynamo of torch 2.11 ends at einsum of DTensors")
 def test_compiled_programs_on_dtensors() -> None:
     in_processes(2, _compiled)
 

@@ -25,7 +25,8 @@ def minimax() -> Any:
     transformers = pytest.importorskip("transformers")
     return transformers.MiniMaxForCausalLM(transformers.MiniMaxConfig(
         hidden_size=32, num_attention_heads=4, num_key_value_heads=4, head_dim=8, block_size=16, intermediate_size=64,
-        num_local_experts=2, vocab_size=64, num_hidden_layers=2, layer_types=["linear_attention", "full_attention"]))
+        num_local_experts=2, vocab_size=64, num_hidden_layers=2, layer_types=["linear_attention", "full_attention"],
+        experts_implementation="eager"))
 
 
 @pytest.mark.row("Training", "a plain loop over Mamba-2 and MiniMax of transformers: the losses of eager")
