@@ -1,48 +1,21 @@
-"""Writes a match as calls: views of the leaves, the operator, and the way back to the user's axes.
-
-The same code writes nodes into a graph and, for the checks, runs on small tensors; a Builder tells the two apart.
-"""
+"""Writes a match as calls: its operands, the operator, and the way back to the user's axes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import sympy
 import torch
 
 from .patterns.codes import near_miss
-from .patterns.index import Affine, Index, hint, product, same
+from .patterns.index import Index
 from .patterns.loop_normaliser import Divided
 from .patterns.match import Match
-from .patterns.normal_form import Leaf, Read, Value
+from .patterns.normal_form import Read, Value
 from .patterns.polynomial import power
-
-
-class Builder(Protocol):
-    """Makes calls and knows sizes."""
-
-    device: torch.device
-
-    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any: ...
-
-    def leaf(self, leaf: Leaf) -> Any: ...
-
-    def size(self, x: Index) -> Any:
-        """The size of an index variable."""
-
-    def number(self, s: Any) -> Any:
-        """A number or an expression of sizes."""
-
-    def full(self, leaf: Leaf, axis: int, digits: Sequence[Index]) -> bool:
-        """Whether the digits cover an axis of a leaf."""
-
-    def place(self, a: Affine) -> Affine:
-        """An index expression, at the sizes that the builder works with."""
-
-    def numbers(self, x: Any, dtype: torch.dtype) -> Any:
-        """A tensor of numbers that are known while compiling."""
+from .reading import Builder, item, product_of, read, subtract, through
 
 
 @dataclass(frozen=True)
@@ -59,126 +32,6 @@ class Site:
         """Those that are values of the graph."""
         own = self.normaliser if self.divided is None else None
         return tuple(m for m in (self.main, own, self.final) if m is not None)
-
-
-def whole(b: Builder, leaf: Leaf) -> Any:
-    """A leaf; one that is put together from others is made here."""
-    if not leaf.parts:
-        return b.leaf(leaf)
-    pieces = []
-    for r, free, position in leaf.parts:
-        x = read(b, r, (*free, *position))
-        if len(position) > 1:
-            x = b.call(torch.flatten, x, len(free), -1)
-        pieces.append(x if position else b.call(torch.unsqueeze, x, len(free)))
-    return pieces[0] if len(pieces) == 1 else b.call(torch.cat, pieces, len(leaf.shape) - 1)
-
-
-def read(b: Builder, r: Read, order: Sequence[Index]) -> Any:
-    """A leaf with one axis for each variable of `order`, of size 1 where the read has no such variable."""
-    x, have = whole(b, r.leaf), list[Index]()
-    for axis in reversed(range(len(r.index))):
-        a = r.index[axis]
-        digits = sorted(a.coef, key=lambda y: -abs(hint(a.coef[y])))
-        if not digits:
-            x = b.call(torch.select, x, axis, b.number(a.const))
-            continue
-        x = _split(b, x, r, axis, digits)
-        have = digits + have
-    if len(set(have)) != len(have):
-        raise near_miss("LC404", leaf=r.leaf, seen="one index stands on two of its axes")
-    if set(have) - set(order):
-        raise near_miss("LC404", leaf=r.leaf, seen="it has an axis that its role has not")
-    places = [have.index(y) for y in order if y in have]
-    if places != sorted(places):
-        x = b.call(torch.permute, x, tuple(places))
-    for p, y in enumerate(order):
-        if y not in have:
-            x = b.call(torch.unsqueeze, x, p)
-    if r.function:
-        if not r.leaf.tensor.is_floating_point():               # of whole numbers it would be a float32
-            x = b.call(torch.Tensor.to, x, torch.float64)
-        x = _through(b, r.function, x)
-    return b.call(torch.detach, x) if r.detached else x
-
-
-def _through(b: Builder, function: str, x: Any) -> Any:
-    """An elementwise function by which a leaf is read."""
-    if function == "complement":
-        return b.call(torch.rsub, x, 1)
-    if function == "log_complement":
-        return b.call(torch.log1p, b.call(torch.neg, x))
-    return b.call(getattr(torch, function), x)
-
-
-def _split(b: Builder, x: Any, r: Read, axis: int, digits: Sequence[Index]) -> Any:
-    """One axis of a leaf, read at an affine expression, as one axis for each digit."""
-    a = r.index[axis]
-    below: Any = 1
-    for y in reversed(digits):
-        if len(digits) > 1 and not same(a.coef[y], below):
-            return _split_wide(b, x, r, axis, digits)
-        below = below * y.size
-    a = b.place(a)
-    step = a.coef[digits[0]] if len(digits) == 1 else 1
-    if not isinstance(step, int) or step < 1:
-        raise near_miss("LC404", leaf=r.leaf, seen=f"it is read at {a}")
-    whole_axis = len(r.leaf.parts) > 1 or not r.leaf.parts and b.full(r.leaf, axis, digits)
-    if a.const != 0 or step != 1 or not whole_axis:
-        length = product_of(b, digits)
-        if step == 1:
-            x = b.call(torch.narrow, x, axis, b.number(a.const), length)
-        else:
-            start = b.number(a.const)
-            x = b.call(torch.ops.aten.slice.Tensor, x, axis, start, span(b, start, step, length), step)
-    return b.call(torch.unflatten, x, axis, tuple(b.size(y) for y in digits)) if len(digits) > 1 else x
-
-
-def _split_wide(b: Builder, x: Any, r: Read, axis: int, digits: Sequence[Index]) -> Any:
-    """Digits with room between them: each step of an outer one skips more than the inner ones hold (q, k and v side by side
-    in each head)."""
-    a, const = r.index[axis], r.index[axis].const
-    for n, y in enumerate(digits):
-        inside = [(a.coef[z], z.size) for z in digits[n + 1:]]
-        numbers = (a.coef[y], const, r.leaf.shape[axis], *(x for pair in inside for x in pair))
-        if not all(isinstance(x, int) for x in numbers) or a.coef[y] < 1 or r.leaf.shape[axis] % a.coef[y] or \
-                const % a.coef[y] + sum(c * (s - 1) for c, s in inside) >= a.coef[y]:
-            raise near_miss("LC404", leaf=r.leaf, seen=f"it is read at {a}")
-        const = const % a.coef[y]
-    a, place = b.place(a), axis
-    const = a.const
-    for y in digits:
-        if (step := a.coef[y]) != 1:
-            x = b.call(torch.unflatten, x, place, (-1, step))
-        x = b.call(torch.narrow, x, place, const // step, b.size(y))
-        const, place = const % step, place + 1
-    return x
-
-
-def span(b: Builder, start: Any, step: int, length: Any) -> Any:
-    """The end of a slice of `length` elements."""
-    end = b.call(_multiply, length, step) if not isinstance(length, int) else length * step
-    return start + end if isinstance(start, int) and isinstance(end, int) else b.call(_add, start, end)
-
-
-def _multiply(a: Any, c: Any) -> Any:
-    return a * c
-
-
-def _add(a: Any, c: Any) -> Any:
-    return a + c
-
-
-def _subtract(a: Any, c: Any) -> Any:
-    return a - c
-
-
-def product_of(b: Builder, xs: Sequence[Index]) -> Any:
-    """The product of the sizes of variables."""
-    sizes = [b.size(x) for x in xs]
-    if all(isinstance(s, int) for s in sizes):
-        return product(sizes)
-    return b.number(product(x.size for x in xs))
 
 
 @dataclass(frozen=True)
@@ -321,13 +174,9 @@ def call_operator(b: Builder, site: Site, operator: Callable[..., Any]) -> tuple
     start = initial_state(b, m, at) if m.state else None
     outputs = b.call(operator, q, k, v, log_decay(b, m, at), start, _scale(m), m.reverse, m.strict, normalizer,
                      site.final is not None)
-    z = b.call(_item, outputs, 1) if site.normaliser is not None else None
-    state = b.call(_item, outputs, 2) if site.final is not None else None
-    return b.call(_item, outputs, 0), z, state, at
-
-
-def _item(x: Any, index: int) -> Any:
-    return x[index]
+    z = b.call(item, outputs, 1) if site.normaliser is not None else None
+    state = b.call(item, outputs, 2) if site.final is not None else None
+    return b.call(item, outputs, 0), z, state, at
 
 
 def _scale(m: Match) -> float:
@@ -343,7 +192,7 @@ def finish(b: Builder, m: Match, x: Any, at: Layout, applied: float, shape: Sequ
     if m.i != m.rows and len(m.i) == 1:
         n, wanted_n = b.size(m.i[0]), product_of(b, m.rows)
         if n is not wanted_n and n != wanted_n:             # the user's sequence goes on where its tensors were padded
-            more = b.call(_subtract, wanted_n, n)
+            more = b.call(subtract, wanted_n, n)
             x = b.call(torch.nn.functional.pad, x, (0, 0) * bool(m.v) + (0, more))
     if (len(at.outer), len(at.heads), len(m.rows), len(m.e)) != (1, 1, 1, 1):
         x = b.call(torch.reshape, x, tuple(b.size(y) for y in order))
@@ -408,7 +257,7 @@ def of_normaliser(b: Builder, d: Divided, m: Match, z: Any, at: Layout, applied:
     x = finish(b, plain, z, at, applied, tuple(b.size(x) for x in order), d.dtype)
     for step in d.steps:
         x = b.call(step.function(), *step.arguments(x), **dict(step.kwargs))
-    x = _through(b, d.function, x) if d.function else x
+    x = through(b, d.function, x) if d.function else x
     for _ in range(features):
         x = b.call(torch.unsqueeze, x, -1)
     return x

@@ -10,7 +10,7 @@ import torch.fx as fx
 import torch.nn.functional as F
 
 if TYPE_CHECKING:
-    from .rewrite import GraphBuilder
+    from .building import GraphBuilder
 
 # What takes any strides and gives its own: a walk along users may stop there.
 _ENDS: frozenset[Any] = frozenset({

@@ -10,7 +10,7 @@ import torch.fx as fx
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .rewrite import GraphBuilder
+    from .building import GraphBuilder
 
 # Both are rounded; beyond this many roundings, relative to the largest element, they are different functions.
 BUDGET = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}

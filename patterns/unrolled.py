@@ -35,8 +35,9 @@ from .loop_forms import (
     without,
 )
 from .loop_match import weigh
+from .loop_roles import PieceRoles, is_sum
 from .match import Match
-from .normal_form import Leaf, Read, Term, Value
+from .normal_form import Leaf, Read, Term
 from .pieces import Piece, Pieces
 from .step_gates import kind, positionless
 
@@ -87,7 +88,7 @@ class _Loop:
         pieces = self.pieces
         rough = [self._split(p) for p in reversed(pieces.pieces)]
         self.rows = self._row_axes(rough)
-        self.queries: list[tuple[Any, ...]] = []            # marks of queries, known from pieces with several rows
+        self.roles = PieceRoles(self.rows, self.states)
         # what tells most comes first: several rows tell queries from keys, states tell keys from values
         order = sorted(zip(reversed(pieces.pieces), rough), key=lambda pair: (
             not any(pair[0].value.axes[n] for n in self.rows), not _reads_a_state(pair[1]),
@@ -134,10 +135,10 @@ class _Loop:
         taken = []
         terms = sorted(terms, key=lambda t: (not _reads_a_state([t]), -len(t.bound)))  # a window tells keys from queries
         for t in terms:
-            taken.append(self._roles(t, set(digits), asked))
+            taken.append(self.roles.of(t, set(digits), asked))
             asked |= {(r.leaf, r.function) for r in taken[-1][0]}
         if self.frame is None:
-            self.frame = self._make_frame(p.value, terms, taken)
+            self.frame = self.roles.frame(p.value, terms, taken)
         frame = self.frame
         names = {x: var(y) for n, (mine, theirs) in enumerate(zip(p.value.axes, frame.axes)) if n not in self.rows
                  for x, y in _pairs(mine, theirs)}
@@ -163,96 +164,6 @@ class _Loop:
             weight = as_exponent(replace(s.front, factors=s.front.factors + tuple(gates)))
             parts.append(replace(part, weight=times(weight, part.weight)))
         return Form(p.start, int(hint(p.length)), digits, seen[0].q, tuple(shared), tuple(parts), self.dtype)
-
-    def _roles(self, t: Term, rows: set[Index], asked: set[tuple[Leaf, str]]
-               ) -> tuple[list[Read], tuple[Index, ...], Read | None]:
-        """(queries, contracted features, state) of a term of a piece; without a state it has keys and values."""
-        bound = set(t.bound)
-        reads = t.reads()
-        mine = [] if rows else self._known_queries(reads, bound)
-        if rows or mine:
-            d = {x for r in reads if rows & r.variables() or r in mine for x in r.variables() & bound}
-        else:                                               # values tell positions of keys from features
-            shared = {x for x in bound if sum(x in r.variables() for r in reads) > 1}
-            values = [r for r in reads if self._own_features(r, reads, bound, rows)]
-            d = shared - {x for r in values for x in r.variables()} or shared
-        if not d:
-            raise NotUnrolled
-        holders = [r for r in reads if r.variables() & d]
-        wide = [r for r in holders if self._own_features(r, holders, bound, rows)]
-        wide = wide or [r for r in holders if _is_sum(r.leaf)]  # a normaliser's state has the features of keys alone
-        if len(wide) > 1:                                   # heads that share keys give queries an axis of their own
-            wide = [r for r in wide if r.leaf.definition is not None]
-        if len(wide) > 1:
-            raise NotUnrolled
-        state = wide[0] if wide else None
-        q = [r for r in holders if r is not state]
-        if state is None:
-            q = [r for r in q if rows & r.variables()] if rows else mine or self._not_keys(q, asked, bound - d)
-        if not self.queries and (rows or state is None and any(r.variables() & bound - d for r in holders)):
-            self.queries = [_mark(r, bound) for r in q]
-        if not q:
-            raise NotUnrolled
-        order = tuple(dict.fromkeys(x for r in q for a in r.index for x in a.coef if x in d))
-        if set(order) != d:
-            raise NotUnrolled
-        return q, order, state
-
-    def _known_queries(self, reads: Sequence[Read], bound: set[Index]) -> list[Read]:
-        """The queries of a piece with one row, by the marks that they have in other pieces."""
-        found: list[Read] = []
-        for mark in self.queries:
-            r = next((r for r in reads if _mark(r, bound) == mark and not any(r is s for s in found)), None)
-            if r is None:
-                return []
-            found.append(r)
-        return found
-
-    @staticmethod
-    def _own_features(r: Read, holders: Sequence[Read], bound: set[Index], rows: set[Index]) -> set[Index]:
-        """Free variables of a read that no other contracted read has, its own position apart: features of values."""
-        others = {x for s in holders if s is not r for x in s.variables()}
-        return r.variables() - bound - others - rows
-
-    def _not_keys(self, holders: list[Read], asked: set[tuple[Leaf, str]], summed: set[Index]) -> list[Read]:
-        """Queries of a single position, which no index tells from keys if these are of a single one too."""
-        if any(r.variables() & summed for r in holders):
-            return [r for r in holders if not r.variables() & summed]
-        keys = {(r.leaf, r.function) for parts in self.states.values() for p in parts if isinstance(p, Update) for r in p.k}
-        found = [r for r in holders if (r.leaf, r.function) in asked] or (
-            [r for r in holders if (r.leaf, r.function) not in keys] if keys else [])
-        return found if len(found) < len(holders) else holders[:1]
-
-    def _make_frame(self, value: Value, terms: Sequence[Term],
-                    taken: Sequence[tuple[list[Read], tuple[Index, ...], Read | None]]) -> Frame:
-        free = {x for n, axis in enumerate(value.axes) if n not in self.rows for x in axis}
-        e: set[Index] = set()
-        for t, (q, d, state) in zip(terms, taken):
-            seen = {x for r in q for x in r.variables()}
-            if state is None:
-                seen |= {x for r in t.reads() if r.variables() & set(d) for x in r.variables()}
-                e |= _innermost([r for r in t.reads() if not r.variables() & set(d)], free - seen)
-            else:
-                e |= self._features_of_values(state, set(d), (state.variables() & free) - seen)
-        d = taken[0][1]
-        order = [x for n, axis in enumerate(value.axes) if n not in self.rows for x in axis]
-        return Frame(value.axes, tuple(x for x in order if x not in e), d, tuple(x for x in order if x in e),
-                     self.rows, tuple(x.size for n in self.rows[1:] for x in value.axes[n]))
-
-    @staticmethod
-    def _features_of_values(state: Read, d: set[Index], choice: set[Index]) -> set[Index]:
-        """Which of the variables that only a state has are features of values; the others are heads."""
-        read: Read | None = state
-        for _ in range(8):
-            if read is None or read.leaf.definition is None:
-                return choice
-            terms = substituted(read.leaf.definition, read.index)
-            for t in terms:
-                values = [r for r in t.reads() if not r.variables() & d]
-                if any(r.variables() & d and not choice <= r.variables() for r in t.reads()) and values:
-                    return _innermost(values, choice)
-            read = next((r for t in terms for r in t.reads() if r.variables() & d and choice <= r.variables()), None)
-        return choice
 
     def _part(self, t: Term, q: tuple[Read, ...]) -> _Seen:
         """A term of a piece taken apart."""
@@ -337,7 +248,7 @@ class _Loop:
         a sum of keys."""
         assert self.frame is not None
         if not self.frame.e:
-            return bool(r.variables() & set(self.frame.d)) and _is_sum(r.leaf)
+            return bool(r.variables() & set(self.frame.d)) and is_sum(r.leaf)
         return bool(r.variables() & set(self.frame.d) and r.variables() & set(self.frame.e))
 
     def _times(self, part: Update, numbers: Sequence[Read]) -> Update:
@@ -417,22 +328,10 @@ class _Loop:
         return found
 
 
-def _mark(r: Read, bound: set[Index]) -> tuple[Any, ...]:
-    """What tells a read of one role from those of others that may share its tensor: how it is read along summed axes."""
-    return (r.leaf, r.function, r.detached, *((n, a.const, tuple(sorted(map(str, a.coef.values()))))
-                                  for n, a in enumerate(r.index) if set(a.coef) & bound))
-
-
 def _reads_a_state(terms: Sequence[Term]) -> bool:
     """Whether a term contracts with a leaf that is a sum of several things."""
     return any(r.leaf.definition is not None and len(r.leaf.definition.terms) > 1 and set(t.bound) & r.variables()
                for t in terms for r in t.reads())
-
-
-def _is_sum(leaf: Leaf) -> bool:
-    """Whether a leaf is a sum of tensors, as a state is; a feature map adds numbers."""
-    d = leaf.definition
-    return d is not None and d.masked is None and len(d.terms) > 1 and all(t.reads() for t in d.terms)
 
 
 def _order(r: Read) -> Any:
@@ -444,15 +343,6 @@ def _pairs(mine: tuple[Index, ...], theirs: tuple[Index, ...]) -> list[tuple[Ind
     if len(mine) != len(theirs) or not all(same(x.size, y.size) for x, y in zip(mine, theirs)):
         raise NotUnrolled
     return list(zip(mine, theirs))
-
-
-def _innermost(values: Sequence[Read], choice: set[Index]) -> set[Index]:
-    """Those of the variables that stand on the innermost axis of a read."""
-    for r in sorted(values, key=lambda r: -len(r.variables() & choice)):
-        for a in reversed(r.index):
-            if set(a.coef) & choice:
-                return set(a.coef) & choice
-    return set()
 
 
 def _same_place(r: Read, keys: Sequence[Read]) -> bool:

@@ -1,0 +1,130 @@
+"""Which reads of a loop's piece are queries, which variables are features, and which read is a state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .index import Index
+from .loop_forms import Carry, Frame, NotUnrolled, StateKey, Update, substituted
+from .normal_form import Leaf, Read, Term, Value
+
+
+class PieceRoles:
+    """Roles in the terms of pieces. `rows` are the axes that hold the position of queries; `states` are known from the pieces
+    that were looked at before, as are marks of queries, from those with several rows."""
+
+    def __init__(self, rows: tuple[int, ...], states: Mapping[StateKey, Sequence[Update | Carry]]) -> None:
+        self.rows, self.states = rows, states
+        self.queries: list[tuple[Any, ...]] = []
+
+    def of(self, t: Term, rows: set[Index], asked: set[tuple[Leaf, str]]
+               ) -> tuple[list[Read], tuple[Index, ...], Read | None]:
+        """(queries, contracted features, state) of a term of a piece; without a state it has keys and values."""
+        bound = set(t.bound)
+        reads = t.reads()
+        mine = [] if rows else self._known_queries(reads, bound)
+        if rows or mine:
+            d = {x for r in reads if rows & r.variables() or r in mine for x in r.variables() & bound}
+        else:                                               # values tell positions of keys from features
+            shared = {x for x in bound if sum(x in r.variables() for r in reads) > 1}
+            values = [r for r in reads if self._own_features(r, reads, bound, rows)]
+            d = shared - {x for r in values for x in r.variables()} or shared
+        if not d:
+            raise NotUnrolled
+        holders = [r for r in reads if r.variables() & d]
+        wide = [r for r in holders if self._own_features(r, holders, bound, rows)]
+        wide = wide or [r for r in holders if is_sum(r.leaf)]  # a normaliser's state has the features of keys alone
+        if len(wide) > 1:                                   # heads that share keys give queries an axis of their own
+            wide = [r for r in wide if r.leaf.definition is not None]
+        if len(wide) > 1:
+            raise NotUnrolled
+        state = wide[0] if wide else None
+        q = [r for r in holders if r is not state]
+        if state is None:
+            q = [r for r in q if rows & r.variables()] if rows else mine or self._not_keys(q, asked, bound - d)
+        if not self.queries and (rows or state is None and any(r.variables() & bound - d for r in holders)):
+            self.queries = [_mark(r, bound) for r in q]
+        if not q:
+            raise NotUnrolled
+        order = tuple(dict.fromkeys(x for r in q for a in r.index for x in a.coef if x in d))
+        if set(order) != d:
+            raise NotUnrolled
+        return q, order, state
+
+    def _known_queries(self, reads: Sequence[Read], bound: set[Index]) -> list[Read]:
+        """The queries of a piece with one row, by the marks that they have in other pieces."""
+        found: list[Read] = []
+        for mark in self.queries:
+            r = next((r for r in reads if _mark(r, bound) == mark and not any(r is s for s in found)), None)
+            if r is None:
+                return []
+            found.append(r)
+        return found
+
+    @staticmethod
+    def _own_features(r: Read, holders: Sequence[Read], bound: set[Index], rows: set[Index]) -> set[Index]:
+        """Free variables of a read that no other contracted read has, its own position apart: features of values."""
+        others = {x for s in holders if s is not r for x in s.variables()}
+        return r.variables() - bound - others - rows
+
+    def _not_keys(self, holders: list[Read], asked: set[tuple[Leaf, str]], summed: set[Index]) -> list[Read]:
+        """Queries of a single position, which no index tells from keys if these are of a single one too."""
+        if any(r.variables() & summed for r in holders):
+            return [r for r in holders if not r.variables() & summed]
+        keys = {(r.leaf, r.function) for parts in self.states.values() for p in parts if isinstance(p, Update) for r in p.k}
+        found = [r for r in holders if (r.leaf, r.function) in asked] or (
+            [r for r in holders if (r.leaf, r.function) not in keys] if keys else [])
+        return found if len(found) < len(holders) else holders[:1]
+
+    def frame(self, value: Value, terms: Sequence[Term],
+                    taken: Sequence[tuple[list[Read], tuple[Index, ...], Read | None]]) -> Frame:
+        free = {x for n, axis in enumerate(value.axes) if n not in self.rows for x in axis}
+        e: set[Index] = set()
+        for t, (q, d, state) in zip(terms, taken):
+            seen = {x for r in q for x in r.variables()}
+            if state is None:
+                seen |= {x for r in t.reads() if r.variables() & set(d) for x in r.variables()}
+                e |= _innermost([r for r in t.reads() if not r.variables() & set(d)], free - seen)
+            else:
+                e |= self._features_of_values(state, set(d), (state.variables() & free) - seen)
+        d = taken[0][1]
+        order = [x for n, axis in enumerate(value.axes) if n not in self.rows for x in axis]
+        return Frame(value.axes, tuple(x for x in order if x not in e), d, tuple(x for x in order if x in e),
+                     self.rows, tuple(x.size for n in self.rows[1:] for x in value.axes[n]))
+
+    @staticmethod
+    def _features_of_values(state: Read, d: set[Index], choice: set[Index]) -> set[Index]:
+        """Which of the variables that only a state has are features of values; the others are heads."""
+        read: Read | None = state
+        for _ in range(8):
+            if read is None or read.leaf.definition is None:
+                return choice
+            terms = substituted(read.leaf.definition, read.index)
+            for t in terms:
+                values = [r for r in t.reads() if not r.variables() & d]
+                if any(r.variables() & d and not choice <= r.variables() for r in t.reads()) and values:
+                    return _innermost(values, choice)
+            read = next((r for t in terms for r in t.reads() if r.variables() & d and choice <= r.variables()), None)
+        return choice
+
+
+def _mark(r: Read, bound: set[Index]) -> tuple[Any, ...]:
+    """What tells a read of one role from those of others that may share its tensor: how it is read along summed axes."""
+    return (r.leaf, r.function, r.detached, *((n, a.const, tuple(sorted(map(str, a.coef.values()))))
+                                  for n, a in enumerate(r.index) if set(a.coef) & bound))
+
+
+def is_sum(leaf: Leaf) -> bool:
+    """Whether a leaf is a sum of tensors, as a state is; a feature map adds numbers."""
+    d = leaf.definition
+    return d is not None and d.masked is None and len(d.terms) > 1 and all(t.reads() for t in d.terms)
+
+
+def _innermost(values: Sequence[Read], choice: set[Index]) -> set[Index]:
+    """Those of the variables that stand on the innermost axis of a read."""
+    for r in sorted(values, key=lambda r: -len(r.variables() & choice)):
+        for a in reversed(r.index):
+            if set(a.coef) & choice:
+                return set(a.coef) & choice
+    return set()
