@@ -2,7 +2,7 @@
 
     codes.md, errors.md                the package's own tables
     models.md, README.md (a section)   models.json, and models_measured.json for speed and memory
-    compatibility.md                   compatibility.json, which `pytest -m '' tests --compatibility` writes
+    compatibility.md                   compatibility.json, which `pytest -m row tests --compatibility` writes
 
 --zoo distils a run of the zoo into models.json first. --check writes nothing and fails where a page is out of date.
 """
@@ -44,7 +44,8 @@ def models_page() -> str:
 COMPATIBILITY = """# Compatibility
 
 What else in PyTorch a compiled model is used with, and how it was tried: each row is a test of `tests/`, named by its marker
-`row`. A row says *failed* where the test of that version fails, and *skipped* where what it needs is not there.
+`row`. A row says *failed* where the test of that version fails, and *skipped* where what it needs is not
+there. An empty cell: not run there yet.
 
 {tables}
 ## How
@@ -60,7 +61,11 @@ What else in PyTorch a compiled model is used with, and how it was tried: each r
 - **DTensor.** The operator has a sharding rule for batches and heads. Masks made of plain tensors, and `tril` of sharded
   scores, end DTensor's own graph capture before this backend sees them.
 
-This page is generated: `pytest -m '' tests --compatibility`, then `python docs/generate.py`.
+- **torch 2.11.** Dynamo of that release ends at `einsum` of DTensors, so that compiled programs on them begin with 2.12. On the
+  machine with the GPU the process that loads AOTInductor's package of a CPU ended with a signal; on a machine without one it does
+  not.
+
+This page is generated: `pytest -m row tests --compatibility`, then `python docs/generate.py`.
 """
 
 

@@ -54,8 +54,6 @@ VIEWS = frozenset({
 PROJECTIONS = frozenset({
     "linear", "layer_norm", "rms_norm", "group_norm", "batch_norm", "embedding", "conv1d", "conv2d", "addmm",
     "scaled_dot_product_attention", "cross_entropy"})
-# Through these a sum over an axis is none any more.
-_NONLINEAR = frozenset(map(named, OPAQUE)) - PROJECTIONS | {"logsigmoid", "exp"}
 RANDOM = ("rand", "dropout", "bernoulli", "multinomial", "normal", "empty", "exponential", "uniform", "poisson")
 WRITING = frozenset({"iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor",
                      "setitem", "delitem", "ilshift", "irshift", "iconcat"})
@@ -117,7 +115,7 @@ class Partition:
         self.kind: dict[fx.Node, str] = {}
         self.base: dict[fx.Node, fx.Node] = {}              # of a READ: the leaf that it is a view of
         self.reads: dict[fx.Node, int] = {}                 # the leaves that a value is made of, one bit each
-        self.summing: set[fx.Node] = set()                  # OPEN nodes that are sums over an axis, or sums of such
+        self.summing: set[fx.Node] = set()                  # OPEN nodes that are made of a contraction
         self.state: dict[fx.Node, tuple[Any, ...]] = {}     # (switches of gradients before it, gradients, autocast)
         self.parent: dict[fx.Node, fx.Node] = {}
         self.ranges = Ranges()
@@ -180,8 +178,7 @@ class Partition:
                 autocast.pop()
             self.state[n] = (epoch, enabled, tuple(autocast))
             self.kind[n] = self._kind(n)
-            if self.kind[n] == OPEN and name not in _NONLINEAR and (
-                    _may_sum(n) or not self.summing.isdisjoint(n.all_input_nodes)):
+            if self.kind[n] == OPEN and (self._contracts(n) or not self.summing.isdisjoint(n.all_input_nodes)):
                 self.summing.add(n)
             bits = 0 if self.kind[n] in (CONSTANT, BUFFER, "") else 1 << self.place[n]
             if _is_filled(name):
@@ -189,6 +186,11 @@ class Partition:
             elif self.kind[n] in (READ, OPEN) and n.all_input_nodes:
                 bits = functools.reduce(operator.or_, (self.reads[x] for x in n.all_input_nodes))
             self.reads[n] = bits
+
+    def _contracts(self, n: fx.Node) -> bool:
+        """Whether a node may sum over products of tensors: more than a sum over an axis of one leaf, as gates are made of."""
+        given = [self.kind[x] for x in n.all_input_nodes if self.kind[x]]
+        return _may_sum(n) and (len(given) > 1 or OPEN in given)
 
     def _kind(self, n: fx.Node) -> str:
         example = self.examples[n]

@@ -42,6 +42,15 @@ def first_and_last_state_beside_scores(q: Tensor, k: Tensor, v: Tensor, start: T
     return (q @ k.mT).tril() @ v + q @ start, start + k.mT @ v
 
 
+@spelling(lambda: [random(B, 2 * H, 12, D), random(B, H, 12, D), random(B, H, 12, E), random(B, 2 * H, D, E)])
+def chunks_from_a_state_of_heads_that_share_keys(q: Tensor, k: Tensor, v: Tensor, start: Tensor) -> Tensor:
+    k, v = (x.repeat_interleave(2, 1) for x in (k, v))
+    q, k, v = (x.unflatten(2, (-1, 4)) for x in (q, k, v))
+    states = k.mT @ v
+    before = states.cumsum(2) - states + start[:, :, None]
+    return ((q @ k.mT).tril() @ v + q @ before).flatten(2, 3)
+
+
 @spelling(lambda: [*qkv(), random(H, D, E)])
 def first_state_shared_by_the_batch(q: Tensor, k: Tensor, v: Tensor, start: Tensor) -> Tensor:
     return (q @ k.mT).tril() @ v * 0.5 + q @ start

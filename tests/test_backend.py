@@ -207,7 +207,7 @@ class Layers(nn.Module):
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 def test_24_layers_are_rewritten_quickly(dynamic: bool) -> None:
-    """24 sites of elu + 1, each with its normaliser, in less than half a second, the better of two; 0.1 to 0.25 s where
+    """24 sites of elu + 1, each with its normaliser, in less than a second, the better of two; 0.1 to 0.25 s where
     nothing else runs, and 1 to 3 s if each layer were interpreted."""
     torch.compile(causal, backend=Seen())(*qkv())               # what only the first compilation of a process pays
     backend = Seen()
@@ -217,7 +217,7 @@ def test_24_layers_are_rewritten_quickly(dynamic: bool) -> None:
         torch.compile(Layers(), backend=backend, fullgraph=True, dynamic=dynamic)(torch.randn(2, 64, 8))
         assert len(backend.reports[-1].rewritten) == 24, str(backend.reports[-1])
     print(f"{backend.nodes[0]} nodes, {min(backend.seconds):.2f} s")
-    assert min(backend.seconds) < 0.5
+    assert min(backend.seconds) < 0.9
 
 
 @pytest.mark.parametrize("heads, width", [(4, 128), (8, 512), (12, 768)])

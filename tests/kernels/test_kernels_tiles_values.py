@@ -135,19 +135,18 @@ def test_a_small_scale_keeps_fp16_from_overflowing() -> None:
 def test_every_output_is_written_in_full_and_nothing_beside_it(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is allocated is filled with NaN and lies between guards; guards stay, no NaN does."""
     guarded: list[tuple[torch.Tensor, int]] = []
-    empty, pad, mark = torch.Tensor.new_empty, 97, 12345.0
+    pad, mark = 97, 12345.0
 
-    def poisoned(self: torch.Tensor, *size: object, dtype: torch.dtype | None = None, **options: object) -> torch.Tensor:
-        shape = size[0] if len(size) == 1 and not isinstance(size[0], int) else size
-        count = math.prod(shape)  # type: ignore[arg-type]
-        if count == 0:
-            return empty(self, shape, dtype=dtype, **options)
-        room = empty(self, (count + 2 * pad,), dtype=dtype, **options).fill_(mark)
+    def poisoned(
+        self: torch.Tensor, shape: tuple[int, ...], strides: tuple[int, ...], *, dtype: torch.dtype
+    ) -> torch.Tensor:
+        count = math.prod(shape)
+        room = torch.full((count + 2 * pad,), mark, dtype=dtype)
         guarded.append((room, count))
         room[pad : pad + count] = math.nan
-        return room[pad : pad + count].view(shape)
+        return room.as_strided(shape, strides, pad)
 
-    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
+    monkeypatch.setattr(torch.Tensor, "new_empty_strided", poisoned)
     values = evaluate(linear_attention, case)
     assert len(guarded) >= 5
     for name, x in values.items():
