@@ -62,12 +62,21 @@ class Divided:
 
 
 def divided(m: Match, env: Mapping[fx.Node, Any], value: Callable[[torch.Tensor], Value | None]) -> Divided | None:
-    """The normaliser among the factors outside of a loop's sum. `env` holds the tensors of nodes, `value` what they are."""
+    """The normaliser among the factors outside of a loop's sum. `env` holds the tensors of nodes, `value` what they are.
+
+    Not where gradients or autocast are switched inside of the graph: the functions would be called on another side of it.
+    """
+    if not m.out or any(_switches(node) for node in env):
+        return None
     for number, r in enumerate(m.out):
         if len(r.leaf.parts) > 1 and not r.detached and (found := _Columns(r.leaf, env, value).normaliser()) is not None:
             match, steps, dtype = found
             return Divided(number, match, steps, r.function, dtype)
     return None
+
+
+def _switches(n: fx.Node) -> bool:
+    return n.op == "call_function" and named(n.target) in ("_set_grad_enabled", "_enter_autocast")
 
 
 class _Columns:
