@@ -31,13 +31,8 @@ def _reached(*operands: Tensor | None) -> bool:
 def forward(*args: Any) -> tuple[Tensor, ...]:
     """`lightning::linear_attention` on arguments that are validated on the way."""
     q, k, v, log_decay, initial_state, _, _, _, normalizer, final_state = args
-    if q.is_cuda:  # what has run before needs no check
-        plan, given, _ = tiles.find_forward(*args)
-        if plan is not None:
-            try:
-                return plan(given)
-            except Exception as e:
-                return _instead(_key("forward", q, v), e, chunked.forward, args)
+    if (found := _again("forward", tiles.find_forward, chunked.forward, args, q, v)) is not None:
+        return found
     key: Hashable = None
     if q.dim() == k.dim() == v.dim() == 4 and tiles.serves(q, v) and _reached(q, k, v):
         key = _key("forward", q, v)
@@ -54,19 +49,27 @@ def forward(*args: Any) -> tuple[Tensor, ...]:
 def backward(*args: Any) -> tuple[Tensor, ...]:
     """`lightning::linear_attention_backward` on arguments that the forward validated."""
     grad_o, q, k, v = args[0], *args[3:6]
-    if q.is_cuda:
-        plan, given, _ = tiles.find_backward(*args)
-        if plan is not None:
-            try:
-                return plan(given)
-            except Exception as e:
-                return _instead(_key("backward", q, v), e, chunked.backward, args)
+    if (found := _again("backward", tiles.find_backward, chunked.backward, args, q, v)) is not None:
+        return found
     if not tiles.serves(q, v) or not _reached(grad_o, q, k, v) or (key := _key("backward", q, v)) in _failed:
         return chunked.backward(*args)
     try:
         return tiles.backward(*args)
     except Exception as e:
         return _instead(key, e, chunked.backward, args)
+
+
+def _again(which: str, find: Any, form: Any, args: Any, q: Tensor, v: Tensor) -> tuple[Tensor, ...] | None:
+    """A call like one that has run before, which needs no check; None if none has."""
+    if not q.is_cuda:
+        return None
+    plan, given, _ = find(*args)
+    if plan is None:
+        return None
+    try:
+        return plan(given)
+    except Exception as e:
+        return _instead(_key(which, q, v), e, form, args)
 
 
 def _key(which: str, q: Tensor, v: Tensor) -> Hashable:

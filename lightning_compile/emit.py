@@ -256,7 +256,7 @@ def of_normaliser(b: Builder, d: Divided, m: Match, z: Any, at: Layout, applied:
     plain = replace(m, value=Value(tuple((x,) for x in order), ()))
     x = finish(b, plain, z, at, applied, tuple(b.size(x) for x in order), d.dtype)
     for step in d.steps:
-        x = b.call(step.function(), *step.arguments(x), **dict(step.kwargs))
+        x = b.call(step.function, *step.arguments(x), **dict(step.kwargs))
     x = through(b, d.function, x) if d.function else x
     for _ in range(features):
         x = b.call(torch.unsqueeze, x, -1)

@@ -27,7 +27,6 @@ from .patterns.islands import CAUSAL, Islands, islands
 from .patterns.match import Match, parts_of
 from .patterns.normal_form import Leaf, Read, Value
 from .patterns.records import Key, Record
-from .patterns.side_table import definition_or_value
 from .patterns.signatures import name_of
 from .patterns.states import final_state
 from .patterns.transforms import regions, suspect
@@ -227,7 +226,8 @@ class _Pass:
                 # of a tensor that is written in place only the last node has the value that it has now
                 if id(t) not in self.table.values or self.table.node_of.get(id(t)) is not n:
                     continue
-                value = definition_or_value(self.table.values[id(t)], t)
+                value = self.table.made_of(t)
+                assert value is not None
                 own = {f.leaf for x in value.terms for f in x.factors if isinstance(f, Read)}
                 if m.ending is None and (own != read or any(leaf.node is None for leaf in value.leaves())):
                     continue
@@ -259,8 +259,8 @@ class _Pass:
             seen.update(todo)
             for u in todo:
                 x = self.interpreter.env.get(u)
-                if isinstance(x, torch.Tensor) and id(x) in self.table.values:
-                    asked = [t for t in definition_or_value(self.table.values[id(x)], x).terms for f in t.factors
+                if isinstance(x, torch.Tensor) and (value := self.table.made_of(x)) is not None:
+                    asked = [t for t in value.terms for f in t.factors
                              if isinstance(f, Read) and f.leaf in own and f.variables() & set(t.bound)]
                     if len(asked) > 1:
                         self.loop_sums.add(u)
@@ -347,8 +347,8 @@ class _Pass:
         """The normal form of a candidate; None where it was found in the pieces of a loop."""
         if isinstance(c.found, Match):
             return None if c.found.unrolled else c.found.value
-        v, t = self.table.values.get(c.key.tensor), self.table.tensors.get(c.key.tensor)
-        return None if v is None or t is None else definition_or_value(v, t)
+        t = self.table.tensors.get(c.key.tensor)
+        return None if t is None else self.table.made_of(t)
 
     def _write(self, members: Sequence[cand.Candidate], site: Site) -> NearMiss | None:
         first = min((c.node for c in members), key=lambda n: self.order[n])

@@ -65,8 +65,8 @@ def _find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node
             return
         pieces = table.pieces.get(id(t)) if not _goes_on(node) else None
         result = recognise_pieces(pieces.filled()) if pieces is not None else None
-        if isinstance(result, Match):
-            result = replace(result, divided=divided(result, interpreter.env, table.made_of))
+        if isinstance(result, Match) and not interpreter.switched:
+            result = replace(result, divided=divided(result, table.records, table.tensors))
         if isinstance(result, NearMiss) and all(table.settled(interpreter.env.get(m)) for m in node.all_input_nodes):
             result = None                                       # attentions beside each other, each a site of its own
         if not isinstance(result, Match):

@@ -59,6 +59,7 @@ class GraphInterpreter(fx.Interpreter):
         self.table = SideTable()
         self.grad_enabled = torch.is_grad_enabled()
         self.autocast: list[Any] = []                            # contexts that have been entered, and not left
+        self.switched = False                                    # whether calls differ in gradients or autocast
         self.symbols: dict[str, fx.Node] = {}
         self.folder = Folder(gm)
         self.ranges = Ranges()
@@ -140,6 +141,7 @@ class GraphInterpreter(fx.Interpreter):
             self._switch_gradients(bool(n.args[0]))
             return None
         if n.target is enter_autocast:
+            self.switched = True
             self.autocast.append(super().run_node(n))
             return self.autocast[-1]
         if n.target is exit_autocast:
@@ -188,6 +190,7 @@ class GraphInterpreter(fx.Interpreter):
             for t in list(self.env.values()):
                 if isinstance(t, torch.Tensor) and self.table.value(t).leaves():
                     self.table.cut(t, self.table.node_of.get(id(t)))
+            self.switched = True
         self.grad_enabled = enabled
 
     def _settle(self, n: fx.Node, out: Any) -> None:

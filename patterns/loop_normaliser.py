@@ -1,7 +1,7 @@
 """The normaliser that each piece of a loop computes, and divides by, for itself.
 
 The attention of such a loop has a factor outside of its sum that is put together from a tensor of each piece. Where these are
-the same elementwise function (an epsilon, a clamp) of sums that together are a normaliser, the loop needs none of them.
+the same function, element by element (an epsilon, a clamp), of sums that together are a normaliser, the loop needs none of them.
 """
 
 from __future__ import annotations
@@ -11,40 +11,34 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.fx as fx
 
+from ..compat import OpOverload
+from .fakes import tensors_in
+from .functions import VIEWS
 from .index import Index, Size, product, same, size_of
 from .match import Match
-from .normal_form import Leaf, Read, Value
+from .normal_form import Leaf, Read, definition_or_value
 from .pieces import Piece, Pieces
-from .signatures import name_of, named
+from .records import Key, Record
 from .unrolled import recognise_pieces
 
-_DEPTH = 8  # functions between a sum and what is divided by
+_DEPTH = 12  # operations between a sum and what is divided by
+_IN_ORDER = VIEWS - {"permute", "transpose", "t", "mT", "numpy_T"}
 
-# Of one tensor and numbers, element by element.
-_ELEMENTWISE = frozenset({
-    "add", "sub", "rsub", "mul", "div", "truediv", "neg", "abs", "clamp", "clamp_min", "clamp_max", "pow", "sqrt", "rsqrt",
-    "reciprocal", "exp", "log", "square", "relu"})
-_CASTS = {"float": torch.float32, "double": torch.float64, "half": torch.float16, "bfloat16": torch.bfloat16}
-_VIEWS = frozenset({"unsqueeze", "squeeze", "getitem", "view", "reshape", "contiguous", "clone"})
+Records = Mapping[tuple[int, int], Record]
 
 
 @dataclass(frozen=True)
 class Step:
-    """A call of one tensor and numbers: `place` says where the tensor stands among the arguments. A `target` that is text is a
-    method."""
+    """A call of one tensor, at `place` among its arguments, and numbers."""
 
-    target: Any
+    function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: tuple[tuple[str, Any], ...]
     place: int
 
     def __str__(self) -> str:
-        return f"{self.target if isinstance(self.target, str) else named(self.target)}{self.args}{self.kwargs}{self.place}"
-
-    def function(self) -> Callable[..., Any]:
-        return getattr(torch.Tensor, self.target) if isinstance(self.target, str) else self.target
+        return f"{getattr(self.function, '__name__', self.function)}{self.args}{self.kwargs}{self.place}"
 
     def arguments(self, x: Any) -> tuple[Any, ...]:
         return (*self.args[:self.place], x, *self.args[self.place + 1:])
@@ -61,61 +55,55 @@ class Divided:
     dtype: torch.dtype
 
 
-def divided(m: Match, env: Mapping[fx.Node, Any], value: Callable[[torch.Tensor], Value | None]) -> Divided | None:
-    """The normaliser among the factors outside of a loop's sum. `env` holds the tensors of nodes, `value` what they are.
-
-    Not where gradients or autocast are switched inside of the graph: the functions would be called on another side of it.
-    """
-    if not m.out or any(_switches(node) for node in env):
-        return None
+def divided(m: Match, records: Records, tensors: Mapping[int, torch.Tensor]) -> Divided | None:
+    """The normaliser among the factors outside of a loop's sum. `records` are the calls that made the tensors, by output, and
+    `tensors` these by their ids."""
     for number, r in enumerate(m.out):
-        if len(r.leaf.parts) > 1 and not r.detached and (found := _Columns(r.leaf, env, value).normaliser()) is not None:
+        if len(r.leaf.parts) > 1 and not r.detached and (found := _Columns(r.leaf, records, tensors).normaliser()) is not None:
             match, steps, dtype = found
             return Divided(number, match, steps, r.function, dtype)
     return None
 
 
-def _switches(n: fx.Node) -> bool:
-    return n.op == "call_function" and named(n.target) in ("_set_grad_enabled", "_enter_autocast")
-
-
 class _Columns:
     """The tensors of all pieces, looked into side by side."""
 
-    def __init__(self, leaf: Leaf, env: Mapping[fx.Node, Any], value: Callable[[torch.Tensor], Value | None]) -> None:
-        self.leaf, self.env, self.value = leaf, env, value
+    def __init__(self, leaf: Leaf, records: Records, tensors: Mapping[int, torch.Tensor]) -> None:
+        self.leaf, self.records, self.tensors = leaf, records, tensors
         self.axes = [_axes(*part) for part in leaf.parts]
-        self.nodes = [r.leaf.node for r, _, _ in leaf.parts]
+        self.keys = [Key(id(r.leaf.tensor), r.leaf.version) for r, _, _ in leaf.parts]
         self.clean = not any(r.leaf.dirty for r, _, _ in leaf.parts)
 
     def normaliser(self) -> tuple[Match, tuple[Step, ...], torch.dtype] | None:
         places = {a for a in self.axes if a is None or any(a)}  # a piece of a single row has no axis for it
         if not self.clean or None in places or len(places) > 1:
             return None
-        nodes: Sequence[fx.Node | None] = self.nodes
-        steps: list[Step] = []
+        keys, steps = self.keys, list[Step]()
         for _ in range(_DEPTH):
-            pieces = self._pieces(nodes)
+            pieces = self._pieces(keys)
             found = recognise_pieces(pieces) if pieces is not None else None
             if isinstance(found, Match) and found.kind == "normaliser":
-                return found, tuple(reversed(steps)), self.env[nodes[0]].dtype
-            if (below := _common(nodes, self.env)) is None:
+                return found, tuple(reversed(steps)), self.tensors[keys[0].tensor].dtype
+            below = [self._below(key) for key in keys]
+            first = below[0]
+            if first is None or any(b is None or b[1] != first[1] for b in below):
                 return None
-            nodes, step = below
-            steps += [] if step is None else [step]
+            keys = [b[0] for b in below if b is not None]
+            steps += [] if first[1] is None else [first[1]]
         return None
 
-    def _pieces(self, nodes: Sequence[fx.Node | None]) -> Pieces | None:
-        """The sums, if that is what the nodes are, with the position as their last axis."""
+    def _pieces(self, keys: Sequence[Key]) -> Pieces | None:
+        """The sums, if that is what the tensors are, with the position as their last axis."""
         found: list[Piece] = []
         start: Size = 0
-        for n, places in zip(nodes, self.axes):
-            t = self.env.get(n) if n is not None else None
-            v = self.value(t) if isinstance(t, torch.Tensor) else None
-            if v is None or v.masked is not None or not any(x.bound for x in v.terms):
+        for key, places in zip(keys, self.axes):
+            record = self.records.get((key.tensor, key.version))
+            if record is None or places is None:
                 return None
+            of_output = record.values[record.outputs.index((key.tensor, key.version))]
+            v = definition_or_value(of_output, self.tensors[key.tensor])
             axes = [a for a in v.axes if a]
-            if places is None or len(axes) != len(places):
+            if v.masked is not None or not any(x.bound for x in v.terms) or len(axes) != len(places):
                 return None
             own = next((a for a, position in zip(axes, places) if position), ())
             free = [a for a, position in zip(axes, places) if not position]
@@ -124,6 +112,38 @@ class _Columns:
             start = start + length
         pieces = Pieces(len(found[0].value.axes) - 1, start, tuple(found))
         return pieces if same(start, self.leaf.shape[-1]) else None
+
+    def _below(self, key: Key) -> tuple[Key, Step | None] | None:
+        """The one tensor that a tensor is a function of, element by element, and the function; none for a mere view."""
+        record = self.records.get((key.tensor, key.version))
+        func = None if record is None else _without_writing(record.func)
+        if record is None or func is None:
+            return None
+        places = [p for p, a in enumerate(record.args) if isinstance(a, Key)]
+        others = [a for p, a in enumerate(record.args) if p not in places] + list(record.kwargs.values())
+        if len(places) != 1 or any(tensors_in(others)):
+            return None
+        x, out = record.args[places[0]], self.tensors[key.tensor]
+        before = self.tensors[x.tensor]
+        if _sizes(before) != _sizes(out):
+            return None
+        if torch.Tag.pointwise in func.tags and torch.Tag.nondeterministic_seeded not in func.tags:
+            if any(isinstance(a, (Key, list, tuple)) for a in others):
+                return None
+            args = tuple(None if p in places else a for p, a in enumerate(record.args))
+            return x, Step(func, args, tuple(sorted(record.kwargs.items())), places[0])
+        if func._schema.name.split("::")[1] not in _IN_ORDER:
+            return None
+        return x, None if before.dtype == out.dtype else Step(torch.Tensor.to, (None, out.dtype), (), 0)
+
+
+def _without_writing(func: OpOverload) -> OpOverload | None:
+    """An operation itself, or the one that returns what this one writes to its first argument."""
+    if not func._schema.is_mutable:
+        return func
+    name = func._schema.name.split("::")[1]
+    plain = getattr(torch.ops.aten, name[:-1], None) if func.namespace == "aten" and name.endswith("_") else None
+    return getattr(plain, func._overloadname, None)
 
 
 def _axes(r: Read, free: tuple[Index, ...], position: tuple[Index, ...]) -> tuple[bool, ...] | None:
@@ -140,36 +160,6 @@ def _axes(r: Read, free: tuple[Index, ...], position: tuple[Index, ...]) -> tupl
         found.append(x in position)
         order += [] if x in position else [x]
     return tuple(found) if order == [x for x in free if not same(x.size, 1)] else None
-
-
-def _common(nodes: Sequence[fx.Node | None], env: Mapping[fx.Node, Any]) -> tuple[list[fx.Node], Step | None] | None:
-    """What the nodes are the same elementwise function of; without a step for a mere view."""
-    found = [_one_tensor(n, env) for n in nodes]
-    if any(f is None or f[1] != found[0][1] for f in found if found[0] is not None) or found[0] is None:
-        return None
-    return [f[0] for f in found if f is not None], found[0][1]
-
-
-def _one_tensor(n: fx.Node | None, env: Mapping[fx.Node, Any]) -> tuple[fx.Node, Step | None] | None:
-    """(the node's tensor, the step from it to the node)."""
-    if n is None or n.op not in ("call_function", "call_method") or len(n.all_input_nodes) != 1:
-        return None
-    x, name = n.all_input_nodes[0], name_of(n)
-    before, after = env.get(x), env.get(n)
-    if not isinstance(before, torch.Tensor) or not isinstance(after, torch.Tensor):
-        return None
-    if _sizes(before) != _sizes(after):
-        return None
-    if name in _VIEWS:
-        return x, None
-    places = [p for p, a in enumerate(n.args) if a is x]
-    others = [a for a in (*n.args, *n.kwargs.values()) if a is not x]
-    if name in _CASTS or name == "to" and len(others) == 1 and isinstance(others[0], torch.dtype):
-        return x, Step("to", (None, _CASTS.get(name) or others[0]), (), 0)
-    if name not in _ELEMENTWISE or len(places) != 1 or not all(isinstance(a, (int, float)) or a is None for a in others):
-        return None
-    args = tuple(None if a is x else a for a in n.args)
-    return x, Step(n.target, args, tuple(sorted(n.kwargs.items())), places[0])
 
 
 def _sizes(t: torch.Tensor) -> list[Any]:

@@ -236,6 +236,14 @@ def constant(value: Any, rank: int = 0) -> Value:
     return Value(((),) * rank, (Term(value),) if value != 0 else ())
 
 
+def definition_or_value(v: Value, t: torch.Tensor) -> Value:
+    """What a tensor of a value is made of, also where it was made a leaf."""
+    f = v.terms[0].factors[:1] if len(v.terms) == 1 else ()
+    if f and isinstance(f[0], Read) and f[0].leaf.tensor is t and f[0].leaf.definition is not None:
+        return f[0].leaf.definition
+    return v
+
+
 def leaf_value(leaf: Leaf, function: str = "") -> Value:
     """The value that reads a leaf at every index."""
     axes = tuple(() if isinstance(s, int) and s == 1 else (Index(s),) for s in leaf.shape)

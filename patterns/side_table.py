@@ -20,7 +20,7 @@ from .fakes import call, tensors_in, with_tensors
 from .functions import SUMS, VIEWS
 from .index import Index, Unknown, product, same, size_of
 from .leaves import are_scores
-from .normal_form import Leaf, Read, Value, leaf_value
+from .normal_form import Leaf, Read, Value, definition_or_value, leaf_value
 from .ranges import ALL, Range, by_name
 from .records import Key, Record
 from .rules import RULES
@@ -268,14 +268,6 @@ class SideTable(Assembled):
                 v = self.cut(other, self.node_of.get(id(other)))
                 for leaf in v.leaves():
                     leaf.dirty = True
-
-
-def definition_or_value(v: Value, t: torch.Tensor) -> Value:
-    """What a tensor of a value is made of, also where it was made a leaf."""
-    f = v.terms[0].factors[:1] if len(v.terms) == 1 else ()
-    if f and isinstance(f[0], Read) and f[0].leaf.tensor is t and f[0].leaf.definition is not None:
-        return f[0].leaf.definition
-    return v
 
 
 def _spoilt(v: Value, t: torch.Tensor) -> bool:

@@ -48,14 +48,16 @@ def recognise_pieces(pieces: Pieces) -> Match | NearMiss | None:
     """The attention that the pieces make up, why they are none though they come near, or None."""
     if len(pieces.pieces) < 2 or not pieces.complete():
         return None
-    loop: _Loop | None = None
     try:
         loop = _Loop(pieces)
+    except NotUnrolled:
+        return None
+    try:
         return loop.match()
     except NotUnrolled:
         return None
     except NearMiss as e:                                   # many things are sums of products, as normalisers are
-        return e if loop is None or loop.frame is None or loop.frame.e else None
+        return None if loop.of_keys_alone() else e
     except OutOfTime:
         raise
     except Exception as e:                                  # other sites of the graph have nothing to do with it
@@ -90,10 +92,14 @@ class _Loop:
         self.rows = self._row_axes(rough)
         self.roles = PieceRoles(self.rows, self.states)
         # what tells most comes first: several rows tell queries from keys, states tell keys from values
-        order = sorted(zip(reversed(pieces.pieces), rough), key=lambda pair: (
+        self.order = sorted(zip(reversed(pieces.pieces), rough), key=lambda pair: (
             not any(pair[0].value.axes[n] for n in self.rows), not _reads_a_state(pair[1]),
             -max(len(t.bound) for t in pair[1])))
-        self.forms = sorted((self._form(p, parts) for p, parts in order), key=lambda f: f.start)
+        self.forms: list[Form] = []
+
+    def of_keys_alone(self) -> bool:
+        """Whether what is summed has no features of values, as far as the pieces have been looked at."""
+        return self.frame is not None and not self.frame.e
 
     def _row_axes(self, rough: Sequence[Sequence[Term]]) -> tuple[int, ...]:
         """Axes that hold the position of queries: that of the pieces, and those that indicators tie to summed positions."""
@@ -311,6 +317,7 @@ class _Loop:
         return moved
 
     def match(self) -> Match | NearMiss | None:
+        self.forms = sorted((self._form(p, parts) for p, parts in self.order), key=lambda f: f.start)
         assert self.frame is not None
         try:
             found = self._weighed(self.forms)
@@ -329,9 +336,8 @@ class _Loop:
 
 
 def _reads_a_state(terms: Sequence[Term]) -> bool:
-    """Whether a term contracts with a leaf that is a sum of several things."""
-    return any(r.leaf.definition is not None and len(r.leaf.definition.terms) > 1 and set(t.bound) & r.variables()
-               for t in terms for r in t.reads())
+    """Whether a term contracts with a leaf that is a sum of several tensors."""
+    return any(is_sum(r.leaf) and set(t.bound) & r.variables() for t in terms for r in t.reads())
 
 
 def _order(r: Read) -> Any:

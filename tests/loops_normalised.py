@@ -106,6 +106,19 @@ def blocks_divided_in_each(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.cat(out, 2)
 
 
+@normalised
+def sums_written_to(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k = features(q), features(k)
+    s, z, out = zeros(q, v), torch.zeros_like(k[:, :, 0]), []
+    for t in range(q.shape[2]):
+        s = s + k[:, :, t, :, None] * v[:, :, t, None, :]
+        z = z + k[:, :, t]
+        total = (q[:, :, t] * z).sum(-1, keepdim=True)
+        total += 1e-6
+        out.append((q[:, :, t, None] @ s).squeeze(2) / total)
+    return torch.stack(out, 2)
+
+
 @left
 def another_epsilon_in_one_step(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k = features(q), features(k)

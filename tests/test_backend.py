@@ -194,9 +194,9 @@ def cumsum_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class Layers(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, count: int) -> None:
         super().__init__()
-        self.projections = nn.ModuleList(nn.Linear(8, 24) for _ in range(24))
+        self.projections = nn.ModuleList(nn.Linear(8, 24) for _ in range(count))
 
     def forward(self, x: Tensor) -> Tensor:
         for projection in self.projections:
@@ -206,18 +206,23 @@ class Layers(nn.Module):
 
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-def test_24_layers_are_rewritten_quickly(dynamic: bool) -> None:
-    """24 sites of elu + 1, each with its normaliser, in less than a second, the better of two; 0.1 to 0.25 s where
-    nothing else runs, and 1 to 3 s if each layer were interpreted."""
+def test_of_equal_layers_one_is_interpreted(dynamic: bool) -> None:
+    """A further layer costs less than a third of the first, the better of two: a seventh or less, and as much as the first if
+    each were interpreted. On any machine."""
     torch.compile(causal, backend=Seen())(*qkv())               # what only the first compilation of a process pays
-    backend = Seen()
-    for _ in range(2):
-        passed._here.clear()
-        torch._dynamo.reset()
-        torch.compile(Layers(), backend=backend, fullgraph=True, dynamic=dynamic)(torch.randn(2, 64, 8))
-        assert len(backend.reports[-1].rewritten) == 24, str(backend.reports[-1])
-    print(f"{backend.nodes[0]} nodes, {min(backend.seconds):.2f} s")
-    assert min(backend.seconds) < 0.9
+
+    def seconds(count: int) -> float:
+        backend = Seen()
+        for _ in range(2):
+            passed._here.clear()
+            torch._dynamo.reset()
+            torch.compile(Layers(count), backend=backend, fullgraph=True, dynamic=dynamic)(torch.randn(2, 64, 8))
+            assert len(backend.reports[-1].rewritten) == count, str(backend.reports[-1])
+        return min(backend.seconds)
+
+    first, all_layers = seconds(1), seconds(24)
+    print(f"1 layer {first:.3f} s, 24 layers {all_layers:.3f} s")
+    assert (all_layers - first) / 23 < first / 3
 
 
 @pytest.mark.parametrize("heads, width", [(4, 128), (8, 512), (12, 768)])
