@@ -2,7 +2,7 @@
 
     python benchmarks/host_time.py [--calls 1000]
 
-Shapes so small (1 x 16 x 64 x 64, bfloat16, one decay a head) that the device idles. Virtual machines differ, so a compiled `x + 1`
+Shapes so small (1 x 16 x 64 x 64, bfloat16, one decay a head) that the device idles. Virtual machines differ, so a compiled x + 1
 and a compiled product with its gradients stand beside it. The median of five.
 """
 
