@@ -37,7 +37,7 @@ def export(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | No
     own, _ = split(options)
     teach_inductor()                                            # for whoever packs the program later
     program = torch.export.export(model, tuple(args), dict(kwargs or {}), dynamic_shapes=dynamic_shapes)
-    graph = program.module()
+    graph = program.module(check_guards=False)                  # they would be another reader of each input
     assert isinstance(graph, fx.GraphModule)
     inputs = [n.meta.get("val") for n in graph.graph.nodes if n.op == "placeholder"]
     outcome = examine(graph, inputs, own)
@@ -46,5 +46,6 @@ def export(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | No
     if outcome.graph is None:
         return program
     copy_calling_convention(graph.graph, outcome.graph.graph)
+    outcome.graph.graph.eliminate_dead_code()                   # whoever runs the program as it is runs what nobody reads, too
     outcome.graph.recompile()
     return torch.export.export(outcome.graph, tuple(args), dict(kwargs or {}), dynamic_shapes=dynamic_shapes)

@@ -44,6 +44,12 @@ def _agree(n: fx.Node, out: Any, example: Any) -> None:
             raise RuntimeError(f"the sizes of {n.name} are {tuple(mine.shape)} for the example alone")
 
 
+def _is_symbolic(example: Any) -> bool:
+    """Whether it is a symbol, or has sizes that are: a graph need not name the symbols that it computes with."""
+    return isinstance(example, torch.SymInt) or isinstance(example, torch.Tensor) and any(
+        isinstance(s, torch.SymInt) for s in example.shape)
+
+
 class GraphInterpreter(fx.Interpreter):
     """Runs a graph's nodes under the side table. `on_node(node, tensor, value, holder)` is called after each node that yields
     a tensor, and, with the node that holds it, for a tensor of which a node wrote the last window; `constants(node, tensor)`
@@ -70,7 +76,7 @@ class GraphInterpreter(fx.Interpreter):
         learn(self.module.graph, self.fake.shape_env)
         inputs: Iterable[Any] = [None] * sum(n.op == "placeholder" for n in self.module.graph.nodes)
         was_enabled, cached = torch.is_grad_enabled(), self.fake.cache_enabled
-        dynamic = any(isinstance(example_of(n), torch.SymInt) for n in self.module.graph.nodes)
+        dynamic = any(_is_symbolic(example_of(n)) for n in self.module.graph.nodes)
         # an entry with symbols costs more than it saves where each call is made once
         self.fake.cache_enabled = cached and not dynamic
         try:

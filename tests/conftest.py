@@ -24,6 +24,14 @@ settings.register_profile("lightning", deadline=None, derandomize=bool(os.enviro
 settings.load_profile("lightning")
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") is not None:
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The top of the repository."""

@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 
 import lightning_compile
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+pytestmark = pytest.mark.gpu
 STRICT = {"when": "always", "min_rewrites": 1}
 
 

@@ -12,7 +12,7 @@ import torch
 
 from lightning_compile.kernels.operator import linear_attention
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = pytest.mark.gpu
 
 
 def load_check() -> ModuleType:

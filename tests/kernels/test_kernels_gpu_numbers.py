@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_compile.kernels import fallback
 from lightning_compile.kernels.operator import linear_attention
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = pytest.mark.gpu
 RUNS = 100
 CASES = [
     Case(n=4000, d=64, e=64, dtype=torch.bfloat16, decay="step", initial=True, final=True),   # in segments
