@@ -19,6 +19,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:] = [entry for entry in sys.path if Path(entry or os.getcwd()).resolve() != ROOT]
 
 
+# Reports are as wide as the terminal; what is asserted of them is not.
+os.environ["COLUMNS"] = "110"
+
+# With pytest-xdist: a core for each worker, instead of threads of all workers on all cores.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+
 # The first example of a property compiles or traces, which no per-example deadline foresees.
 settings.register_profile("lightning", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("lightning")
@@ -70,6 +77,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--compatibility") and not hasattr(config, "workerinput"):  # with pytest-xdist: not in its workers
         config.pluginmanager.register(Table())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: workers end together then."""
+    items.sort(key=lambda item: item.path.name != "test_zoo.py")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -17,6 +17,7 @@ from lightning_compile.options import Options
 
 OPTIONS = {"when": "always"}
 N = 28
+QUICK = ("unbound_and_stacked", "blocks_counted", "blocks_from_a_state_to_a_state")  # of dynamic sizes; others are slow
 
 
 def inputs(n: int = N) -> list[Tensor]:
@@ -55,8 +56,11 @@ def fresh() -> None:
 
 @pytest.mark.parametrize("name", LOOPS)
 def test_a_loop_is_one_site(name: str) -> None:
+    """A sum of the same pairs of positions as the attention, of which each step makes the same, is the operator's normaliser."""
     report = lightning_compile.explain(LOOPS[name], *inputs(), options=OPTIONS)
     assert len(report.rewritten) == 1, str(report)
+    if name in (*NORMALISED, *LEFT):
+        assert ("with its normaliser" in str(report)) == (name in NORMALISED), str(report)
 
 
 @pytest.mark.parametrize("name", NOT_LOOPS)
@@ -73,13 +77,6 @@ def test_results_are_those_of_the_loop(name: str) -> None:
     found = results(torch.compile(f, backend="lightning", options=OPTIONS), inputs())
     for w, x in zip(wanted, found):
         torch.testing.assert_close(x, w, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("name", [*NORMALISED, *LEFT])
-def test_a_normaliser_of_a_loop_is_the_operators(name: str) -> None:
-    """If it sums the same pairs of positions as the attention, and each step makes the same of it."""
-    report = lightning_compile.explain(LOOPS[name], *inputs(), options=OPTIONS)
-    assert ("with its normaliser" in str(report)) == (name in NORMALISED), str(report)
 
 
 @pytest.mark.parametrize("name", ["from_a_state_to_a_state", "blocks_from_a_state_to_a_state", *NORMALISED])
@@ -113,7 +110,8 @@ def test_a_last_block_of_one_row_belongs_to_the_loop(name: str) -> None:
     assert len(report.rewritten) == 1, str(report)
 
 
-@pytest.mark.parametrize("name", [n for n in LOOPS if n != "blocks_by_cumsum"])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow])
+                                  for n in LOOPS if n != "blocks_by_cumsum"])
 def test_a_loop_of_dynamic_sizes_is_one_site(name: str) -> None:
     """Batch, heads and features are symbols; lengths too, as far as the number of steps leaves them open."""
     compiled = Counting(LOOPS[name])

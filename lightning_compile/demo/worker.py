@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
@@ -74,7 +75,7 @@ def sweep(way: str, settings: Settings, send: Send) -> dict[int, float]:
 
         try:
             work()  # compiles
-            taken[tokens] = seconds(work, settings.device, repeats=3)
+            taken[tokens] = seconds(work, settings.device, settings.repeats)
         except torch.OutOfMemoryError:
             break
         send("length", tokens)
@@ -87,6 +88,7 @@ def main(way: str, settings: Settings, pipe: Connection) -> None:
     def send(kind: str, value: object) -> None:
         pipe.send((kind, value))
 
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # every way computes in fp32 here
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache  # else the first call may be quick because of an earlier run
         outcome = Outcome(way)

@@ -1,0 +1,180 @@
+#!/usr/bin/env python3
+"""Time and memory of the published programs of the zoo, forward and backward, under Inductor and under this backend.
+
+    python benchmarks/zoo_speed.py ZOO                      CPU: 2 sequences of 1,024 tokens
+    python benchmarks/zoo_speed.py ZOO --device cuda        GPU: 16 of 2,048; --jobs 12 compiles side by side, times one by one
+    python benchmarks/zoo_speed.py ZOO --write              also into docs/models_measured.json, for the table of models
+
+Programs, widths and numbers of heads are the zoo's; its sequences are made longer, and more of them, by repeating the arguments
+along the axes of tokens and of sequences. Loops over tokens are unrolled by torch.compile, for both ways: 128 tokens. Options
+of this backend are its defaults, so a program that its cost model leaves alone has a speed-up of one. Every program has a
+process of its own. Times are medians of calls with nothing else on the device; memory is the most that one call holds beyond
+what was held before it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import fcntl
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_compile.demo.meter import peak_bytes, seconds
+
+SIZES = {"cpu": (2, 1024), "cuda": (16, 2048)}  # sequences, tokens
+TOKENS_OF_A_LOOP = 128
+MEASURED = Path(__file__).resolve().parent.parent / "docs" / "models_measured.json"
+
+
+def load(zoo: Path) -> Any:
+    """The zoo's module of cases."""
+    spec = importlib.util.spec_from_file_location("zoo", zoo / "zoo.py")
+    assert spec is not None and spec.loader is not None
+    module = sys.modules["zoo"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def published(zoo: Any) -> list[str]:
+    """Names of the programs that are some package's own code and are meant to be rewritten."""
+    return [c.name for c in zoo.REGISTRY.values() if c.sign == "positive" and "hand" not in c.source]
+
+
+def enlarged(x: Any, tokens: int, times: int, sequences: int) -> Any:
+    """x with `times` as many tokens, on every axis that has `tokens`, and `sequences` sequences on its first axis."""
+    if isinstance(x, dict):
+        return {k: enlarged(y, tokens, times, sequences) for k, y in x.items()}
+    if isinstance(x, (list, tuple)):
+        return type(x)(enlarged(y, tokens, times, sequences) for y in x)
+    if not isinstance(x, Tensor) or x.dim() < 2:
+        return x
+    return x.repeat(max(1, sequences // x.shape[0]), *(times if n == tokens else 1 for n in x.shape[1:]))
+
+
+def moved(x: Any, device: str) -> Any:
+    """x on the device."""
+    if isinstance(x, dict):
+        return {k: moved(y, device) for k, y in x.items()}
+    if isinstance(x, (list, tuple)):
+        return type(x)(moved(y, device) for y in x)
+    return x.to(device) if isinstance(x, Tensor) else x
+
+
+def tensors(out: Any) -> Iterator[Tensor]:
+    """Whatever a program returns, its tensors that have gradients."""
+    if isinstance(out, Tensor):
+        if out.requires_grad:
+            yield out
+    elif isinstance(out, (list, tuple)):
+        for x in out:
+            yield from tensors(x)
+    elif isinstance(out, dict):
+        yield from tensors(list(out.values()))
+
+
+@contextlib.contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """While no other process of this benchmark times."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def measure(zoo: Any, name: str, device: str, sequences: int, tokens: int, lock: Path) -> dict[str, Any]:
+    """{"tokens", "sequences", "sites", and for each way "..._ms", "..._mib", or "..._failed" with the reason}."""
+    torch.manual_seed(0)
+    case = zoo.REGISTRY[name]
+    run = case.build()
+    now = max(run.args[0].shape)
+    times = max(1, (TOKENS_OF_A_LOOP if case.formulation == "loop-over-time" else tokens) // now)
+    if isinstance(run.fn, nn.Module):
+        run.fn.to(device)
+    try:
+        with torch.no_grad():
+            run.fn(*moved(enlarged(run.args, now, times, 1), device), **moved(enlarged(run.kwargs, now, times, 1), device))
+    except ValueError:  # it has a greatest length
+        times = 1
+    args, kwargs = (moved(enlarged(x, now, times, sequences), device) for x in (run.args, run.kwargs))
+    if run.grad and not isinstance(run.fn, nn.Module):
+        args = [x.requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args]
+    found: dict[str, Any] = {"tokens": now * times, "sequences": sequences}
+    for way in ("inductor", "lightning"):
+        torch.compiler.reset()
+        compiled = torch.compile(run.fn, backend=way, dynamic=False)
+
+        def work() -> None:
+            with contextlib.nullcontext() if run.grad else torch.no_grad():
+                out = compiled(*args, **kwargs)
+            if run.grad:
+                sum(x.sum() for x in tensors(out)).backward()
+
+        try:
+            work()
+            work()
+            with alone(lock):
+                found[f"{way}_ms"] = round(1e3 * seconds(work, device, 20 if device == "cuda" else 3), 3)
+                found[f"{way}_mib"] = round(peak_bytes(work, device) / 2**20, 1)
+        except Exception as error:  # a limit of the way, which is worth a cell: out of memory, or it cannot compile this
+            found[f"{way}_failed"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120] if str(error) else ''}"
+            if device == "cuda":
+                torch.cuda.empty_cache()
+    found["sites"] = torch._dynamo.utils.counters["lightning"]["rewritten"]
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("zoo", type=Path, help="the folder of zoo.py")
+    parser.add_argument("names", nargs="*", help="which programs; without any, all published ones")
+    parser.add_argument("--device", choices=tuple(SIZES), default="cpu")
+    parser.add_argument("--sequences", type=int)
+    parser.add_argument("--tokens", type=int)
+    parser.add_argument("--jobs", type=int, default=1, help="programs that compile at a time")
+    parser.add_argument("--timeout", type=float, default=400, help="seconds for one program")
+    parser.add_argument("--json", type=Path, help="write every figure there")
+    parser.add_argument("--write", action="store_true", help=f"write them to {MEASURED.name} of the docs")
+    parser.add_argument("--worker", type=Path, metavar="LOCK", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    sequences, tokens = args.sequences or SIZES[args.device][0], args.tokens or SIZES[args.device][1]
+    zoo = load(args.zoo)
+    if args.worker:
+        print(json.dumps(measure(zoo, args.names[0], args.device, sequences, tokens, args.worker)))
+        return 0
+
+    def one(name: str) -> dict[str, Any]:
+        words = [args.zoo, name, "--device", args.device, "--sequences", sequences, "--tokens", tokens, "--worker", lock]
+        try:
+            done = subprocess.run([sys.executable, __file__, *map(str, words)], capture_output=True, text=True, timeout=args.timeout)
+        except subprocess.TimeoutExpired:
+            return {"failed": f"takes longer than {args.timeout:.0f} s"}
+        if done.returncode:
+            return {"failed": (done.stderr.strip().splitlines() or ["ended without a word"])[-1][:160]}
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+
+    names, rows = args.names or published(zoo), {}
+    with tempfile.NamedTemporaryFile() as file, ThreadPoolExecutor(args.jobs) as pool:
+        lock = Path(file.name)
+        for name, row in zip(names, pool.map(one, names)):
+            rows[name] = row
+            print(name, row, flush=True)
+    device = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    found = {"device": device, "torch": torch.__version__, "date": datetime.date.today().isoformat(), "programs": rows}
+    for path in [p for p in (args.json, MEASURED if args.write else None) if p]:
+        path.write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
