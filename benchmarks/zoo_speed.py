@@ -24,7 +24,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,7 @@ def measure(zoo: Any, name: str, device: str, sequences: int, tokens: int, lock:
         torch.compiler.reset()
         compiled = torch.compile(run.fn, backend=way, dynamic=False)
 
-        def work() -> None:
+        def work(compiled: Callable[..., Any] = compiled) -> None:
             with contextlib.nullcontext() if run.grad else torch.no_grad():
                 out = compiled(*args, **kwargs)
             if run.grad:
@@ -159,7 +159,8 @@ def main() -> int:
     def one(name: str) -> dict[str, Any]:
         words = [args.zoo, name, "--device", args.device, "--sequences", sequences, "--tokens", tokens, "--worker", lock]
         try:
-            done = subprocess.run([sys.executable, __file__, *map(str, words)], capture_output=True, text=True, timeout=args.timeout)
+            done = subprocess.run([sys.executable, __file__, *map(str, words)], capture_output=True, text=True,
+                                  timeout=args.timeout)
         except subprocess.TimeoutExpired:
             return {"failed": f"takes longer than {args.timeout:.0f} s"}
         if done.returncode:

@@ -34,9 +34,9 @@ def name_of(signature: Any) -> str:
 
 
 def folder() -> Path | None:
-    """Where files are; None where caches are switched off."""
+    """Where files are; None where caches are switched off. No folder has the name of a package: some run Python inside of it."""
     caches = cache_folder()
-    return None if caches is None else caches / "lightning_compile" / "checks"
+    return None if caches is None else caches / "lightning_checks"
 
 
 def has_passed(name: str) -> bool:

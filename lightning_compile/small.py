@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -35,18 +35,20 @@ def through(function: str, x: Tensor) -> Tensor:
 
 class Sizes:
     """Sizes for index variables: some given, the others from how reshapes and broadcasts tied them together, and where
-    nothing ties them their own. `pad` elements are the most that a padding has (None: as many as it has)."""
+    nothing ties them their own. `pad` elements are the most that a padding has (None: as many as it has); variables that
+    are `compared` run over the same positions, though perhaps of different tensors."""
 
     def __init__(self, given: Mapping[Index, int], universe: Iterable[Index], symbols: Mapping[Any, int],
-                 positions: Iterable[Index] = (), pad: int | None = PAD, tiles: bool = False) -> None:
-        self.pad, self.tiles = pad, tiles
+                 positions: Iterable[Index] = (), pad: int | None = PAD, tiles: bool = False,
+                 compared: Iterable[tuple[Index, Index]] = ()) -> None:
+        self.pad, self.tiles, self.compared = pad, tiles, tuple(dict.fromkeys(compared))
         self.positions = self._same_axis(positions)
         self.known: dict[Index, int] = {}
         self._scale: dict[int, int] | None = None
         self.symbols = dict(symbols)
         for x, n in given.items():
             self._set(x, n)
-        every = self._closure([*universe, *given])
+        every = self._closure([*universe, *given, *(x for pair in self.compared for x in pair)])
         self.laws = self._laws(every)
         self._propagate(every)
         for x in every:
@@ -68,9 +70,9 @@ class Sizes:
                 todo += [x.padded[0]] if x.padded else []
         return sorted(seen)
 
-    @staticmethod
-    def _same_axis(start: Iterable[Index]) -> frozenset[Index]:
-        """Variables that run along the same axis as the given digits: renamed, sliced, padded, split or put together."""
+    def _same_axis(self, start: Iterable[Index]) -> frozenset[Index]:
+        """Variables that run along the same axis as the given digits: compared, renamed, sliced, padded, split or put
+        together."""
         seen: set[Index] = set()
         todo = list(start)
         while todo:
@@ -78,6 +80,7 @@ class Sizes:
             if x in seen:
                 continue
             seen.add(x)
+            todo += [y for pair in self.compared if x in pair for y in pair]
             todo += [y for group in x.splits for y in group]
             todo += [y for y in (x.window and x.window[0], x.padded and x.padded[0]) if y]
             todo += [y for y in x.parents if y.window and y.window[0] is x or y.padded and y.padded[0] is x
@@ -106,6 +109,8 @@ class Sizes:
             for x in dict.fromkeys(about):
                 laws.setdefault(x, []).append(law)
 
+        for x, y in self.compared:
+            add(functools.partial(self._by_difference, x, y, 0), (x, y))
         for x in every:
             if (tie := self._tied(x)) is not None:
                 add(functools.partial(self._by_difference, x, *tie), (x, tie[0]))
@@ -238,6 +243,18 @@ class Sizes:
         return None
 
 
+def compared(terms: Iterable[Term]) -> Iterator[tuple[Index, Index]]:
+    """Variables of one size that stand against each other in an indicator, those of exponents included."""
+    for t in terms:
+        for e in t.indicators:
+            for x, c in e.coef.items():
+                against = [y for y, b in e.coef.items() if same(b, -c)]
+                alike = [y for y, b in e.coef.items() if same(b, c)]
+                if len(against) == len(alike) == 1 and same(x.size, against[0].size):
+                    yield x, against[0]
+        yield from compared(t.exponent)
+
+
 def _tile(x: Index) -> tuple[Index, int] | None:
     """(y, n) if x is one of n tiles that y consists of."""
     if x.window is None or x.window[2] != 1:
@@ -299,13 +316,18 @@ def region(table: SideTable, target: Key, stop: set[Key]) -> list[Record]:
     while todo:
         key = todo.pop()
         record = table.records.get((key.tensor, key.version))
-        if record is None or key in stop or record.number in found or key.tensor in table.folded:
-            continue
+        if record is None or key in stop or record.number in found or key.tensor in table.folded or _is_literal(record):
+            continue                                        # what is known by its value is made anew, at any size
         found[record.number] = record
         if _only_shape(record):
             continue
         todo += [a for a in pytree.tree_leaves((record.args, record.kwargs)) if isinstance(a, Key)]
     return [found[n] for n in sorted(found)]
+
+
+def _is_literal(record: Record) -> bool:
+    """Whether the call yields numbers that the program spelled out (torch.tensor, new_tensor)."""
+    return record.func._schema.name == "aten::lift_fresh" and not isinstance(record.args[0], Key)
 
 
 def _only_shape(record: Record) -> bool:

@@ -7,7 +7,7 @@ of all before it, and how every piece weighs every other has been looked at alre
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,11 +16,13 @@ from . import verify
 from .emit import Site, emit
 from .kernels.operator import linear_attention
 from .patterns.codes import NearMiss, near_miss
-from .patterns.index import size_of
+from .patterns.index import product, size_of
+from .patterns.normal_form import Leaf
 from .patterns.records import Key, Record
 from .patterns.side_table import SideTable
 from .small import Sizes, leaf_key, region, replay
 
+STEPS = 64   # over so many steps a log-decay of 1 a step may go on
 PIECES = 12  # of a loop that run again; of a longer one, so many
 
 
@@ -28,6 +30,7 @@ def compare(table: SideTable, site: Site, targets: Sequence[Key], regions: Seque
             sizes: Sizes) -> NearMiss | None:
     """None if the operator's values and gradients are those of the loop."""
     leaves = verify.random_leaves(site, table, sizes)
+    _damp(site, leaves, sizes)
     builder = verify.Eager(sizes, leaves)
     shapes = [sizes.shape(m.value.axes) for m in site.matches()]
     by_operator = emit(builder, [builder] * len(shapes), site, linear_attention, shapes, [None] * len(shapes))
@@ -57,6 +60,14 @@ def compare(table: SideTable, site: Site, targets: Sequence[Key], regions: Seque
         if (error := verify.difference(verify.or_zero(e, x), verify.or_zero(f, x))) > tolerance:
             return near_miss("LC502", seen=f"a gradient is off by {error:.1e}")
     return None
+
+
+def _damp(site: Site, leaves: Mapping[Leaf, Tensor], sizes: Sizes) -> None:
+    """Makes log-decays small enough for the length: one number for all steps would grow beyond what fp64 holds."""
+    n = product(sizes.of(x) for x in site.main.rows)
+    with torch.no_grad():
+        for leaf in {r.leaf for m in site.matches() for g in m.decay for r in g.reads} & set(leaves):
+            leaves[leaf].mul_(min(1, STEPS / n))
 
 
 def some_pieces(table: SideTable, target: Key, sizes: Sizes) -> list[tuple[int, int, Key]]:

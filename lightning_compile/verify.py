@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,11 +22,12 @@ from .patterns.records import Key, Record
 from .patterns.side_table import SideTable
 from .patterns.sizes import another_value, hint_of
 from .signature import relied_sign, signature
-from .small import KEPT, PAD, Sizes, Unsolvable, evaluate, leaf_key, region, replay
+from .small import KEPT, PAD, Sizes, Unsolvable, compared, evaluate, leaf_key, region, replay
 
 TOLERANCE = 1e-7  # of fp64 results, relative to the largest element
 POSITIONS = 5     # small lengths are this, plus the largest offset
-WHOLE = 128       # lengths up to this may be checked as they are
+WHOLE = 128       # lengths, and chunks, up to this may be checked as they are
+MOST = 2**26      # multiplications of a check's brute force, but for the first
 HEADS = 64        # batch sizes up to this may be checked as they are
 FEATURES = ((3, 4), (4, 6), (8, 8), (MAX_FEATURES, MAX_FEATURES))  # sizes of d and e, at most the user's own
 UNROLLED_FEATURES = (FEATURES[0], (4, 4), FEATURES[-1])
@@ -93,15 +94,25 @@ def check(table: SideTable, site: Site, targets: Sequence[Key]) -> NearMiss | No
 
 def _check(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequence[list[Record]]) -> NearMiss | None:
     """At small sizes; where these do not fit (features that are split somewhere else), at others; and where a check fails
-    that had to guess how constants shrink, with the user's own length, if it is short enough."""
+    that had to guess how constants shrink (a decay over a chunk is a number), with the user's own chunks, or the user's own
+    length, if they are short enough."""
     if site.main.unrolled:
         return _check_unrolled(table, site, targets, regions)
     failed: NearMiss | None = None
-    n = product(x.size for x in site.main.rows)
-    for whole in (False, True) if isinstance(n, int) and n <= WHOLE else (False,):
+    rows, alike = site.main.rows, [pair for m in site.matches() for pair in compared(m.value.terms)]
+    n, chunk = (product(x.size for x in digits) for digits in (rows, rows[1:]))
+    ways = [set[Index]()]                                   # of the digits of a position, those that keep their sizes
+    if isinstance(chunk, int) and 1 < chunk <= WHOLE:
+        ways.append(set(rows[1:]))
+    if isinstance(n, int) and n <= WHOLE:
+        ways.append(set(rows))
+    for kept in ways:
         for features in FEATURES:
+            if failed is not None and _work(site, kept, features) > MOST:
+                continue
             try:
-                sizes = Sizes(*_small(site, table, regions, features, whole), site.main.rows, n if whole else PAD)
+                sizes = Sizes(*_small(site, table, regions, features, kept), rows, n if len(kept) == len(rows) else PAD,
+                              compared=alike)
                 failed = _compare(table, site, targets, regions, sizes)
             except (Unsolvable, RuntimeError, LookupError, ArithmeticError) as e:
                 failed = _not_checkable(e)
@@ -109,6 +120,13 @@ def _check(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequen
             if failed is None:
                 return None
     return failed
+
+
+def _work(site: Site, kept: Collection[Index], features: tuple[int, int]) -> int:
+    """Multiplications by brute force, for a batch of two and three heads."""
+    n = product(hint(x.size) if x in kept else 4 for x in site.main.rows)
+    d, e = (min(most, hint(product(x.size for x in own))) for most, own in zip(features, (site.main.d, site.main.e)))
+    return 6 * n * n * d * e
 
 
 def _check_unrolled(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequence[list[Record]]) -> NearMiss | None:
@@ -121,7 +139,7 @@ def _check_unrolled(table: SideTable, site: Site, targets: Sequence[Key], region
     for features in UNROLLED_FEATURES:
         for length in lengths:
             try:
-                small = _small(site, table, regions, features, True, length)
+                small = _small(site, table, regions, features, site.main.rows, length)
                 failed = compare(table, site, targets, regions, Sizes(*small, pad=None, tiles=features[0] != MAX_FEATURES))
             except (Unsolvable, RuntimeError, LookupError, ArithmeticError) as e:
                 failed = _not_checkable(e)
@@ -189,10 +207,10 @@ def difference(a: Tensor, b: Tensor) -> float:
     return error if error == error else float("inf")
 
 
-def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], features: tuple[int, int], whole: bool,
+def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], features: tuple[int, int], kept: Collection[Index],
            length_symbols: Mapping[Any, int] | None = None) -> tuple[dict[Index, int], set[Index], dict[Any, int]]:
-    """Distinct small sizes for the variables of the site; all variables of its regions; values for the symbols, those of a
-    loop's length as given."""
+    """Distinct small sizes for the variables of the site, but for the digits of a position that are `kept`; all variables of
+    its regions; values for the symbols, those of a loop's length as given."""
     offsets = [abs(c) for m in site.matches() for t in m.value.terms for e in t.indicators
                if isinstance(c := e.const, int)]
     offsets += [abs(a.const) for m in site.matches() for r in (*m.q, *m.k, *m.v) for a in r.index
@@ -220,7 +238,7 @@ def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], featur
             choose(x, x.size)                               # tables of numbers belong to their size
     numbered = _numbered(regions) if len(main.rows) > 1 else set()
     for depth, x in enumerate(reversed(main.rows)):
-        if whole or x in numbered or len(main.rows) > 1 and isinstance(x.size, int) and x.size <= KEPT:
+        if x in kept or x in numbered or len(main.rows) > 1 and isinstance(x.size, int) and x.size <= KEPT:
             choose(x, hint(x.size, symbols))
         else:
             choose(x, length if len(main.rows) == 1 else (4, 3, 2)[depth % 3])

@@ -55,3 +55,12 @@ def test_the_second_process_compiles_nothing_and_a_changed_one_everything(tmp_pa
     assert again[0] > 0 and again[1] == 0
     assert compile_once(tmp_path, {"verify": "off"})[0] == 0
     assert compile_once(tmp_path, source="another")[0] == 0
+
+
+def test_sources_that_cannot_be_read_are_no_sources_seen_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An empty list of files has a hash as well, and it would be that of any release."""
+    import lightning_compile
+    from lightning_compile.sources import source_hash
+
+    monkeypatch.setattr(lightning_compile, "__path__", [str(tmp_path / "lightning_compile")])
+    assert source_hash.__wrapped__() != source_hash.__wrapped__()
