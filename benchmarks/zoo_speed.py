@@ -167,16 +167,19 @@ def main() -> int:
             return {"failed": (done.stderr.strip().splitlines() or ["ended without a word"])[-1][:160]}
         return dict(json.loads(done.stdout.splitlines()[-1]))
 
+    device = torch.cuda.get_device_name() if args.device == "cuda" else f"one thread of {platform.machine()}"
+    found = {"device": device, "torch": torch.__version__, "date": datetime.date.today().isoformat()}
     names, rows = args.names or published(zoo), {}
     with tempfile.NamedTemporaryFile() as file, ThreadPoolExecutor(args.jobs) as pool:
         lock = Path(file.name)
         for name, row in zip(names, pool.map(one, names)):
             rows[name] = row
             print(name, row, flush=True)
-    device = torch.cuda.get_device_name() if args.device == "cuda" else f"one thread of {platform.machine()}"
-    found = {"device": device, "torch": torch.__version__, "date": datetime.date.today().isoformat(), "programs": rows}
-    for path in [p for p in (args.json, MEASURED if args.write else None) if p]:
-        path.write_text(json.dumps(found, indent=1) + "\n")
+            for path in [p for p in (args.json, MEASURED if args.write else None) if p]:
+                known = json.loads(path.read_text()) if path.exists() else {}
+                same = {k: known.get(k) for k in ("device", "torch")} == {k: found[k] for k in ("device", "torch")}
+                programs = {**(known["programs"] if same else {}), **rows}  # of a run of some, the others stay
+                path.write_text(json.dumps({**found, "programs": programs}, indent=1) + "\n")
     return 0
 
 

@@ -29,14 +29,26 @@ def ratio(errors: Mapping[str, Sequence[Any]]) -> float | None:
     return round(max(found), 2) if found else None
 
 
-def table(rows: Sequence[Row], measured: Mapping[str, Mapping[str, str]] | None = None) -> str:
-    """Markdown. `measured`: for a name, `speed` and `memory` in words."""
+def table(rows: Sequence[Row], measured: Mapping[str, Mapping[str, Any]] | None = None) -> str:
+    """Markdown. `measured`: for a name, what `benchmarks/zoo_speed.py` writes of it: tokens, sequences, sites, and for each way
+    milliseconds, MiB, or why there are none."""
     lines = ["| program | package | what it is | decay | sites | verdict | error of outputs, gradients (eager = 1) | "
-             "speed, memory |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+             "speed-up | memory, MiB |", "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
     for r in rows:
-        known = (measured or {}).get(r["name"], {})
         errors = ", ".join("-" if x is None else f"{x:g}" for x in (r["output"], r["gradient"]))
-        figures = ", ".join(known[key] for key in ("speed", "memory") if key in known) or "not measured"
+        speed, memory = gains((measured or {}).get(r["name"], {}))
         lines.append(f"| `{r['name']}` | {r['package']} | {r['family']} | {r['decay']} | {r['sites']} of {r['expected']} | "
-                     f"{r['verdict']} | {errors} | {figures} |")
+                     f"{r['verdict']} | {errors} | {speed} | {memory} |")
     return "\n".join(lines)
+
+
+def gains(one: Mapping[str, Any]) -> tuple[str, str]:
+    """The two cells of a measured program; what its cost model leaves alone has none."""
+    if "lightning_ms" not in one:
+        return "not measured", ""
+    if not one["sites"]:
+        return f"left alone at {one['tokens']:,} tokens", ""
+    if "inductor_ms" not in one:
+        return f"Inductor: {one['inductor_failed'].split(':')[0]}", f"{one['lightning_mib']:g}"
+    return (f"{one['inductor_ms'] / one['lightning_ms']:.1f} at {one['tokens']:,} tokens",
+            f"{one['inductor_mib']:g} to {one['lightning_mib']:g}")
