@@ -37,6 +37,11 @@ class Schedule:
         """Whether registers have room for the weights of a constant decay, or each chunk computes them again."""
         return self.contract * self.out <= 64 * 64 * (self.warps // 4)
 
+    @property
+    def crowded(self) -> bool:
+        """Whether a pair leaves the sums of pairs inside of a chunk to the sweep for grad_q."""
+        return self.contract * self.out > 64 * 64 * (self.warps // 4)
+
 
 def _block(features: int) -> int:
     """The power of two, at least 32, that holds so many features."""
@@ -46,11 +51,11 @@ def _block(features: int) -> int:
 Row = tuple[int, int, int, int]
 # Measured on an H100 (docs/kernels.md). By the contracted block: (chunk, output block, warps, stages).
 _HALF: dict[str, dict[int, Row]] = {
-    "output": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 256: (64, 64, 8, 2)},
-    "output with sums": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 256: (64, 64, 8, 2)},
-    "normalizer": {64: (64, 64, 4, 3), 128: (64, 128, 8, 2), 256: (64, 64, 8, 2)},
+    "output": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 256: (64, 128, 8, 2)},
+    "output with sums": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 256: (64, 128, 8, 2)},
+    "normalizer": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 256: (64, 64, 8, 2)},
     "pair": {64: (64, 64, 4, 3), 128: (64, 128, 8, 2)},
-    "pair with sums": {64: (64, 64, 8, 3)},
+    "pair with sums": {64: (64, 64, 8, 3), 128: (64, 128, 8, 2)},
     "states": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 256: (64, 64, 8, 2)},
 }
 # Where products run a warp at a time, from registers (compute capability 8, and 12): chunks of 32 positions, or kilobytes a
@@ -102,8 +107,10 @@ def schedule(
         return None
     chunk, most, warps, stages = row
     held = min(_block(out), most)
-    if out % held != 0 and half:
-        held = max(held, 64)  # narrower blocks with masked columns give wrong results on Hopper (Triton 3.6, 60 features in 32s)
+    if out % 8 != 0 and half:  # rows are read in parts of 8 bytes, and need twice the instructions
+        held = max(held, 64)  # narrower blocks gave wrong results on Hopper (Triton 3.6, 60 features in 32s)
+        if kind == "pair":
+            warps = max(warps, 8)
     return Schedule(chunk, block, held, warps, stages)
 
 

@@ -115,6 +115,19 @@ def within(seconds: float, row: Row) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+def first_calls(row: Row, problem: Problem, dtype: torch.dtype, device: torch.device) -> None:
+    """What a peer does once for such operands, kernels that it compiles or chooses by trying, kept for later calls in this
+    process. What is compiled anew for each row stays where it is counted, as does whatever goes wrong."""
+    with contextlib.suppress(Exception):
+        function = function_of(row.peer, problem, device, dtype.itemsize)
+        if not isinstance(function, str) and not row.peer.endswith("compiled"):
+            operands = laid_out(row.peer, problem.operands(dtype, device))
+            assert operands[0] is not None
+            run(function, operands, torch.randn_like(operands[0]))
+            if PEERS[row.peer][1]:
+                errors(row.peer, function, problem, dtype, device)
+
+
 def measure(row: Row, problem: Problem, dtype: torch.dtype, device: torch.device, speed: float) -> Row:
     """Errors, then times and memory; nothing wrong is timed. Whatever a peer raises becomes its note."""
     name = row.peer
