@@ -84,9 +84,9 @@ def sweep(
     CONTRACT: tl.constexpr, OUT: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, C: tl.constexpr,
     REVERSE: tl.constexpr, STRICT: tl.constexpr, DECAY: tl.constexpr, COLUMN: tl.constexpr, TRANSPOSED: tl.constexpr,
     OUTPUT: tl.constexpr, COMPANION: tl.constexpr, SUM: tl.constexpr, PAIRS: tl.constexpr, BETWEEN: tl.constexpr,
-    AHEAD: tl.constexpr, HAS_IN: tl.constexpr, HAS_OUT: tl.constexpr, HAS_TOTAL: tl.constexpr, DOT: tl.constexpr,
-    ACC: tl.constexpr, PRECISION: tl.constexpr, LOWEST: tl.constexpr, ALIGN: tl.constexpr, HOLD: tl.constexpr,
-    STAGES: tl.constexpr, SKIP: tl.constexpr, ALIKE: tl.constexpr, SPLIT: tl.constexpr,
+    AHEAD: tl.constexpr, BRANCH: tl.constexpr, HAS_IN: tl.constexpr, HAS_OUT: tl.constexpr, HAS_TOTAL: tl.constexpr,
+    DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, LOWEST: tl.constexpr, ALIGN: tl.constexpr,
+    HOLD: tl.constexpr, STAGES: tl.constexpr, SKIP: tl.constexpr, ALIKE: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """O = scale * LA(A, B, V) for one segment of one head and one block of O's features; states are sums of B^T V.
 
@@ -235,9 +235,10 @@ def sweep(
             a = _load_tile(A, a_base + t64 * a_n, a_n, a_d, rows, valid, cc, C_MASK)
             left, right = _operand(a, DOT, PRECISION), _operand(b, DOT, PRECISION)
 
-            # Always so, which Triton does not know. It gives all rows to each group of four warps where a product goes into
-            # another one; it does not look out of a branch, and here each group then computes half of the columns.
-            if step < count:
+            # Always so, which Triton does not know. On Hopper it gives all rows to each group of four warps where a product goes
+            # into another one; it does not look out of a branch, so that here each group computes half of the columns.
+            always = step < count if BRANCH else True
+            if always:
                 if COMPANION:  # left and right, value and state the other way round
                     r = tl.dot(other, tl.trans(held), input_precision=PRECISION, out_dtype=ACC)
                     r *= weight[:, None]
@@ -270,8 +271,10 @@ def sweep(
                     if DECAY == 2 and G.dtype.element_ty != ACC:  # rounding took more from the sums than from a difference
                         lost = (exact - reached.to(G.dtype.element_ty)).to(ACC)
                         steps += lost[None, :] - lost[:, None] if REVERSE else lost[:, None] - lost[None, :]
-                    inside = tl.exp2(tl.where(allowed, steps, float("-inf"))) * rounded
-                scores *= inside
+                    weights = tl.exp2(tl.where(allowed, steps, float("-inf"))) * rounded
+                else:
+                    weights = inside
+                scores *= weights
                 if PAIRS:  # both sums of one product, so that their errors cancel as they do
                     pairs = tl.where(rows[:, None] != rows[None, :], others * scores, 0.0)
                     row_sums += _row_sums(pairs, SPLIT)
@@ -280,7 +283,7 @@ def sweep(
                         of_columns *= late
                     tl.store(SUMS + (sum_row + SPLIT * all_heads) * n + t64 + rows, of_columns, mask=valid)
                 if COMPANION:
-                    others = _operand(others * inside, DOT, PRECISION)
+                    others = _operand(others * weights, DOT, PRECISION)
                 if COLUMN == ON_VALUE:
                     of_scores = tl.sum(scores, 1)
                 scores = _operand(scores, DOT, PRECISION)
@@ -305,7 +308,7 @@ def sweep(
             if COMPANION:
                 r = tl.dot(others, right, r, input_precision=PRECISION, out_dtype=ACC)
                 _store_tile(R, r_base + t64 * r_n, r_n, rows, valid, cc, r * late if SMALL else r, C_MASK)
-                if step < count:  # as above
+                if always:
                     o = tl.dot(left, held, input_precision=PRECISION, out_dtype=ACC)
                     o *= weight[:, None]
                     if COLUMN == ON_RIGHT:
@@ -337,7 +340,7 @@ def sweep(
                 if not AHEAD:
                     there, there_is = _at_border(S_BORDER, at_border, cc, oc, CONTRACT, OUT)
                     met = tl.load(there, mask=there_is, other=0.0)
-                passing = tl.sum(tl.sum(state * met.to(ACC), 1), 0)
+                passing = tl.sum(state * met.to(ACC))
                 if ON_OUT:
                     passing += tl.sum(column * tl.load(X_BORDER + at_border * OUT + oc, mask=oc < OUT, other=0.0), 0)
                 tl.store(PASSING + block.to(tl.int64) * all_heads * borders + at_border, passing * out_scale)
