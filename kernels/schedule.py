@@ -37,11 +37,6 @@ class Schedule:
         """Whether registers have room for the weights of a constant decay, or each chunk computes them again."""
         return self.contract * self.out <= 64 * 64 * (self.warps // 4)
 
-    @property
-    def crowded(self) -> bool:
-        """Whether a pair leaves the sums of pairs inside of a chunk to the sweep for grad_q."""
-        return self.contract * self.out > 64 * 64 * (self.warps // 4)
-
 
 def _block(features: int) -> int:
     """The power of two, at least 32, that holds so many features."""
@@ -55,7 +50,7 @@ _HALF: dict[str, dict[int, Row]] = {
     "output with sums": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 256: (64, 128, 8, 2)},
     "normalizer": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 256: (64, 64, 8, 2)},
     "pair": {64: (64, 64, 4, 3), 128: (64, 128, 8, 2)},
-    "pair with sums": {64: (64, 64, 8, 3), 128: (64, 128, 8, 2)},
+    "pair with sums": {64: (64, 64, 4, 3), 128: (64, 128, 8, 2)},
     "states": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 256: (64, 64, 8, 2)},
 }
 # Where products run a warp at a time, from registers (compute capability 8, and 12): chunks of 32 positions, or kilobytes a
@@ -76,9 +71,9 @@ _HALF_TEN: dict[tuple[str, int], Row | None] = {
 # Operands of 32 bits take twice the room, and split dots hold several copies of a tile in registers: no pairs but for
 # few features.
 _SINGLE: dict[str, dict[int, Row]] = {
-    "output": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
-    "output with sums": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
-    "normalizer": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
+    "output": {64: (64, 64, 8, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
+    "output with sums": {64: (64, 64, 8, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
+    "normalizer": {64: (64, 64, 8, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
     "pair": {32: (32, 32, 4, 1)},
     "pair with sums": {},
     "states": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
@@ -112,7 +107,7 @@ def schedule(
     held = min(_block(out), most)
     if out % 8 != 0 and half:  # rows are read in parts of 8 bytes, and need twice the instructions
         held = max(held, 64)  # narrower blocks gave wrong results on Hopper (Triton 3.6, 60 features in 32s)
-        if kind == "pair":
+        if kind.startswith("pair"):
             warps = max(warps, 8)
     return Schedule(chunk, block, held, warps, stages)
 

@@ -183,7 +183,7 @@ class Sweeps:
                 "PAIRS": sums is not None and sums.pairs,
                 "BETWEEN": self.between,
                 "AHEAD": sums is not None and companion is not None and plan.contract * plan.out <= self.fetched,
-                "BRANCH": HOPPER <= self.capability < 100,
+                "BRANCH": plan.warps > 4 and HOPPER <= self.capability < 100,
                 "HAS_IN": enters is not None,
                 "HAS_OUT": leaves is not None,
                 "HAS_TOTAL": total is not None,

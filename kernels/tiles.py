@@ -323,7 +323,7 @@ def plan_backward(
             enters = sweeps.states(ahead, k, v, call.start, None, column=NO_COLUMN if x is None else ON_VALUE)
         grad_q = output(roles.grad_q)
         if with_sums:
-            sums_q = sweeps.sums_of_queries(ahead_layout, ahead_blocks, pair is not None and pair.crowded, d, e, x is not None)
+            sums_q = sweeps.sums_of_queries(ahead_layout, ahead_blocks, pair is not None, d, e, x is not None)
         run(
             roles.grad_q, ahead_layout, ahead, grad_q, enters, sums=sums_q, x=x, column=NO_COLUMN if x is None else ON_LEFT,
             beside=None if sums_q is None else q,
