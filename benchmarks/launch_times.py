@@ -1,9 +1,13 @@
 """Microseconds of each kernel that a forward and a backward launch, one by one. Needs a CUDA device.
 
     python benchmarks/launch_times.py
+    ncu --profile-from-start off --clock-control none --section SpeedOfLight --section WarpStateStats --section Occupancy \
+        --section LaunchStats --section ComputeWorkloadAnalysis python benchmarks/launch_times.py --once
 """
 
 from __future__ import annotations
+
+import argparse
 
 import torch
 from triton.testing import do_bench
@@ -39,8 +43,26 @@ def _name(launch: Launch) -> str:
     return kind + " reversed" * c["REVERSE"] + " with sums" * (c["SUM"] != 0)
 
 
+def once(plan: Plan, given: tuple[torch.Tensor | None, ...]) -> list[str]:
+    """Launches each kernel once more, for a profiler that looks at nothing else."""
+    tensors = list(given)
+    for step in plan.steps:
+        step(tensors)
+    torch.cuda.synchronize()
+    torch.cuda.profiler.start()
+    launches = plan.launches
+    for launch in launches:
+        launch(tensors)
+    torch.cuda.synchronize()
+    torch.cuda.profiler.stop()
+    return [_name(launch) for launch in launches]
+
+
 def main() -> None:
-    for b, h, n, d, decay in SHAPES:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--once", action="store_true", help="launch each kernel of the first shapes once, for a profiler")
+    run = once if parser.parse_args().once else times
+    for b, h, n, d, decay in SHAPES[1:3] if run is once else SHAPES:
         q, k, v, grad = (torch.randn(b, h, n, d, device="cuda", dtype=torch.bfloat16) for _ in range(4))
         g = None
         if decay != "none":
@@ -49,7 +71,7 @@ def main() -> None:
         forward = tiles.plan_forward(given, 1.0, False, False, False, False)
         more = (*given, grad, None, None, None)
         backward = tiles.plan_backward(more, 1.0, False, False, True, True, True, "learned" in decay, False)
-        found = [", ".join(times(plan, tensors)) for plan, tensors in ((forward, given), (backward, more))]
+        found = [", ".join(run(plan, tensors)) for plan, tensors in ((forward, given), (backward, more))]
         print(f"{b},{h},{n},{d} {decay}: {found[0]}; backward: {found[1]}", flush=True)
 
 

@@ -58,31 +58,9 @@ def join_segments(
         tl.store(LAST + bh * size + x, state, mask=inside)
 
 
-@triton.jit(do_not_specialize=["scale"])
-def border_products(
-    QUERIES, KEYS, X_QUERIES, X_KEYS, OUT, scale,
-    SIZE: tl.constexpr, LENGTH: tl.constexpr, BLOCK: tl.constexpr, HAS_COLUMN: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """OUT [B*H * borders]: products of the two states that meet at a border; all that passes it, from keys to queries."""
-    border = tl.program_id(0).to(tl.int64)
-    x = tl.arange(0, BLOCK)
-    total = tl.zeros([BLOCK], ACC)
-    for start in range(0, SIZE, BLOCK):
-        at = border * SIZE + start + x
-        inside = start + x < SIZE
-        queries = tl.load(QUERIES + at, mask=inside, other=0.0).to(ACC)
-        total += queries * tl.load(KEYS + at, mask=inside, other=0.0).to(ACC)
-    if HAS_COLUMN:
-        for start in range(0, LENGTH, BLOCK):
-            at = border * LENGTH + start + x
-            inside = start + x < LENGTH
-            total += tl.load(X_QUERIES + at, mask=inside, other=0.0) * tl.load(X_KEYS + at, mask=inside, other=0.0)
-    tl.store(OUT + border, tl.sum(total, 0) * scale)
-
-
 @triton.jit(do_not_specialize=["n", "borders"])
 def join_sums(
-    QUERIES, KEYS, PASSING, END, OUT, n, borders, query_blocks, key_blocks,
+    QUERIES, KEYS, PASSING, END, OUT, n, borders, query_blocks, key_blocks, passing_blocks,
     BETWEEN: tl.constexpr, REVERSE: tl.constexpr, HAS_END: tl.constexpr,
 ):  # fmt: skip
     """OUT [B*H, N], the gradient of each step's log-decay, from what the sweeps summed.
@@ -102,7 +80,8 @@ def join_sums(
         sums = -sums
     gradient = tl.cumsum(sums, 0)
     if block < borders:
-        gradient += tl.load(PASSING + bh * borders + block).to(tl.float64)
+        for i in range(0, passing_blocks):
+            gradient += tl.load(PASSING + (i * tl.num_programs(0) + bh) * borders + block).to(tl.float64)
     elif HAS_END:
         gradient += tl.load(END + bh).to(tl.float64)
     if REVERSE:  # only differences of running sums matter, and none of them holds step 1

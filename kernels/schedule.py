@@ -46,11 +46,11 @@ def _block(features: int) -> int:
 Row = tuple[int, int, int, int]
 # Measured on an H100 (docs/kernels.md). By the contracted block: (chunk, output block, warps, stages).
 _HALF: dict[str, dict[int, Row]] = {
-    "output": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 256: (64, 64, 8, 2)},
-    "output with sums": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 256: (64, 64, 8, 2)},
-    "normalizer": {64: (64, 64, 4, 3), 128: (64, 128, 8, 2), 256: (64, 64, 8, 2)},
+    "output": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 256: (64, 128, 8, 2)},
+    "output with sums": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 256: (64, 128, 8, 2)},
+    "normalizer": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 256: (64, 64, 8, 2)},
     "pair": {64: (64, 64, 4, 3), 128: (64, 128, 8, 2)},
-    "pair with sums": {64: (64, 64, 8, 3)},
+    "pair with sums": {64: (64, 64, 4, 3), 128: (64, 128, 8, 2)},
     "states": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 256: (64, 64, 8, 2)},
 }
 # Where products run a warp at a time, from registers (compute capability 8, and 12): chunks of 32 positions, or kilobytes a
@@ -63,14 +63,17 @@ _HALF_BY_WARP: dict[str, dict[int, Row]] = {
     "pair with sums": {64: (32, 64, 4, 3)},
     "states": {64: (32, 64, 4, 3), 128: (32, 32, 4, 2), 256: (32, 32, 8, 2)},
 }
-# Compute capability 10: with three stages the sweeps with sums would not fit its shared memory.
-_HALF_TEN: dict[tuple[str, int], Row] = {("output with sums", 128): (64, 128, 8, 2)}
+# Compute capability 10: with three stages the sweeps with sums would not fit its shared memory, and for pairs of 128 features
+# Triton 3.6 makes a kernel of nothing (4 registers).
+_HALF_TEN: dict[tuple[str, int], Row | None] = {
+    ("output with sums", 128): (64, 128, 8, 2), ("pair", 128): None, ("pair with sums", 128): None,
+}  # fmt: skip
 # Operands of 32 bits take twice the room, and split dots hold several copies of a tile in registers: no pairs but for
 # few features.
 _SINGLE: dict[str, dict[int, Row]] = {
-    "output": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
-    "output with sums": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
-    "normalizer": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
+    "output": {64: (64, 64, 8, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
+    "output with sums": {64: (64, 64, 8, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
+    "normalizer": {64: (64, 64, 8, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
     "pair": {32: (32, 32, 4, 1)},
     "pair with sums": {},
     "states": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
@@ -102,8 +105,10 @@ def schedule(
         return None
     chunk, most, warps, stages = row
     held = min(_block(out), most)
-    if out % held != 0 and half:
-        held = max(held, 64)  # narrower blocks with masked columns give wrong results on Hopper (Triton 3.6, 60 features in 32s)
+    if out % 8 != 0 and half:  # rows are read in parts of 8 bytes, and need twice the instructions
+        held = max(held, 64)  # narrower blocks gave wrong results on Hopper (Triton 3.6, 60 features in 32s)
+        if kind.startswith("pair"):
+            warps = max(warps, 8)
     return Schedule(chunk, block, held, warps, stages)
 
 

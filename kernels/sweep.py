@@ -22,9 +22,9 @@ ON_LEFT = tl.constexpr(2)  # left has the column x, right ones
 ON_RIGHT = tl.constexpr(3)  # right has the column x, left ones
 ON_STATE = tl.constexpr(4)  # value has the column x, for the state and for a companion; left has none
 
-# What a sweep of the backward sums for the log-decay's gradient.
-OF_QUERIES = tl.constexpr(1)  # with grad_q: q.grad_q of what came before the chunk
-OF_KEYS = tl.constexpr(2)  # with grad_k: k.grad_k of what lies behind the chunk, and k.grad_k - q.grad_q of pairs in it
+# What a sweep of the backward sums for the log-decay's gradient. One of the two also sums the pairs inside of its chunks.
+OF_QUERIES = tl.constexpr(1)  # with grad_q: q.grad_q of what came before the chunk; leaves its state at borders
+OF_KEYS = tl.constexpr(2)  # with grad_k: k.grad_k of what lies behind the chunk; multiplies its state with the one left
 
 
 @triton.jit
@@ -61,13 +61,10 @@ def _row_sums(x, SPLIT: tl.constexpr):
 
 
 @triton.jit
-def _leave(S_BORDER, X_BORDER, state, column, border, cc, oc, CONTRACT: tl.constexpr, OUT: tl.constexpr, COLUMN: tl.constexpr):
-    """The state at a border of two blocks of steps, rounded as products read it."""
-    mask = (cc < CONTRACT)[:, None] & (oc < OUT)[None, :]
+def _at_border(S_BORDER, border, cc, oc, CONTRACT: tl.constexpr, OUT: tl.constexpr):
+    """Where the state at a border of two blocks of steps lies, and what of it there is."""
     at = S_BORDER + border * CONTRACT * OUT + cc[:, None] * OUT + oc[None, :]
-    tl.store(at, state.to(S_BORDER.dtype.element_ty), mask=mask)
-    if COLUMN:
-        tl.store(X_BORDER + border * OUT + oc, column, mask=oc < OUT)
+    return at, (cc < CONTRACT)[:, None] & (oc < OUT)[None, :]
 
 
 # What changes with the batch and the length is not specialised on: a new length must not compile anything. ALIGN says
@@ -79,17 +76,17 @@ def _leave(S_BORDER, X_BORDER, state, column, border, cc, oc, CONTRACT: tl.const
     ]
 )  # fmt: skip
 def sweep(
-    A, B, V, W, O, R, X, G, Z, SUMS, S_BORDER, X_BORDER, S_IN, X_IN, S_OUT, X_OUT, TOTAL,
+    A, B, V, W, O, R, X, G, Z, SUMS, S_BORDER, X_BORDER, PASSING, S_IN, X_IN, S_OUT, X_OUT, TOTAL,
     a_b: i64, a_h: i64, a_d, b_b: i64, b_h: i64, b_d, v_b: i64, v_h: i64, v_d, w_b: i64, w_h: i64, w_d,
     o_b: i64, o_h: i64, r_b: i64, r_h: i64,
     n, per_segment, segments, borders, heads, a_group, b_group, v_group, w_group, scale, scale_in, scale_leave,
     a_n: tl.constexpr, b_n: tl.constexpr, v_n: tl.constexpr, w_n: tl.constexpr, o_n: tl.constexpr, r_n: tl.constexpr,
     CONTRACT: tl.constexpr, OUT: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, C: tl.constexpr,
     REVERSE: tl.constexpr, STRICT: tl.constexpr, DECAY: tl.constexpr, COLUMN: tl.constexpr, TRANSPOSED: tl.constexpr,
-    OUTPUT: tl.constexpr, COMPANION: tl.constexpr, SUM: tl.constexpr, BETWEEN: tl.constexpr, HAS_IN: tl.constexpr,
-    HAS_OUT: tl.constexpr, HAS_TOTAL: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    LOWEST: tl.constexpr, ALIGN: tl.constexpr, HOLD: tl.constexpr, STAGES: tl.constexpr, SKIP: tl.constexpr,
-    ALIKE: tl.constexpr, SPLIT: tl.constexpr,
+    OUTPUT: tl.constexpr, COMPANION: tl.constexpr, SUM: tl.constexpr, PAIRS: tl.constexpr, BETWEEN: tl.constexpr,
+    AHEAD: tl.constexpr, BRANCH: tl.constexpr, HAS_IN: tl.constexpr, HAS_OUT: tl.constexpr, HAS_TOTAL: tl.constexpr,
+    DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, LOWEST: tl.constexpr, ALIGN: tl.constexpr,
+    HOLD: tl.constexpr, STAGES: tl.constexpr, SKIP: tl.constexpr, ALIKE: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """O = scale * LA(A, B, V) for one segment of one head and one block of O's features; states are sums of B^T V.
 
@@ -101,8 +98,10 @@ def sweep(
     HOLD: weights that are those of every chunk stay in registers. DECAY 0: none, 1: G[heads], 2: G[B*H, N], sums from
     each chunk's start in powers of two. OUTPUT False: states only.
 
-    SUM: row sums of O * W for the log-decay's gradient, SUMS [parts, B*H, N], own positions left out, and at every BETWEEN
-    positions the state, S_BORDER [B*H, borders, CONTRACT, OUT]. A block has SPLIT parts, and one more of sums of columns.
+    SUM: row sums of O * W for the log-decay's gradient, SUMS [parts, B*H, N], own positions left out. PAIRS: those inside of
+    the chunk too, added to the rows, taken off the columns. A block has SPLIT parts, and with PAIRS one more of sums of columns.
+    At every BETWEEN positions OF_QUERIES leaves its state, S_BORDER [B*H, borders, CONTRACT, OUT], and OF_KEYS writes the product
+    of its own with that, PASSING [blocks, B*H, borders].
     SKIP: what leaves the last segment is not asked for. ALIKE: all tiles lie alike.
     """
     program = tl.program_id(0)
@@ -133,12 +132,13 @@ def sweep(
     # fp16 overflows: there a scale below one multiplies what is rounded, and not only what comes of it
     SMALL: tl.constexpr = tl.float16 == DOT
     early = tl.minimum(out_scale, 1.0)
-    late = tl.maximum(out_scale, 1.0) if SMALL else out_scale
-    inside = tl.where(allowed, tl.full([], 1.0, ACC), 0.0)
+    late = tl.maximum(out_scale, 1.0)
+    rounded = early if SMALL else out_scale  # what is multiplied before rounding
+    inside = tl.where(allowed, rounded, 0.0)
     if DECAY == 1:
         g = tl.maximum(tl.load(G + head).to(ACC) * LOG2E, LOWEST)
         if HOLD:
-            inside = tl.where(allowed, tl.exp2(g * tl.where(allowed, gap, 0).to(ACC)), 0.0)
+            inside = tl.where(allowed, tl.exp2(g * tl.where(allowed, gap, 0).to(ACC)) * rounded, 0.0)
 
     ON_OUT: tl.constexpr = COLUMN == ON_LEFT or COLUMN == ON_RIGHT
     if TRANSPOSED:
@@ -169,15 +169,24 @@ def sweep(
     if SKIP and segment == (0 if REVERSE else segments - 1):
         count = 0
     all_heads = tl.num_programs(0) // segments
-    sum_row = block.to(tl.int64) * (SPLIT + (1 if SUM == OF_KEYS else 0)) * all_heads + bh
-    # with a number of its own, or Triton fetches ahead only what products read
-    for step in tl.range(0, count, num_stages=STAGES):
+    sum_row = block.to(tl.int64) * (SPLIT + (1 if PAIRS else 0)) * all_heads + bh
+    # with a number of its own, or Triton fetches ahead only what products read; what a chunk needs of addresses is cheaper made
+    # again than held in registers
+    for step in tl.range(0, count, num_stages=STAGES, disable_licm=True):
         t = (first + (count - 1 - step if REVERSE else step)) * C
         t64 = t.to(tl.int64)
         filled = tl.minimum(n - t, C)
         valid = rows < filled
         b = _load_tile(B, b_base + t64 * b_n, b_n, b_d, rows, valid, cc, C_MASK)
         v = _load_tile(V, v_base + t64 * v_n, v_n, v_d, rows, valid, oc, O_MASK)
+        if SUM != 0:
+            border = t if REVERSE else t + C  # that the state comes to
+            borders_here = (border % BETWEEN == 0) & (border > 0) & (border < n)
+            at_border = bh * borders + border // BETWEEN - 1
+            if SUM == OF_KEYS and AHEAD:  # fetched ahead like the tiles, where there is room
+                there, there_is = _at_border(S_BORDER, at_border, cc, oc, CONTRACT, OUT)
+                rows_there = tl.where(borders_here, CONTRACT, 0)
+                met = tl.load(there, mask=there_is & (cc < rows_there)[:, None], other=0.0)
         if COLUMN == ON_LEFT or COLUMN == ON_RIGHT or COLUMN == ON_STATE:
             x = tl.load(X + bh * n + t64 + rows, mask=valid, other=0.0)
 
@@ -217,81 +226,97 @@ def sweep(
                 weight = tl.full([C], 1.0, ACC)
             else:
                 weight = until if REVERSE else since
-            scaled, weight = weight * out_scale, weight * late
-
-            if COMPANION:  # left and right, value and state the other way round
+            alone = weight * rounded
+            if not SMALL:
+                weight = alone
+            if COMPANION or SUM != 0:
                 w = _load_tile(W, w_base + t64 * w_n, w_n, w_d, rows, valid, oc, O_MASK)
                 other = _operand(w, DOT, PRECISION)
-                r = tl.dot(other, tl.trans(held), input_precision=PRECISION, out_dtype=ACC)
-                r *= weight[:, None]
-                if COLUMN == ON_STATE:
-                    r += scaled[:, None] * column[None, :]
             a = _load_tile(A, a_base + t64 * a_n, a_n, a_d, rows, valid, cc, C_MASK)
-            if COLUMN == ON_VALUE:
-                z = scaled * tl.sum(a.to(ACC) * column[None, :], 1)
-            if DECAY == 2 or (DECAY == 1 and not HOLD):
-                steps = reached[None, :] - reached[:, None] if REVERSE else reached[:, None] - reached[None, :]
-                if DECAY == 2 and G.dtype.element_ty != ACC:  # what rounding took from the sums is more than their difference's
-                    lost = (exact - reached.to(G.dtype.element_ty)).to(ACC)
-                    steps += lost[None, :] - lost[:, None] if REVERSE else lost[:, None] - lost[None, :]
-                inside = tl.exp2(tl.where(allowed, steps, float("-inf")))
             left, right = _operand(a, DOT, PRECISION), _operand(b, DOT, PRECISION)
-            if COMPANION:
-                others = tl.dot(other, tl.trans(value), input_precision=PRECISION, out_dtype=ACC)
-                if COLUMN == ON_STATE:
-                    others += x[None, :]
-                others *= inside
-                if SUM != 0:
-                    scores = tl.dot(left, tl.trans(right), input_precision=PRECISION, out_dtype=ACC)
-                    if COLUMN == ON_RIGHT:
-                        scores += x[None, :]
-                    # pairs in a chunk: both sums of one product, so that their errors cancel as they do
-                    pairs = tl.where(rows[:, None] != rows[None, :], others * scores, 0.0)
-                    row_sums = _row_sums(pairs, SPLIT) * out_scale
-                    tl.store(SUMS + (sum_row + SPLIT * all_heads) * n + t64 + rows, -out_scale * tl.sum(pairs, 0), mask=valid)
-                    scores *= inside
-                    scores = _operand(scores * early if SMALL else scores, DOT, PRECISION)
-                others = _operand(others * early if SMALL else others, DOT, PRECISION)
-                if SUM != 0:
-                    row_sums += _row_sums(r * a.to(ACC), SPLIT)  # v.grad_v is k.grad_k, but for the normaliser
-                    if COLUMN == ON_RIGHT:
-                        row_sums += _row_sums(scaled[:, None] * w.to(ACC) * column[None, :], SPLIT)
-                r += tl.dot(others, right, input_precision=PRECISION, out_dtype=ACC) * late
-                _store_tile(R, r_base + t64 * r_n, r_n, rows, valid, cc, r, C_MASK)
 
-            o = tl.dot(left, held, input_precision=PRECISION, out_dtype=ACC)
-            o *= weight[:, None]
-            if COLUMN == ON_LEFT:
-                o += (scaled * x)[:, None] * column[None, :]
-            elif COLUMN == ON_RIGHT:
-                o += scaled[:, None] * column[None, :]
-            if SUM != 0 and not COMPANION:
-                w = _load_tile(W, w_base + t64 * w_n, w_n, w_d, rows, valid, oc, O_MASK)
-                row_sums = _row_sums(o * w.to(ACC), SPLIT)
-            if SUM == 0 or not COMPANION:
+            # Always so, which Triton does not know. On Hopper it gives all rows to each group of four warps where a product goes
+            # into another one; it does not look out of a branch, so that here each group computes half of the columns.
+            always = step < count if BRANCH else True
+            if always:
+                if COMPANION:  # left and right, value and state the other way round
+                    r = tl.dot(other, tl.trans(held), input_precision=PRECISION, out_dtype=ACC)
+                    r *= weight[:, None]
+                    if COLUMN == ON_STATE:
+                        r += alone[:, None] * column[None, :]
+                    if SUM != 0:  # v.grad_v is k.grad_k, but for the normaliser
+                        row_sums = _row_sums(r * a.to(ACC), SPLIT)
+                        if COLUMN == ON_RIGHT:
+                            row_sums += _row_sums(alone[:, None] * w.to(ACC) * column[None, :], SPLIT)
+                else:
+                    o = tl.dot(left, held, input_precision=PRECISION, out_dtype=ACC)
+                    o *= weight[:, None]
+                    if COLUMN == ON_LEFT:
+                        o += (alone * x)[:, None] * column[None, :]
+                    elif COLUMN == ON_RIGHT:
+                        o += alone[:, None] * column[None, :]
+                    if SUM != 0:
+                        row_sums = _row_sums(o * w.to(ACC), SPLIT)
+                if COMPANION or PAIRS:
+                    others = tl.dot(other, tl.trans(value), input_precision=PRECISION, out_dtype=ACC)
+                    if COLUMN == ON_STATE:
+                        others += x[None, :]
                 scores = tl.dot(left, tl.trans(right), input_precision=PRECISION, out_dtype=ACC)
                 if COLUMN == ON_LEFT:
                     scores += x[:, None]
                 elif COLUMN == ON_RIGHT:
                     scores += x[None, :]
-                scores *= inside
-            if SUM == OF_KEYS and not COMPANION:
-                pairs = tl.dot(_operand(w, DOT, PRECISION), tl.trans(value), input_precision=PRECISION, out_dtype=ACC)
-                pairs = tl.where(rows[:, None] != rows[None, :], pairs * scores, 0.0)
-                row_sums += _row_sums(pairs, SPLIT) * out_scale
-                tl.store(SUMS + (sum_row + SPLIT * all_heads) * n + t64 + rows, -out_scale * tl.sum(pairs, 0), mask=valid)
+                if DECAY == 2 or (DECAY == 1 and not HOLD):
+                    steps = reached[None, :] - reached[:, None] if REVERSE else reached[:, None] - reached[None, :]
+                    if DECAY == 2 and G.dtype.element_ty != ACC:  # rounding took more from the sums than from a difference
+                        lost = (exact - reached.to(G.dtype.element_ty)).to(ACC)
+                        steps += lost[None, :] - lost[:, None] if REVERSE else lost[:, None] - lost[None, :]
+                    weights = tl.exp2(tl.where(allowed, steps, float("-inf"))) * rounded
+                else:
+                    weights = inside
+                scores *= weights
+                if PAIRS:  # both sums of one product, so that their errors cancel as they do
+                    pairs = tl.where(rows[:, None] != rows[None, :], others * scores, 0.0)
+                    row_sums += _row_sums(pairs, SPLIT)
+                    of_columns = -tl.sum(pairs, 0)
+                    if SMALL:
+                        of_columns *= late
+                    tl.store(SUMS + (sum_row + SPLIT * all_heads) * n + t64 + rows, of_columns, mask=valid)
+                if COMPANION:
+                    others = _operand(others * weights, DOT, PRECISION)
+                if COLUMN == ON_VALUE:
+                    of_scores = tl.sum(scores, 1)
+                scores = _operand(scores, DOT, PRECISION)
+            else:
+                scores = tl.zeros([C, C], DOT)
+                if COMPANION:
+                    r, others = tl.zeros([C, BC], ACC), tl.zeros([C, C], DOT)
+                else:
+                    o = tl.zeros([C, BO], ACC)
+                if SUM != 0:
+                    row_sums = tl.zeros([C, SPLIT], ACC)
+                if COLUMN == ON_VALUE:
+                    of_scores = tl.zeros([C], ACC)
+
             if COLUMN == ON_VALUE:
-                z += tl.sum(scores, 1) * out_scale
+                z = alone * tl.sum(a.to(ACC) * column[None, :], 1) + of_scores
                 if block == 0:
-                    tl.store(Z + bh * n + t64 + rows, z, mask=valid)
-            if SUM == 0 or not COMPANION:
-                scores = _operand(scores * early if SMALL else scores, DOT, PRECISION)
-            # scaled here: as one accumulator with the first sum, Triton would give each group of four warps all rows
-            o += tl.dot(scores, value, input_precision=PRECISION, out_dtype=ACC) * late
-            _store_tile(O, o_base + t64 * o_n, o_n, rows, valid, oc, o, O_MASK)
+                    tl.store(Z + bh * n + t64 + rows, z * late if SMALL else z, mask=valid)
             if SUM != 0:
                 at = SUMS + (sum_row + tl.arange(0, SPLIT) * all_heads)[None, :] * n + (t64 + rows)[:, None]
-                tl.store(at, row_sums, mask=valid[:, None])
+                tl.store(at, row_sums * late if SMALL else row_sums, mask=valid[:, None])
+            if COMPANION:
+                r = tl.dot(others, right, r, input_precision=PRECISION, out_dtype=ACC)
+                _store_tile(R, r_base + t64 * r_n, r_n, rows, valid, cc, r * late if SMALL else r, C_MASK)
+                if always:
+                    o = tl.dot(left, held, input_precision=PRECISION, out_dtype=ACC)
+                    o *= weight[:, None]
+                    if COLUMN == ON_RIGHT:
+                        o += alone[:, None] * column[None, :]
+                else:
+                    o = tl.zeros([C, BO], ACC)
+            o = tl.dot(scores, value, o, input_precision=PRECISION, out_dtype=ACC)
+            _store_tile(O, o_base + t64 * o_n, o_n, rows, valid, oc, o * late if SMALL else o, O_MASK)
 
         if DECAY != 0:
             across = tl.exp2(log_across)
@@ -304,10 +329,21 @@ def sweep(
         state = tl.dot(
             tl.trans(_operand(b, DOT, PRECISION)), added, state, input_precision=PRECISION, out_dtype=ACC
         )
-        if SUM != 0:
-            border = t if REVERSE else t + C  # that the state has come to
-            if (border % BETWEEN == 0) & (border > 0) & (border < n):
-                _leave(S_BORDER, X_BORDER, state, column, bh * borders + border // BETWEEN - 1, cc, oc, CONTRACT, OUT, ON_OUT)
+        if SUM == OF_QUERIES:
+            if borders_here:  # rounded as products read it
+                there, there_is = _at_border(S_BORDER, at_border, cc, oc, CONTRACT, OUT)
+                tl.store(there, state.to(S_BORDER.dtype.element_ty), mask=there_is)
+                if ON_OUT:
+                    tl.store(X_BORDER + at_border * OUT + oc, column, mask=oc < OUT)
+        elif SUM == OF_KEYS:
+            if borders_here:  # the product of the two: all that passes, from keys to queries
+                if not AHEAD:
+                    there, there_is = _at_border(S_BORDER, at_border, cc, oc, CONTRACT, OUT)
+                    met = tl.load(there, mask=there_is, other=0.0)
+                passing = tl.sum(state * met.to(ACC))
+                if ON_OUT:
+                    passing += tl.sum(column * tl.load(X_BORDER + at_border * OUT + oc, mask=oc < OUT, other=0.0), 0)
+                tl.store(PASSING + block.to(tl.int64) * all_heads * borders + at_border, passing * out_scale)
 
     if HAS_OUT:
         tl.store(S_OUT + state_base + state_at, state * tl.full([], scale_leave, ACC), mask=in_state)

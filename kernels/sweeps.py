@@ -20,10 +20,10 @@ OF_QUERIES, OF_KEYS = 1, 2
 # Steps between borders at which the sums for the log-decay's gradient start anew. Divides a segment; the states kept at
 # borders are D * E / BETWEEN numbers a position.
 BETWEEN = 256
+FETCHED = 128 * 128
 BETWEEN_SINGLE = 128  # in TF32 the sums of 256 steps err 2.5 times as much as eager's
 # Positions that a program of the log-decay's sums takes, and elements of a state that one of the scan takes.
 SUMMED, SCANNED = 1024, 1024
-MULTIPLIED = 2048  # elements of two states that are multiplied at a time
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,18 @@ class State:
 
 @dataclass(frozen=True)
 class Sums:
-    """What a sweep leaves for the log-decay's gradient: rows [parts, B*H, N] to be added, and at borders its state.
+    """What a sweep leaves for the log-decay's gradient: rows [parts, B*H, N] to be added, pairs inside of its chunks among
+    them or not.
 
-    The state [B*H, borders, E, D] is in the operands' dtype, a normaliser's column [B*H, borders, D] with it.
+    At borders that with grad_q leaves its state [B*H, borders, E, D], in the operands' dtype, a normaliser's column
+    [B*H, borders, D] with it; that with grad_k the product of its own with it, [blocks, B*H, borders].
     """
 
     which: int
+    pairs: bool
     rows: Buffer
     states: State
+    passing: Buffer | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,11 @@ class Sweeps:
         """Steps between borders: fewer where one TF32 (or bfloat16) product stands for one of fp32."""
         single = self.operand == torch.float32 and precision(self.operand)[1] == "tf32"
         return BETWEEN_SINGLE if single else BETWEEN
+
+    @property
+    def fetched(self) -> int:
+        """Elements of a state that shared memory has room for beside the tiles of a pair, twice."""
+        return FETCHED if self.operand.itemsize == 2 and HOPPER <= self.capability < 120 else 0
 
     @property
     def borders(self) -> int:
@@ -136,7 +145,7 @@ class Sweeps:
         read = [right if left is None else left, right, value, value if beside is None else beside]
         written = [value if out is None else out, value if companion is None else companion]
         optional = [x, self._decays(plan.chunk), z]
-        optional += [None] * 3 if sums is None else [sums.rows, *_parts(sums.states)]
+        optional += [None] * 4 if sums is None else [sums.rows, *_parts(sums.states), sums.passing]
         optional += [*_parts(enters), *_parts(leaves), total]
         self.plan.launch(
             sweep,
@@ -171,7 +180,10 @@ class Sweeps:
                 "OUTPUT": out is not None,
                 "COMPANION": companion is not None,
                 "SUM": 0 if sums is None else sums.which,
+                "PAIRS": sums is not None and sums.pairs,
                 "BETWEEN": self.between,
+                "AHEAD": sums is not None and companion is not None and plan.contract * plan.out <= self.fetched,
+                "BRANCH": plan.warps > 4 and HOPPER <= self.capability < 100,
                 "HAS_IN": enters is not None,
                 "HAS_OUT": leaves is not None,
                 "HAS_TOTAL": total is not None,
@@ -241,51 +253,40 @@ class Sweeps:
             )
         return State(matrix, sums)
 
-    def sums(self, which: int, plan: Schedule, blocks: int, d: int, e: int, column: bool) -> Sums:
-        """Room for what a sweep of so many blocks leaves for the log-decay's gradient."""
-        b, heads, n = self.shape
-        parts = blocks * (plan.split + (which == OF_KEYS))
-        at_borders = (b * heads, self.borders)
-        return Sums(
-            which,
-            self.plan.empty((parts, b * heads, n), self.acc),
-            State(
-                self.plan.empty((*at_borders, e, d), self.operand),
-                self.plan.empty((*at_borders, d), self.acc) if column else None,
-            ),
+    def sums_of_queries(self, plan: Schedule, blocks: int, pairs: bool, d: int, e: int, column: bool) -> Sums:
+        """Room for what the sweep for grad_q, of so many blocks, leaves for the log-decay's gradient."""
+        heads, borders = self.shape[0] * self.shape[1], self.borders
+        states = State(
+            self.plan.empty((heads, borders, e, d), self.operand),
+            self.plan.empty((heads, borders, d), self.acc) if column else None,
         )
+        return Sums(OF_QUERIES, pairs, self._rows(plan, blocks, pairs), states)
+
+    def sums_of_keys(self, plan: Schedule, blocks: int, queries: Sums) -> Sums:
+        """Room for what the sweep for grad_k leaves, which finds at borders what that for grad_q has left."""
+        passing = self.plan.empty((blocks, self.shape[0] * self.shape[1], self.borders), self.acc)
+        pairs = not queries.pairs
+        return Sums(OF_KEYS, pairs, self._rows(plan, blocks, pairs), queries.states, passing)
+
+    def _rows(self, plan: Schedule, blocks: int, pairs: bool) -> Buffer:
+        b, heads, n = self.shape
+        return self.plan.empty((blocks * (plan.split + pairs), b * heads, n), self.acc)
 
     def decay_gradient(
-        self, queries: Sums, keys: Sums, at_end: Buffer | None, scale: float, reverse: bool, dtype: torch.dtype
+        self, queries: Sums, keys: Sums, at_end: Buffer | None, reverse: bool, dtype: torch.dtype
     ) -> Buffer:
         """The gradient of each step's log-decay, [B, H, N]; at_end [B, H]: what passes every step."""
-        import triton.language as tl
-
-        from .joins import border_products, join_sums
+        from .joins import join_sums
 
         b, heads, n = self.shape
-        passing = self.plan.empty((b * heads, self.borders), self.acc)
-        (states, column), (others, other_column) = _parts(queries.states), _parts(keys.states)
-        assert states is not None and others is not None
-        self.plan.launch(
-            border_products,
-            (b * heads * self.borders,),
-            (states, others, states if column is None else column, others if other_column is None else other_column, passing),
-            (float(scale),),
-            {
-                "SIZE": math.prod(states.shape[2:]),
-                "LENGTH": states.shape[3],
-                "BLOCK": MULTIPLIED,
-                "HAS_COLUMN": column is not None,
-                "ACC": tl.float64 if self.acc == torch.float64 else tl.float32,
-            },
-        )
         steps = self.plan.empty(self.shape, dtype)
+        passing = keys.passing
+        assert passing is not None
         self.plan.launch(
             join_sums,
             (b * heads, self.borders + 1),
             (queries.rows, keys.rows, passing, steps if at_end is None else at_end, steps),
-            (n, self.borders, queries.rows.shape[0], keys.rows.shape[0]),
+            (n, self.borders, queries.rows.shape[0], keys.rows.shape[0], passing.shape[0]),
             {"BETWEEN": self.between, "REVERSE": reverse, "HAS_END": at_end is not None},
         )
         return steps

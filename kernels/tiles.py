@@ -18,15 +18,12 @@ from .schedule import HOPPER, Kind, Schedule, schedule, segments
 from .spec import Role, Specification, differentiate
 from .sweeps import (
     NO_COLUMN,
-    OF_KEYS,
-    OF_QUERIES,
     ON_LEFT,
     ON_RIGHT,
     ON_STATE,
     ON_VALUE,
     Direction,
     State,
-    Sums,
     Sweeps,
 )
 from .validation import check_arguments
@@ -311,9 +308,6 @@ def plan_backward(
             scale_in=scales[0], scale_leave=scales[1], **more,
         )  # fmt: skip
 
-    def sums(which: int, layout: Schedule, blocks: int) -> Sums | None:
-        return sweeps.sums(which, layout, blocks, d, e, x is not None) if with_sums else None
-
     grad_q = grad_k = grad_v = sums_q = sums_k = None
     # with sums a pair is led by grad_k, whose state at borders is that of grad_q
     kind: Kind = "output with sums" if with_sums else "output"
@@ -327,7 +321,9 @@ def plan_backward(
         enters = None if call.start is None else State(call.start)
         if ahead.count > 1:
             enters = sweeps.states(ahead, k, v, call.start, None, column=NO_COLUMN if x is None else ON_VALUE)
-        grad_q, sums_q = output(roles.grad_q), sums(OF_QUERIES, ahead_layout, ahead_blocks)
+        grad_q = output(roles.grad_q)
+        if with_sums:
+            sums_q = sweeps.sums_of_queries(ahead_layout, ahead_blocks, pair is not None, d, e, x is not None)
         run(
             roles.grad_q, ahead_layout, ahead, grad_q, enters, sums=sums_q, x=x, column=NO_COLUMN if x is None else ON_LEFT,
             beside=None if sums_q is None else q,
@@ -350,7 +346,8 @@ def plan_backward(
         elif need_k or with_sums:
             wide, blocks = (pair, 1) if pair is not None else call.schedule(roles.grad_k, kind)
             assert wide is not None
-            grad_k, sums_k = output(roles.grad_k), sums(OF_KEYS, wide, blocks)
+            grad_k = output(roles.grad_k)
+            sums_k = None if sums_q is None else sweeps.sums_of_keys(wide, blocks, sums_q)
             if pair is not None:
                 grad_v = output(roles.grad_v)
             run(
@@ -375,7 +372,7 @@ def plan_backward(
         # as the sweeps read it: without the scale, but for fp16, where a scale below one comes before the rounding
         read = (1.0 if reverse else 1 / scale) * (min(scale, 1.0) if call.dtype == torch.float16 else 1.0)
         at_end = _behind_the_end(plan, *outside, read, call.dtype, acc)
-        steps = sweeps.decay_gradient(sums_q, sums_k, at_end, scale, reverse, log_decay.dtype)
+        steps = sweeps.decay_gradient(sums_q, sums_k, at_end, reverse, log_decay.dtype)
         grad_decay = steps
         if log_decay.dim() == 1:
             grad_decay = plan.compute(tuple(log_decay.shape), log_decay.dtype, lambda x: x.sum((0, 2)), steps)

@@ -68,3 +68,42 @@ def test_what_comes_after_the_end_is_not_reached(tmp_path: Path, capsys: pytest.
     words = ["bench", "--shapes", "tiny", "--peers", "quadratic;chunks", "--seconds", "1e-9", "--json", "--out", str(tmp_path)]
     assert main(words) == 0
     assert {row["note"] for row in json.loads(capsys.readouterr().out)["rows"]} == {"not reached in time"}
+
+
+def test_a_peer_that_refuses_its_backward_is_measured_forward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Forward(torch.autograd.Function):
+        @staticmethod
+        def forward(_: object, *operands: torch.Tensor) -> torch.Tensor:
+            return peers.quadratic(*operands)
+
+        @staticmethod
+        def backward(_: object, grad: torch.Tensor) -> torch.Tensor:
+            raise NotImplementedError("not on this device")
+
+    monkeypatch.setitem(peers.PEERS, "softmax", (Forward.apply, True))
+    words = ["bench", "--shapes", "tiny", "--peers", "softmax", "--json", "--out", str(tmp_path)]
+    assert main(words) == 0
+    (row,) = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert row["forward"] > 0 and 0 < row["error"] < 1e-5
+    assert row["both"] is None and row["error_gradients"] is None
+    assert row["note"] == "no backward: NotImplementedError: not on this device"
+
+
+def test_first_calls_have_a_time_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with kernels that a peer compiles, or searches among, once for a shape."""
+    calls: list[int] = []
+
+    def searches(*operands: torch.Tensor) -> torch.Tensor:
+        if not calls:
+            time.sleep(3)
+        calls.append(1)
+        return peers.quadratic(*operands)
+
+    monkeypatch.setitem(peers.PEERS, "softmax", (searches, False))
+    words = ["bench", "--shapes", "tiny", "--peers", "softmax", "--row-seconds", "2.9", "--json", "--out"]
+    assert main([*words, str(tmp_path / "a")]) == 0
+    calls.clear()
+    assert main([*words, str(tmp_path / "b"), "--first-seconds", "60"]) == 0
+    a, b = (json.loads((tmp_path / name / "bench.json").read_text())["rows"][0] for name in "ab")
+    assert a["forward"] is None and a["note"] == "not measured in 3 s"
+    assert b["forward"] > 0 and b["both"] > 0 and not b["note"]

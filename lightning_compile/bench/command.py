@@ -27,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
     parser.add_argument("--row-seconds", type=float, default=60,
                         help="the most that one peer may take on one shape, compiling included")
+    parser.add_argument("--first-seconds", type=float, default=0,
+                        help="the most that its first calls may take, for peers that search among their kernels; 0: of the row's")
     parser.add_argument("--seconds", type=float, default=0, help="the most that all may take; 0: as long as it takes")
 
 
@@ -39,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from ..errors import UnknownPeer
-    from .measure import Row, copy_speed, measure, within
+    from .measure import Row, copy_speed, first_calls, measure, within
     from .peers import PEERS
     from .problems import chosen
 
@@ -59,6 +61,9 @@ def run(args: argparse.Namespace) -> int:
         for name in names:
             seconds = min(args.row_seconds, end - time.monotonic())
             row = Row(problem.name, problem.shape, problem.decay, str(dtype)[6:], name)
+            if args.first_seconds:
+                with within(min(args.first_seconds, end - time.monotonic()), row):
+                    first_calls(row, problem, dtype, device)
             with within(seconds, row):
                 measure(row, problem, dtype, device, speed)
             rows.append(row.as_dict())

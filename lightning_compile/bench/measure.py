@@ -68,22 +68,25 @@ def milliseconds(function: Callable[[], Any], device: torch.device) -> float:
     return statistics.median(times) * 1e3
 
 
-def run(function: Callable[..., Tensor], operands: list[Tensor | None], grad: Tensor) -> list[Tensor]:
-    """The output, and the gradients of what needs one."""
+def run(function: Callable[..., Tensor], operands: list[Tensor | None], grad: Tensor | None) -> list[Tensor]:
+    """The output, and the gradients of what needs one; without a gradient of the output, that alone."""
     out = function(*operands)
+    if grad is None:
+        return [out.detach()]
     inputs = [x for x in operands if x is not None and x.requires_grad]
     return [out.detach(), *torch.autograd.grad(out, inputs, grad, allow_unused=True)]
 
 
-def errors(name: str, function: Callable[..., Tensor], problem: Problem, dtype: torch.dtype, device: torch.device) -> list[float]:
+def errors(name: str, function: Callable[..., Tensor], problem: Problem, dtype: torch.dtype, device: torch.device,
+           backward: bool = True) -> list[float]:
     """Relative L2 errors of the output and of each gradient on the first positions, against the definition in fp64."""
     operands = problem.operands(dtype, device, min(CHECKED, problem.n))
     q = operands[0]
     assert q is not None
     grad = torch.randn(q.shape, device=device, dtype=dtype)
     wide = [None if x is None else x.detach().double().requires_grad_(x.requires_grad) for x in operands]
-    exact = run(lambda *args: reference.linear_attention(*args)[0], wide, grad.double())
-    found = run(function, laid_out(name, operands), grad)
+    exact = run(lambda *args: reference.linear_attention(*args)[0], wide, grad.double() if backward else None)
+    found = run(function, laid_out(name, operands), grad if backward else None)
     return [float((x.double() - y).norm() / y.norm()) for x, y in zip(found, exact)]
 
 
@@ -115,6 +118,19 @@ def within(seconds: float, row: Row) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+def first_calls(row: Row, problem: Problem, dtype: torch.dtype, device: torch.device) -> None:
+    """What a peer does once for such operands, kernels that it compiles or chooses by trying, kept for later calls in this
+    process. What is compiled anew for each row stays where it is counted, as does whatever goes wrong."""
+    with contextlib.suppress(Exception):
+        function = function_of(row.peer, problem, device, dtype.itemsize)
+        if not isinstance(function, str) and not row.peer.endswith("compiled"):
+            operands = laid_out(row.peer, problem.operands(dtype, device))
+            assert operands[0] is not None
+            run(function, operands, torch.randn_like(operands[0]))
+            if PEERS[row.peer][1]:
+                errors(row.peer, function, problem, dtype, device)
+
+
 def measure(row: Row, problem: Problem, dtype: torch.dtype, device: torch.device, speed: float) -> Row:
     """Errors, then times and memory; nothing wrong is timed. Whatever a peer raises becomes its note."""
     name = row.peer
@@ -125,23 +141,32 @@ def measure(row: Row, problem: Problem, dtype: torch.dtype, device: torch.device
         if isinstance(function, str):
             row.note = function
             return row
+        backward = True
         if PEERS[name][1]:
-            found = errors(name, function, problem, dtype, device)
-            row.error, row.error_gradients = found[0], max(found[1:])
+            try:
+                found = errors(name, function, problem, dtype, device)
+            except Exception as e:  # some peers refuse their backward on some devices
+                row.note, backward = f"no backward: {said(e)}", False
+                found = errors(name, function, problem, dtype, device, backward)
+            row.error, row.error_gradients = found[0], max(found[1:], default=None)
             if not max(found) < (WORST if dtype.itemsize == 2 else WORST / 100):
                 row.note = "wrong"
                 return row
-        _time(row, name, function, problem, dtype, device, speed)
+        _time(row, name, function, problem, dtype, device, speed, backward)
     except Exception as e:
-        row.note = f"{type(e).__name__}: {str(e).splitlines()[0][:80] if str(e) else ''}"
+        row.note = said(e)
     finally:
         if device.type == "cuda":
             torch.cuda.empty_cache()
     return row
 
 
+def said(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''}"
+
+
 def _time(row: Row, name: str, function: Callable[..., Tensor], problem: Problem, dtype: torch.dtype, device: torch.device,
-          speed: float) -> None:
+          speed: float, backward: bool) -> None:
     operands = laid_out(name, problem.operands(dtype, device))
     plain = [None if x is None else x.detach() for x in operands]
 
@@ -153,6 +178,8 @@ def _time(row: Row, name: str, function: Callable[..., Tensor], problem: Problem
     row.memory = _peak(forward, device)
     row.forward = milliseconds(forward, device)
     row.percent = 100 * problem.bytes(dtype.itemsize, False) / speed * 1e3 / row.forward
+    if not backward:
+        return
     row.memory_both = _peak(lambda: run(function, operands, grad), device)
     row.both = milliseconds(lambda: run(function, operands, grad), device)
     row.percent_both = 100 * problem.bytes(dtype.itemsize, True) / speed * 1e3 / row.both

@@ -52,10 +52,14 @@ GPU = (
     Problem("C", 1, 16, 131072, 128, "head"), Problem("D", 8, 16, 2048, 64, "head"),
     Problem("E", 1, 16, 1048576, 128, "head"),
 )  # fmt: skip
-# The number of features, at the same number of bytes; of sequences; of positions.
-FEATURES = tuple(Problem("features", 8, 1024 // d, 8192, d, "head") for d in (16, 32, 64, 128, 256)) + tuple(
-    Problem("features", 8, h, 8192, d, "head") for h, d in ((17, 60), (13, 80), (11, 96), (5, 192)))
-HEADS = tuple(Problem("heads", 1, h, max(2048, 2**20 // h), 64, "head") for h in (1, 4, 16, 64, 256, 512))
+# The number of features, of 128 sequences with the same number of bytes; of sequences; of positions.
+FEATURES = tuple(
+    Problem("features", 8, 16, 8192 * 64 // d // 64 * 64, d, "head")
+    for d in (16, 24, 32, 40, 48, 60, 64, 80, 96, 112, 128, 192, 256)
+)
+HEADS = tuple(
+    Problem("heads", 1, h, max(1024, 2**20 // h), 64, "head") for h in (1, 4, 16, 64, 96, 136, 192, 256, 512, 1024, 4096)
+)
 LENGTHS = tuple(Problem("lengths", 1, 16, n, 128, "head") for n in (2048, 8192, 32768, 131072, 524288, 1048576))
 CPU = tuple(Problem("cpu", 1, 8, n, 64, decay) for decay in ("none", "head") for n in (512, 2048, 8192))
 SETS = {"gpu": GPU, "features": FEATURES, "heads": HEADS, "lengths": LENGTHS, "cpu": CPU}

@@ -17,12 +17,12 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None or bool(os.environ.get("TRITON_INTERPRET")), reason="needs Triton's compiler")
 
 # Bytes a thread of each sweep in order: forward; grad_q; grad_k with grad_v, or one after the other. None where nothing is said.
-BOUNDS: dict[tuple[int, int, str], tuple[int, ...]] = {
-    (80, 64, "none"): (0, 0, 32), (80, 64, "head"): (0, 0, 0), (80, 64, "step"): (0, 0, 32),
-    (100, 128, "step"): (0, 48, 96, 0),
-}
+BOUNDS: dict[tuple[int, int, str], tuple[int, ...]] = {(90, 128, "step"): (0, 0, 8)}
 # What Triton spills from 3.9 on in addition.
-NEWER = {(90, 128, "head"): (0, 0, 16), (90, 128, "step"): (0, 144, 168, 0)}
+NEWER = {
+    (80, 64, "step"): (0, 0, 8), (90, 64, "step"): (0, 32, 104), (90, 128, "step"): (0, 32, 16), (100, 64, "none"): (0, 0, 16),
+    (100, 128, "step"): (0, 0, 24, 0),
+}  # fmt: skip
 ELSEWHERE = [pytest.param(80, marks=pytest.mark.slow), pytest.param(100, marks=pytest.mark.slow)]
 
 
@@ -44,6 +44,7 @@ def test_forward_and_backward_spill_no_more_than_they_did(d: int, decay: str, ca
         used = [offline.resources(launch.compile()) for launch in (*forward.launches, *backward.launches)]
     sweeps = [x for x in used if x.name == "sweep"]
     assert len(sweeps) >= 3
+    assert all(x.registers > 32 for x in sweeps)  # fewer: a kernel of nothing
     assert all(0 < x.registers <= 255 and x.shared <= (164 if capability == 80 else 227) * 1024 for x in used)
     key, newer = (capability, d, decay), tuple(map(int, triton.__version__.split(".")[:2])) > (3, 6)
     spilled, bounds = [x.stack for x in sweeps], BOUNDS.get(key, (0,) * len(sweeps))
