@@ -28,6 +28,7 @@ TOLERANCE = 1e-7  # of fp64 results, relative to the largest element
 POSITIONS = 5     # small lengths are this, plus the largest offset
 WHOLE = 128       # lengths up to this may be checked as they are
 HEADS = 64        # batch sizes up to this may be checked as they are
+MERGED = 256      # ... where no smaller ones were found
 FEATURES = ((3, 4), (4, 6), (8, 8), (MAX_FEATURES, MAX_FEATURES))  # sizes of d and e, at most the user's own
 UNROLLED_FEATURES = (FEATURES[0], (4, 4), FEATURES[-1])
 UNROLLED_CHECKS = ("weights of positions along the states", "replay of the recorded operations, of a long loop some pieces",
@@ -92,16 +93,24 @@ def check(table: SideTable, site: Site, targets: Sequence[Key]) -> NearMiss | No
 
 
 def _check(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequence[list[Record]]) -> NearMiss | None:
-    """At small sizes; where these do not fit (features that are split somewhere else), at others; and where a check fails
-    that had to guess how constants shrink, with the user's own length, if it is short enough."""
-    if site.main.unrolled:
-        return _check_unrolled(table, site, targets, regions)
+    """At small sizes; where these do not fit (features that are split somewhere else), at others; where a check fails that had
+    to guess how constants shrink, with the user's own length, if it is short enough; and where no small sizes are found of axes
+    that batch and heads share, and that are split here and there, with the user's own of these."""
+    for own in (False, True):
+        failed = (_check_unrolled if site.main.unrolled else _check_closed)(table, site, targets, regions, own)
+        if failed is None or failed.code != "LC503":
+            break
+    return failed
+
+
+def _check_closed(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequence[list[Record]],
+                  own: bool) -> NearMiss | None:
     failed: NearMiss | None = None
     n = product(x.size for x in site.main.rows)
     for whole in (False, True) if isinstance(n, int) and n <= WHOLE else (False,):
         for features in FEATURES:
             try:
-                sizes = Sizes(*_small(site, table, regions, features, whole), site.main.rows, n if whole else PAD)
+                sizes = Sizes(*_small(site, table, regions, features, whole, own), site.main.rows, n if whole else PAD)
                 failed = _compare(table, site, targets, regions, sizes)
             except (Unsolvable, RuntimeError, LookupError, ArithmeticError) as e:
                 failed = _not_checkable(e)
@@ -111,7 +120,8 @@ def _check(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequen
     return failed
 
 
-def _check_unrolled(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequence[list[Record]]) -> NearMiss | None:
+def _check_unrolled(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequence[list[Record]],
+                    own: bool) -> NearMiss | None:
     """A loop keeps its length. Where that is dynamic, as far as the loop has as many pieces, it is checked with two of them."""
     from .unrolled_check import compare
 
@@ -121,7 +131,7 @@ def _check_unrolled(table: SideTable, site: Site, targets: Sequence[Key], region
     for features in UNROLLED_FEATURES:
         for length in lengths:
             try:
-                small = _small(site, table, regions, features, True, length)
+                small = _small(site, table, regions, features, True, own, length)
                 failed = compare(table, site, targets, regions, Sizes(*small, pad=None, tiles=features[0] != MAX_FEATURES))
             except (Unsolvable, RuntimeError, LookupError, ArithmeticError) as e:
                 failed = _not_checkable(e)
@@ -190,9 +200,9 @@ def difference(a: Tensor, b: Tensor) -> float:
 
 
 def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], features: tuple[int, int], whole: bool,
-           length_symbols: Mapping[Any, int] | None = None) -> tuple[dict[Index, int], set[Index], dict[Any, int]]:
+           own: bool, length_symbols: Mapping[Any, int] | None = None) -> tuple[dict[Index, int], set[Index], dict[Any, int]]:
     """Distinct small sizes for the variables of the site; all variables of its regions; values for the symbols, those of a
-    loop's length as given."""
+    loop's length as given. `own`: batch sizes are the user's own."""
     offsets = [abs(c) for m in site.matches() for t in m.value.terms for e in t.indicators
                if isinstance(c := e.const, int)]
     offsets += [abs(a.const) for m in site.matches() for r in (*m.q, *m.k, *m.v) for a in r.index
@@ -231,7 +241,7 @@ def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], featur
     offset = {x for m in site.matches() for r in m.reads() for a in r.index if a.const != 0 for x in a.coef}
     for p, x in enumerate(reversed(main.batch)):
         # q, k and v in one projection, [3, heads, features]: their offsets are multiples of the number of heads
-        keep = x in offset and isinstance(x.size, int) and x.size <= HEADS
+        keep = isinstance(x.size, int) and x.size <= (MERGED if own else HEADS if x in offset else 0)
         digits = _finest(x) if not keep and x not in given else [x]
         for q, y in enumerate(digits):                      # batch and heads on one axis: it is what they are together
             choose(y, x.size if keep else (2, 3)[(p + q) % 2])

@@ -34,6 +34,8 @@ class PieceRoles:
             raise NotUnrolled
         holders = [r for r in reads if r.variables() & d]
         wide = [r for r in holders if self._own_features(r, holders, bound, rows)]
+        if any(r not in holders and self._own_features(r, reads, bound, rows) for r in reads):
+            wide = [r for r in wide if r.leaf.definition is not None]  # beside values a tensor from outside is no state
         wide = wide or [r for r in holders if is_sum(r.leaf)]  # a normaliser's state has the features of keys alone
         if len(wide) > 1:                                   # heads that share keys give queries an axis of their own
             wide = [r for r in wide if r.leaf.definition is not None]

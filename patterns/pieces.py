@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .axes import insert
-from .index import Size, same
+from .axes import insert, regroup
+from .index import Index, Size, product, same, var
 from .normal_form import Value
 from .sizes import at_most
 
@@ -96,3 +96,33 @@ def joined(parts: Sequence[tuple[Value, Size, Pieces | None]], dim: int) -> Piec
 def stacked(values: Sequence[Value], dim: int) -> Pieces | None:
     """What `stack` makes of values."""
     return joined([(insert(v, dim), 1, None) for v in values], dim)
+
+
+def by_digits(pieces: Pieces) -> Pieces:
+    """Pieces in whose axes are digits, where what they are made of has them: a state of heads that share keys is made of keys
+    that only the first of two digits tells apart."""
+    digits: dict[int, tuple[Size, ...]] = {}
+    for p in pieces.pieces:
+        for n, axis in enumerate(p.value.axes):
+            if n != pieces.dim and len(axis) == 1 and n not in digits and (sizes := _digits_of(axis[0], p.value)):
+                digits[n] = sizes
+    if not digits:
+        return pieces
+    return replace(pieces, pieces=tuple(replace(p, value=_split(p.value, digits)) for p in pieces.pieces))
+
+
+def _digits_of(x: Index, value: Value) -> tuple[Size, ...]:
+    for t in value.terms:
+        for r in t.reads():
+            if r.leaf.definition is not None:
+                for a, axis in zip(r.index, r.leaf.definition.axes):
+                    if len(axis) > 1 and a == var(x):
+                        return tuple(y.size for y in axis)
+    return ()
+
+
+def _split(value: Value, digits: dict[int, tuple[Size, ...]]) -> Value:
+    for n, sizes in digits.items():
+        if len(axis := value.axes[n]) == 1 and same(axis[0].size, product(sizes)):
+            value = regroup(value, axis, [[Index(s) for s in sizes]])
+    return value

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 import torch.fx as fx
-from hypothesis import assume
+from hypothesis.errors import UnsatisfiedAssumption
 from torch import Tensor
 
 from ..backend import examine
 from ..options import Options
 from ..report import Report
 from .program import Program
+from .record import record
 
 EXACT = 1e-9    # of fp64 results, relative to the largest element
 FACTOR = 8      # fp32: how much further from fp64 than eager a result may be
@@ -40,6 +41,25 @@ def rewritten(f: Callable[..., Any], dynamic: bool | None = None) -> Compiled:
     return torch.compile(f, backend=backend, dynamic=dynamic, fullgraph=True), reports
 
 
+def recorded(f: Callable[..., Any], dynamic: bool | None = None) -> Compiled:
+    """As `rewritten`, for a graph that is recorded without Dynamo (see record.py), for inputs of the sizes of the first call."""
+    reports: list[Report] = []
+    graphs: list[fx.GraphModule] = []
+
+    def run(*inputs: Tensor) -> Any:
+        if not graphs:
+            copies = [_copy(x).requires_grad_(x.requires_grad) for x in inputs]
+            with torch.random.fork_rng(devices={x.device for x in inputs if x.is_cuda}):
+                gm, stand_ins = record(f, copies)
+            outcome = examine(gm, stand_ins, Options(when="always"))
+            reports.append(outcome.report)
+            graphs.append(outcome.graph or gm)
+        out = graphs[0].forward(*inputs)
+        return out[0] if len(out) == 1 else out
+
+    return run, reports
+
+
 def results(f: Callable[..., Any], inputs: Sequence[Tensor], gradients: bool = True) -> list[Tensor]:
     """The outputs and the gradients of a function, for copies of the inputs, which are returned as they are afterwards."""
     torch.manual_seed(0)
@@ -50,8 +70,8 @@ def results(f: Callable[..., Any], inputs: Sequence[Tensor], gradients: bool = T
     found: list[Tensor] = []
     if operands:
         generator = torch.Generator().manual_seed(1)
-        weights = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.dtype) for o in outs]
-        total = sum(((o * w).sum() for o, w in zip(outs, weights)), torch.zeros((), dtype=outs[0].dtype))
+        weights = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o) for o in outs]
+        total = sum(((o * w).sum() for o, w in zip(outs, weights)), torch.zeros((), dtype=outs[0].dtype, device=outs[0].device))
         grads = torch.autograd.grad(total, operands, allow_unused=True)
         found = [torch.zeros_like(x) if g is None else g for g, x in zip(grads, operands)]
     return [*(o.detach() for o in outs), *found, *(x.detach() for x in copies)]
@@ -60,7 +80,7 @@ def results(f: Callable[..., Any], inputs: Sequence[Tensor], gradients: bool = T
 def _copy(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """With the same strides."""
     x = x.detach()
-    room = torch.empty_strided(x.shape, x.stride(), dtype=dtype or x.dtype)
+    room = torch.empty_strided(x.shape, x.stride(), dtype=dtype or x.dtype, device=x.device)
     return room.copy_(x)
 
 
@@ -88,11 +108,13 @@ def same_results(p: Program, inputs: Sequence[Tensor], gradients: bool = True, d
 
     Raises:
         WrongResult: a result that differs, or an error in the pass.
+        UnsatisfiedAssumption: autograd refuses the program itself, for a write.
     """
     try:
         eager = results(p.function(), inputs, gradients)
     except RuntimeError as refusal:                        # autograd refuses some mutations
-        assume("modified by an inplace operation" not in str(refusal))
+        if "modified by an inplace operation" in str(refusal):
+            raise UnsatisfiedAssumption from refusal
         raise
     compiled, reports = compile(p.function(), dynamic)
     ours = results(compiled, inputs, gradients)
