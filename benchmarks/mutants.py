@@ -3,6 +3,7 @@
     python benchmarks/mutants.py                    every mutant, in a copy of the package; an hour on one core
     python benchmarks/mutants.py --only algebra     those of one file
     python benchmarks/mutants.py --json out.json    with the results; those that the file already holds are not run again
+    python benchmarks/mutants.py --part 2/8         every eighth, from the third on: parts may run beside each other
 
 A mutant is one replacement in one file. The fast tests that concern it run against the copy, in a fork of this process that has
 imported PyTorch already; it is killed if one of them fails.
@@ -293,10 +294,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="mutants of files whose name holds this")
     parser.add_argument("--trust", action="store_true", help="do not first run the tests without a mutant")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--part", default="0/1", help="which part of how many")
+    parser.add_argument("--json", type=Path, action="append", help="where results are; the first file is written (repeatable)")
     args = parser.parse_args()
-    chosen = [m for m in MUTANTS if args.only in m.file]
-    old = json.loads(args.json.read_text()) if args.json and args.json.exists() else []
+    part, parts = map(int, args.part.split("/"))
+    chosen = [m for m in MUTANTS if args.only in m.file][part::parts]
+    old = [r for file in args.json or () if file.exists() for r in json.loads(file.read_text())]
     known = {Mutant(**r["mutant"]): Result(Mutant(**r["mutant"]), r["killed_by"], r["seconds"]) for r in old}
     for m in chosen:                                        # before an hour has passed
         m.apply((ROOT / m.file).read_text())
@@ -317,7 +320,7 @@ def main() -> int:
         print(f"{r.seconds:5.0f} s  {r.killed_by or 'SURVIVES'}   {r.mutant.file}: {r.mutant.new.strip()[:80]}", flush=True,
               file=sys.stderr)
         if args.json:
-            args.json.write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n")
+            args.json[0].write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n")
     print(table(results))
     return 0 if sum(bool(r.killed_by) for r in results) >= 0.95 * len(results) else 1
 

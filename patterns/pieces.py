@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .axes import insert, regroup
-from .index import Index, Size, product, same, var
+from .axes import grouped, insert, regroup
+from .index import Index, Size, mixed_radix, product, same
 from .normal_form import Value
 from .sizes import at_most
 
@@ -101,28 +101,32 @@ def stacked(values: Sequence[Value], dim: int) -> Pieces | None:
 def by_digits(pieces: Pieces) -> Pieces:
     """Pieces in whose axes are digits, where what they are made of has them: a state of heads that share keys is made of keys
     that only the first of two digits tells apart."""
-    digits: dict[int, tuple[Size, ...]] = {}
+    digits: dict[int, list[tuple[Size, ...]]] = {}
     for p in pieces.pieces:
         for n, axis in enumerate(p.value.axes):
-            if n != pieces.dim and len(axis) == 1 and n not in digits and (sizes := _digits_of(axis[0], p.value)):
+            if n != pieces.dim and axis and (sizes := _digits_of(axis, p.value)) and sum(map(len, sizes)) > sum(
+                    map(len, digits.get(n, ()))):
                 digits[n] = sizes
     if not digits:
         return pieces
     return replace(pieces, pieces=tuple(replace(p, value=_split(p.value, digits)) for p in pieces.pieces))
 
 
-def _digits_of(x: Index, value: Value) -> tuple[Size, ...]:
+def _digits_of(xs: tuple[Index, ...], value: Value) -> list[tuple[Size, ...]]:
+    """For each variable of an axis the sizes of the most digits that it has where it is read; empty where it has none."""
+    best: list[tuple[Size, ...]] = []
     for t in value.terms:
         for r in t.reads():
             if r.leaf.definition is not None:
                 for a, axis in zip(r.index, r.leaf.definition.axes):
-                    if len(axis) > 1 and a == var(x):
-                        return tuple(y.size for y in axis)
-    return ()
+                    if len(axis) > max(len(xs), sum(map(len, best))) and a == mixed_radix(xs):
+                        best = grouped(xs, [y.size for y in axis]) or best
+    return best
 
 
-def _split(value: Value, digits: dict[int, tuple[Size, ...]]) -> Value:
-    for n, sizes in digits.items():
-        if len(axis := value.axes[n]) == 1 and same(axis[0].size, product(sizes)):
-            value = regroup(value, axis, [[Index(s) for s in sizes]])
+def _split(value: Value, digits: dict[int, list[tuple[Size, ...]]]) -> Value:
+    for n, groups in digits.items():
+        axis = value.axes[n]
+        if len(axis) == len(groups) and all(same(x.size, product(g)) for x, g in zip(axis, groups)):
+            value = regroup(value, axis, [[Index(s) for s in g] for g in groups])
     return value

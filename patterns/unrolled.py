@@ -85,7 +85,7 @@ class _Loop:
         empty = [p.start for p in pieces.pieces if not p.value.terms and p.value.masked is None]
         self.empty = frozenset(s for s in empty if isinstance(s, int))
         self.pieces = replace(pieces, pieces=tuple(p for p in pieces.pieces if p.start not in self.empty))
-        if len(empty) > 1 or len(self.pieces.pieces) < 2:   # at most the first position, which sees none before it
+        if len(empty) > 1 or not self.pieces.pieces:        # at most the first position, which sees none before it
             raise NotUnrolled
         pieces = self.pieces
         rough = [self._split(p) for p in reversed(pieces.pieces)]
@@ -323,7 +323,7 @@ class _Loop:
         try:
             found = self._weighed(self.forms)
         except NearMiss as e:
-            if e.code not in ("LC106", "LC201") or (gated := self._with_gates()) is None:
+            if e.code not in ("LC106", "LC109", "LC201") or (gated := self._with_gates()) is None:
                 raise
             try:
                 found = self._weighed(gated)

@@ -13,7 +13,7 @@ import json
 import multiprocessing
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -154,7 +154,7 @@ def again(setup: Setup, number: int) -> int:
     return int(case.expected and len(report.rewritten) != 1)
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lightning_compile.testing", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="how long to begin blocks of programs")
     parser.add_argument("--seed", type=int, default=0)
@@ -166,7 +166,7 @@ def main() -> int:
                         f"through what: {', '.join(f'{name}={share}' for name, share in SHARES.items())} unless given")
     parser.add_argument("--form", choices=FORMS, action="append", help="only programs of this form (repeatable)")
     parser.add_argument("--json", type=Path, help="file of JSON lines to go on with")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     shares = SHARES | {name: int(share) for name, share in (x.split("=") for x in args.share)}
     if unknown := set(shares) - set(COMPILE):
         parser.error(f"unknown: {', '.join(unknown)}")

@@ -88,8 +88,9 @@ def draw(setup: Setup, number: int) -> Case:
 
     forms = setup.forms
     p, gradients = (drawing.program(pick, forms), True) if pick(True, False) else drawing.mutation(pick, forms)
-    if setup.device != "cpu":
-        p = replace(p, spelling=replace(p.spelling, devices="named"))
+    if setup.device != "cpu":                               # kernels that compute in fp64 there are none
+        dtype = torch.float32 if pick(True, True, True, False) else p.spec.dtype
+        p = replace(p, spec=replace(p.spec, dtype=dtype), spelling=replace(p.spelling, devices="named"))
     (mode,) = source.choices([name for name, _ in setup.shares], [share for _, share in setup.shares])
     return Case(p, gradients, source.randrange(10_000), mode, setup.device)
 

@@ -18,12 +18,15 @@ from torch.overrides import TorchFunctionMode
 from ..compat import FakeTensor, FakeTensorMode, no_modes, pytree
 
 # Methods by which Python writes operators. A method that is called by its name (x.add(y)) is taken for its operator.
+_ARITHMETIC = ("add", "sub", "mul", "matmul", "pow", "neg", "ge", "gt", "le", "lt", "eq", "ne", "mod", "truediv", "invert")
 _OPERATORS: dict[str, Callable[..., Any]] = {
-    **{name: getattr(operator, name) for name in ("add", "sub", "mul", "matmul", "pow", "neg", "ge", "gt", "le", "lt", "eq", "ne")},
-    "div": operator.truediv, "remainder": operator.mod, "__invert__": operator.invert, "__eq__": operator.eq,
+    **{name: getattr(operator, name) for name in _ARITHMETIC}, **{f"__{name}__": getattr(operator, name) for name in _ARITHMETIC},
+    **{f"__i{name}__": getattr(operator, f"i{name}") for name in ("add", "sub", "mul", "truediv")},
+    "div": operator.truediv, "__div__": operator.truediv, "__idiv__": operator.itruediv, "remainder": operator.mod,
     "__getitem__": operator.getitem, "__setitem__": operator.setitem}
-_REFLECTED = {"__rsub__": operator.sub, "__rpow__": operator.pow, "__rdiv__": operator.truediv, "__rmul__": operator.mul}
-_UNARY = ("neg", "__invert__")
+_REFLECTED = {f"__r{name}__": getattr(operator, name) for name in ("add", "sub", "mul", "matmul", "pow", "truediv")} | {
+    "__rdiv__": operator.truediv}
+_UNARY = ("neg", "__neg__", "__invert__")
 _SIZES = frozenset({"dim", "size", "numel", "stride", "__len__"})
 
 
