@@ -49,7 +49,7 @@ def regroup(v: Value, xs: Sequence[Index], groups: Sequence[Sequence[Index]]) ->
 
 
 def grouped(xs: Sequence[Index], sizes: Sequence[Size]) -> list[tuple[Size, ...]]:
-    """Sizes in as many groups as there are variables, each of which multiplies to the size of its own; empty where they do not."""
+    """Sizes in as many groups as there are variables, each of which multiplies to the size of its own, or empty."""
     found: list[tuple[Size, ...]] = []
     left = list(sizes)
     for x in reversed(xs):

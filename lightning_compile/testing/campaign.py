@@ -11,7 +11,6 @@ import argparse
 import gc
 import json
 import multiprocessing
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -106,7 +105,7 @@ def _text(case: Case) -> str:
 
 
 def run(seconds: float, setup: Setup, jobs: int = 1, done: Iterable[int] = (), count: int = BLOCK) -> Iterator[tuple[int, Tally]]:
-    """Blocks as they are done, until no new one is begun after `seconds`; those that begin with a number of `done` are left out."""
+    """Blocks as they are done; none is begun after `seconds`. Those that begin with a number of `done` are left out."""
     until, skipped, first = time.monotonic() + seconds, set(done), 0
     if jobs == 1:
         _prepare()

@@ -1,4 +1,4 @@
-"""One case of a campaign: a program with its inputs, and how much of the compiler it goes through. A seed and a number give it."""
+"""One case of a campaign: a program, its inputs, and how much of the compiler it goes through, by a seed and a number."""
 
 from __future__ import annotations
 
