@@ -5,8 +5,8 @@
     python benchmarks/numerics.py --device cuda --jobs 8       the tiles on a GPU, up to 131,072 positions
 
 The budget: of each result the largest error is at most 1.5 times eager's, and the root of the mean square at most eager's, each
-plus one rounding of the result's dtype. Eager is the masked quadratic form in the same dtype (beyond 4,096 positions the running
-state, block by block in fp32, with operands of that dtype). Nothing is NaN or infinite where fp64 is finite.
+plus one rounding of the result's dtype. Eager is the masked quadratic form in the same dtype (beyond 4,096 positions block by
+block, with the state in fp32). Nothing is NaN or infinite where fp64 is finite.
 Ends with 1 if a result is out of its budget.
 """
 
@@ -101,25 +101,24 @@ def results(f: Callable[..., Any], p: Problem, operands: Sequence[Tensor | None]
 
 def running_state(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, s: Tensor | None, scale: float, reverse: bool,
                   strict: bool, normalizer: bool, final: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Step by step in blocks, in the accumulation dtype: what a sequence too long for the quadratic form is judged by."""
+    """Block by block, as one writes it for sequences that are too long for the quadratic form: products in the dtype of the
+    operands, states and sums of log-decays in fp32 (fp64 for fp64)."""
     acc = torch.float64 if q.dtype == torch.float64 else torch.float32
     dtype, n = v.dtype, q.shape[2]
-    q, k, v = (x.to(acc) for x in (q, k, v))
-    state = q.new_zeros(*q.shape[:2], q.shape[3], v.shape[3]) if s is None else s.to(acc)
-    outs, sums, z = [], q.new_zeros(*q.shape[:2], q.shape[3]), []
+    state = (q.new_zeros(*q.shape[:2], q.shape[3], v.shape[3]) if s is None else s).to(acc)
+    outs, sums, z = [], q.new_zeros(*q.shape[:2], q.shape[3], dtype=acc), []
     assert not reverse and not strict
     for a in range(0, n, BLOCK):
         qi, ki, vi = (x[:, :, a:a + BLOCK] for x in (q, k, v))
-        c = torch.zeros_like(qi[..., 0]) if g is None else g[:, :, a:a + BLOCK].to(acc).cumsum(-1)
-        w = (c[..., :, None] - c[..., None, :]).tril().exp().tril()
-        since, until = c.exp()[..., None], (c[..., -1:] - c).exp()[..., None]
+        c = torch.zeros_like(qi[..., 0], dtype=acc) if g is None else g[:, :, a:a + BLOCK].to(acc).cumsum(-1)
+        w = (c[..., :, None] - c[..., None, :]).tril().exp().tril().to(dtype)
+        since, until = c.exp()[..., None].to(dtype), (c[..., -1:] - c).exp()[..., None].to(dtype)
         scores = scale * (qi @ ki.mT) * w
-        first = scale if s is None or a else scale
-        outs.append(scores @ vi + first * (qi * since) @ state)
-        z.append(scores.sum(-1) + scale * ((qi * since) * sums[:, :, None]).sum(-1))
+        outs.append(scores @ vi + scale * ((qi * since) @ state.to(dtype)))
+        z.append(scores.to(acc).sum(-1) + scale * ((qi * since).to(acc) * sums[:, :, None]).sum(-1))
         through = c[..., -1].exp()
-        state = state * through[..., None, None] + (ki * until).mT @ vi
-        sums = sums * through[..., None] + (ki * until).sum(-2)
+        state = state * through[..., None, None] + ((ki * until).mT @ vi).to(acc)
+        sums = sums * through[..., None] + (ki * until).to(acc).sum(-2)
     return torch.cat(outs, 2).to(dtype), torch.cat(z, 2) if normalizer else q.new_empty(0), state if final else q.new_empty(0)
 
 

@@ -77,7 +77,7 @@ class PieceRoles:
         keys = {(r.leaf, r.function) for parts in self.states.values() for p in parts if isinstance(p, Update) for r in p.k}
         found = [r for r in holders if (r.leaf, r.function) in asked] or (
             [r for r in holders if (r.leaf, r.function) not in keys] if keys else [])
-        return found if len(found) < len(holders) else holders[:1]
+        return found if 0 < len(found) < len(holders) else holders[:1]
 
     def frame(self, value: Value, terms: Sequence[Term],
                     taken: Sequence[tuple[list[Read], tuple[Index, ...], Read | None]]) -> Frame:
