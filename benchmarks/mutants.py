@@ -253,6 +253,9 @@ def run_tests(folder: Path, suite: str) -> str:
         code = 1
         try:
             os.setpgid(0, 0)
+            if suite == "tiles":                            # Triton, when it is imported, decides whether it interprets
+                os.execve(sys.executable, [sys.executable, __file__, "--child", str(folder), suite],
+                          {**os.environ, "TRITON_INTERPRET": "1"})
             code = _child(folder, suite, result)
         finally:
             os._exit(code)
@@ -295,8 +298,11 @@ def main() -> int:
     parser.add_argument("--only", default="", help="mutants of files whose name holds this")
     parser.add_argument("--trust", action="store_true", help="do not first run the tests without a mutant")
     parser.add_argument("--part", default="0/1", help="which part of how many")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, action="append", help="where results are; the first file is written (repeatable)")
     args = parser.parse_args()
+    if args.child:
+        return _child(Path(args.child[0]), args.child[1], Path(args.child[0]) / "result")
     part, parts = map(int, args.part.split("/"))
     chosen = [m for m in MUTANTS if args.only in m.file][part::parts]
     old = [r for file in args.json or () if file.exists() for r in json.loads(file.read_text())]
