@@ -33,11 +33,12 @@ ROOT = Path(__file__).resolve().parents[1]
 KERNELS = "tests/kernels/"
 # Which tests concern a file, the quickest and most likely first.
 SUITES: dict[str, tuple[str, ...]] = {
-    "rules": ("tests/test_spellings.py", "tests/test_codes.py", "tests/test_checks.py"),
-    "loops": ("tests/test_loops.py", "tests/test_tables.py", "tests/test_checks.py", "tests/test_codes.py"),
-    "checks": ("tests/test_checks.py", "tests/test_codes.py", "tests/test_spellings.py"),
+    "rules": ("tests/test_spellings.py", "tests/test_codes.py", "tests/test_checks.py", "tests/test_programs.py"),
+    "loops": ("tests/test_loops.py", "tests/test_tables.py", "tests/test_checks.py", "tests/test_codes.py",
+              "tests/test_programs.py"),
+    "checks": ("tests/test_checks.py", "tests/test_codes.py", "tests/test_spellings.py", "tests/test_programs.py"),
     "rewrite": ("tests/test_checks.py", "tests/test_spellings.py", "tests/test_faults.py",
-                "tests/test_backend.py"),
+                "tests/test_backend.py", "tests/test_programs.py"),
     "chunked": (KERNELS + "test_kernels_operator.py", KERNELS + "test_kernels_registration.py"),
     "tiles": (KERNELS + "test_kernels_tiles_values.py", KERNELS + "test_kernels_tiles_gradients.py"),
 }

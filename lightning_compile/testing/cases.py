@@ -72,7 +72,8 @@ class Case:
         try:
             return law.same_results(p, inputs, self.gradients, self.mode == "dynamic" or None, COMPILE[self.mode])
         except Exception as e:
-            if self.mode == "aot" and not isinstance(e, law.WrongResult) and _fails_without_us(p, inputs, self.gradients, type(e)):
+            crashed = self.mode == "aot" and not isinstance(e, law.WrongResult)
+            if crashed and _fails_without_us(p, inputs, self.gradients, type(e)):
                 raise UnsatisfiedAssumption from e
             raise
         finally:

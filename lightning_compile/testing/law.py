@@ -108,8 +108,8 @@ def same_results(p: Program, inputs: Sequence[Tensor], gradients: bool = True, d
                  compile: Callable[[Callable[..., Any], bool | None], Compiled] = rewritten) -> Report:
     """Compares a program with itself in eager mode; its report.
 
-    fp64 results must agree to rounding: to EXACT, or, where sums of the program cancel each other, to FACTOR times what eager mode
-    rounds off. Those of fp32 may be FACTOR times as far from fp64 as eager's are.
+    fp64 results must agree to rounding: to EXACT, or, where sums of the program cancel each other, to FACTOR times what eager
+    mode rounds off. Those of fp32 may be FACTOR times as far from fp64 as eager's are.
 
     Args:
         gradients: whether to compare gradients too.
