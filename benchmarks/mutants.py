@@ -3,6 +3,7 @@
     python benchmarks/mutants.py                    every mutant, in a copy of the package; an hour on one core
     python benchmarks/mutants.py --only algebra     those of one file
     python benchmarks/mutants.py --json out.json    with the results; those that the file already holds are not run again
+    python benchmarks/mutants.py --part 2/8         every eighth, from the third on: parts may run beside each other
 
 A mutant is one replacement in one file. The fast tests that concern it run against the copy, in a fork of this process that has
 imported PyTorch already; it is killed if one of them fails.
@@ -32,11 +33,12 @@ ROOT = Path(__file__).resolve().parents[1]
 KERNELS = "tests/kernels/"
 # Which tests concern a file, the quickest and most likely first.
 SUITES: dict[str, tuple[str, ...]] = {
-    "rules": ("tests/test_spellings.py", "tests/test_codes.py", "tests/test_checks.py"),
-    "loops": ("tests/test_loops.py", "tests/test_tables.py", "tests/test_checks.py", "tests/test_codes.py"),
-    "checks": ("tests/test_checks.py", "tests/test_codes.py", "tests/test_spellings.py"),
+    "rules": ("tests/test_spellings.py", "tests/test_codes.py", "tests/test_checks.py", "tests/test_programs.py"),
+    "loops": ("tests/test_loops.py", "tests/test_tables.py", "tests/test_checks.py", "tests/test_codes.py",
+              "tests/test_programs.py"),
+    "checks": ("tests/test_checks.py", "tests/test_codes.py", "tests/test_spellings.py", "tests/test_programs.py"),
     "rewrite": ("tests/test_checks.py", "tests/test_spellings.py", "tests/test_faults.py",
-                "tests/test_backend.py"),
+                "tests/test_backend.py", "tests/test_programs.py"),
     "chunked": (KERNELS + "test_kernels_operator.py", KERNELS + "test_kernels_registration.py"),
     "tiles": (KERNELS + "test_kernels_tiles_values.py", KERNELS + "test_kernels_tiles_gradients.py"),
 }
@@ -237,8 +239,8 @@ def _child(folder: Path, suite: str, result: Path) -> int:
     os.dup2(silence, 1)
     os.dup2(silence, 2)
     watch = Watch()
-    words = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-m", "not slow and not gpu", "--rootdir", str(ROOT),
-             "-c", str(ROOT / "pyproject.toml")]
+    words = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-m", "not slow and not gpu", "-k", "not one_is_interpreted",
+             "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml")]  # that one has a clock
     done = pytest.main([*words, *(str(ROOT / tests) for tests in SUITES[suite])], plugins=[watch])
     result.write_text(watch.failed or (f"exit status {int(done)}" if done else ""))
     return 0
@@ -252,6 +254,9 @@ def run_tests(folder: Path, suite: str) -> str:
         code = 1
         try:
             os.setpgid(0, 0)
+            if suite == "tiles":                            # Triton, when it is imported, decides whether it interprets
+                os.execve(sys.executable, [sys.executable, __file__, "--child", str(folder), suite],
+                          {**os.environ, "TRITON_INTERPRET": "1"})
             code = _child(folder, suite, result)
         finally:
             os._exit(code)
@@ -293,10 +298,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="mutants of files whose name holds this")
     parser.add_argument("--trust", action="store_true", help="do not first run the tests without a mutant")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--part", default="0/1", help="which part of how many")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path, action="append", help="where results are; the first file is written (repeatable)")
     args = parser.parse_args()
-    chosen = [m for m in MUTANTS if args.only in m.file]
-    old = json.loads(args.json.read_text()) if args.json and args.json.exists() else []
+    if args.child:
+        return _child(Path(args.child[0]), args.child[1], Path(args.child[0]) / "result")
+    part, parts = map(int, args.part.split("/"))
+    chosen = [m for m in MUTANTS if args.only in m.file][part::parts]
+    old = [r for file in args.json or () if file.exists() for r in json.loads(file.read_text())]
     known = {Mutant(**r["mutant"]): Result(Mutant(**r["mutant"]), r["killed_by"], r["seconds"]) for r in old}
     for m in chosen:                                        # before an hour has passed
         m.apply((ROOT / m.file).read_text())
@@ -317,7 +327,7 @@ def main() -> int:
         print(f"{r.seconds:5.0f} s  {r.killed_by or 'SURVIVES'}   {r.mutant.file}: {r.mutant.new.strip()[:80]}", flush=True,
               file=sys.stderr)
         if args.json:
-            args.json.write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n")
+            args.json[0].write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n")
     print(table(results))
     return 0 if sum(bool(r.killed_by) for r in results) >= 0.95 * len(results) else 1
 

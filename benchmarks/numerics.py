@@ -2,11 +2,11 @@
 
     python benchmarks/numerics.py                              the chunked form on a CPU; --plot docs/numerics.png
     TRITON_INTERPRET=1 python benchmarks/numerics.py --tiles   the Triton tiles in their interpreter, at few sizes
-    python benchmarks/numerics.py --device cuda                the tiles on a GPU, up to 131,072 positions
+    python benchmarks/numerics.py --device cuda --jobs 8       the tiles on a GPU, up to 131,072 positions
 
 The budget: of each result the largest error is at most 1.5 times eager's, and the root of the mean square at most eager's, each
-plus one rounding of the result's dtype. Eager is the masked quadratic form in the same dtype (beyond 4,096 positions the running
-state, step by step in fp32, with operands of that dtype). Nothing is NaN or infinite where fp64 is finite.
+plus one rounding of the result's dtype. Eager is the masked quadratic form in the same dtype (beyond 4,096 positions block by
+block, with the state in fp32). Nothing is NaN or infinite where fp64 is finite.
 Ends with 1 if a result is out of its budget.
 """
 
@@ -14,11 +14,15 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import math
+import multiprocessing
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,8 @@ from lightning_compile.kernels import reference, tiles
 from lightning_compile.kernels.operator import linear_attention
 
 QUADRATIC = 4096  # positions up to which eager mode is the quadratic form
+BLOCK = 256       # positions of a step of the running state
+FEW = 2           # heads where a sequence has more than a thousand positions
 NAMES = ("o", "z", "state", "grad_q", "grad_k", "grad_v", "grad_log_decay", "grad_initial_state")
 Results = dict[str, Tensor]
 
@@ -95,25 +101,24 @@ def results(f: Callable[..., Any], p: Problem, operands: Sequence[Tensor | None]
 
 def running_state(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, s: Tensor | None, scale: float, reverse: bool,
                   strict: bool, normalizer: bool, final: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Step by step in blocks of 64, in the accumulation dtype: what a sequence too long for the quadratic form is judged by."""
+    """Block by block, as one writes it for sequences that are too long for the quadratic form: products in the dtype of the
+    operands, states and sums of log-decays in fp32 (fp64 for fp64)."""
     acc = torch.float64 if q.dtype == torch.float64 else torch.float32
     dtype, n = v.dtype, q.shape[2]
-    q, k, v = (x.to(acc) for x in (q, k, v))
-    state = q.new_zeros(*q.shape[:2], q.shape[3], v.shape[3]) if s is None else s.to(acc)
-    outs, sums, z = [], q.new_zeros(*q.shape[:2], q.shape[3]), []
+    state = (q.new_zeros(*q.shape[:2], q.shape[3], v.shape[3]) if s is None else s).to(acc)
+    outs, sums, z = [], q.new_zeros(*q.shape[:2], q.shape[3], dtype=acc), []
     assert not reverse and not strict
-    for a in range(0, n, 64):
-        qi, ki, vi = (x[:, :, a:a + 64] for x in (q, k, v))
-        c = torch.zeros_like(qi[..., 0]) if g is None else g[:, :, a:a + 64].to(acc).cumsum(-1)
-        w = (c[..., :, None] - c[..., None, :]).tril().exp().tril()
-        since, until = c.exp()[..., None], (c[..., -1:] - c).exp()[..., None]
+    for a in range(0, n, BLOCK):
+        qi, ki, vi = (x[:, :, a:a + BLOCK] for x in (q, k, v))
+        c = torch.zeros_like(qi[..., 0], dtype=acc) if g is None else g[:, :, a:a + BLOCK].to(acc).cumsum(-1)
+        w = (c[..., :, None] - c[..., None, :]).tril().exp().tril().to(dtype)
+        since, until = c.exp()[..., None].to(dtype), (c[..., -1:] - c).exp()[..., None].to(dtype)
         scores = scale * (qi @ ki.mT) * w
-        first = scale if s is None or a else scale
-        outs.append(scores @ vi + first * (qi * since) @ state)
-        z.append(scores.sum(-1) + scale * ((qi * since) * sums[:, :, None]).sum(-1))
+        outs.append(scores @ vi + scale * ((qi * since) @ state.to(dtype)))
+        z.append(scores.to(acc).sum(-1) + scale * ((qi * since).to(acc) * sums[:, :, None]).sum(-1))
         through = c[..., -1].exp()
-        state = state * through[..., None, None] + (ki * until).mT @ vi
-        sums = sums * through[..., None] + (ki * until).sum(-2)
+        state = state * through[..., None, None] + ((ki * until).mT @ vi).to(acc)
+        sums = sums * through[..., None] + (ki * until).to(acc).sum(-2)
     return torch.cat(outs, 2).to(dtype), torch.cat(z, 2) if normalizer else q.new_empty(0), state if final else q.new_empty(0)
 
 
@@ -151,6 +156,26 @@ def compare(p: Problem, device: str) -> list[Row]:
                         float(mine.abs().max()) / max(allowed, 1e-300), square[0] / max(square[1] + step * square[2], 1e-300),
                         finite))
     return rows
+
+
+def _some(work: tuple[list[Problem], str]) -> list[Row]:
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("highest")
+    return [r for p in work[0] for r in compare(p, work[1])]
+
+
+def compare_all(chosen: Sequence[Problem], device: str, jobs: int) -> list[Row]:
+    """In the order of the problems. Those that share their kernels are one process's."""
+    if jobs == 1:
+        return [r for p in chosen for r in compare(p, device)]
+    groups: dict[Any, list[Problem]] = {}
+    for p in chosen:
+        groups.setdefault((p.dtype, p.d, p.decay > 0, p.normalizer, p.reverse), []).append(p)
+    order = {p: number for number, p in enumerate(chosen)}
+    largest = sorted(groups.values(), key=lambda g: -sum(p.n for p in g))
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        rows = [r for part in pool.map(_some, [(g, device) for g in largest]) for r in part]
+    return sorted(rows, key=lambda r: order[r.problem])
 
 
 def bad(r: Row) -> bool:
@@ -200,6 +225,8 @@ def main() -> int:
     parser.add_argument("--tiles", action="store_true", help="the Triton tiles, interpreted (needs TRITON_INTERPRET=1)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--json", type=Path, help="where to write the errors of each result of each problem")
+    parser.add_argument("--jobs", type=int, default=1, help="processes: kernels take longer to compile than to run")
     parser.add_argument("--lengths", type=int, nargs="+", help="instead of the usual ones")
     args = parser.parse_args()
     torch.set_float32_matmul_precision("highest")
@@ -213,9 +240,15 @@ def main() -> int:
         lengths = [1, 64, 65, 1000, 4096]
     chosen = list(problems(args.lengths or lengths, features, dtypes))
     if args.device == "cuda" and not args.lengths:
-        chosen += [Problem(131072, 64, dtype, decay) for dtype in dtypes for decay in (1e-6, 1e-3, 0.1, 20.0)]
-    rows = [r for p in chosen for r in compare(p, args.device)]
+        chosen += [Problem(n, 64, dtype, decay) for n in (16384, 131072) for dtype in dtypes
+                   for decay in (0.0, 1e-6, 1e-3, 0.1, 1.0, 5.0, 20.0)]
+    chosen = [replace(p, heads=FEW) if p.n > 1000 else p for p in chosen]
+    started = time.monotonic()
+    rows = compare_all(chosen, args.device, args.jobs)
+    if args.json:
+        args.json.write_text(json.dumps([{**vars(r), "problem": str(r.problem)} for r in rows]) + "\n")
     show(rows)
+    print(f"{len(chosen)} problems in {time.monotonic() - started:.0f} s")
     if args.plot:
         plot(rows, args.plot)
     return 1 if any(map(bad, rows)) else 0

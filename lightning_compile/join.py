@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from .emit import Site
-from .patterns.index import Affine, Index, hint, mixed_radix, product, same, var
+from .patterns.axes import grouped
+from .patterns.index import Affine, Index, hint, mixed_radix, same, var
 from .patterns.match import Match
 from .patterns.normal_form import Leaf, Read, rename
 
@@ -73,12 +74,16 @@ def _split_like(main: Match, z: Match) -> Match:
         for s in z.q + z.k:
             if r.leaf is s.leaf and (r.function, r.detached) == (s.function, s.detached):
                 for a, b in zip(r.index, s.index):
-                    x = b.only()
-                    digits = tuple(sorted(a.coef, key=lambda y: -hint(a.coef[y])))
-                    if x in z.batch and x is not None and len(digits) > 1 and a == mixed_radix(digits) and same(
-                            product(y.size for y in digits), x.size):
-                        groups.setdefault(x, tuple(map(rename, digits)))
-    if not groups or any(x in g.over for g in z.decay for x in groups):
+                    digits, coarse = (sorted(e.coef, key=lambda y: -hint(e.coef[y])) for e in (a, b))
+                    if len(digits) > len(coarse) and set(coarse) <= set(z.batch) and a == mixed_radix(digits) and \
+                            b == mixed_radix(coarse):
+                        fine = iter(digits)
+                        for x, sizes in zip(coarse, grouped(coarse, [y.size for y in digits])):
+                            if len(sizes) > 1:
+                                groups.setdefault(x, tuple(rename(y) for _, y in zip(sizes, fine)))
+                            else:
+                                next(fine)
+    if not groups:
         return z
     finer = {x: mixed_radix(group) for x, group in groups.items()}
     for x, group in groups.items():
@@ -91,7 +96,8 @@ def _split_like(main: Match, z: Match) -> Match:
         return tuple(r.substitute(finer) for r in rs)
 
     value = z.value.substitute(finer, tuple(split(axis) for axis in z.value.axes))
-    decay = tuple(replace(g, reads=reads(g.reads)) for g in z.decay)
+    decay = tuple(replace(g, reads=reads(g.reads), over=split(g.over), numbers=g.numbers.reshape(
+        [hint(y.size) for y in split(g.over)])) for g in z.decay)
     return replace(z, value=value, q=reads(z.q), k=reads(z.k), out=reads(z.out), batch=split(z.batch), decay=decay)
 
 

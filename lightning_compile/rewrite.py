@@ -373,7 +373,7 @@ class _Pass:
         for c, b, value in zip(members, builders[1:], values):
             old = c.node if c.holder is None else c.holder
             value = restore(b, value, old, old.meta.get("example_value"))
-            if c.holder is None and self._written_later(c):     # a view of the operator's output must not be written to
+            if self._written_later(c):                          # a view of the operator's output must not be written to
                 value = b.call(torch.clone, value)
             if self.options.verify == "run":
                 value = watched(GraphBuilder(self.interpreter, b.before.next if c.holder is None else b.before, self.replaced,

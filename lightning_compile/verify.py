@@ -27,8 +27,9 @@ from .small import KEPT, PAD, Sizes, Unsolvable, compared, evaluate, leaf_key, r
 TOLERANCE = 1e-7  # of fp64 results, relative to the largest element
 POSITIONS = 5     # small lengths are this, plus the largest offset
 WHOLE = 128       # lengths, and chunks, up to this may be checked as they are
-MOST = 2**26      # multiplications of a check's brute force, but for the first
+MOST = 2**26      # multiplications of a check's brute force, but at the smallest sizes
 HEADS = 64        # batch sizes up to this may be checked as they are
+MERGED = 256      # ... where no smaller ones were found
 FEATURES = ((3, 4), (4, 6), (8, 8), (MAX_FEATURES, MAX_FEATURES))  # sizes of d and e, at most the user's own
 UNROLLED_FEATURES = (FEATURES[0], (4, 4), FEATURES[-1])
 UNROLLED_CHECKS = ("weights of positions along the states", "replay of the recorded operations, of a long loop some pieces",
@@ -93,12 +94,20 @@ def check(table: SideTable, site: Site, targets: Sequence[Key]) -> NearMiss | No
 
 
 def _check(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequence[list[Record]]) -> NearMiss | None:
-    """At small sizes; where these do not fit (features that are split somewhere else), at others; and where a check fails
-    that had to guess how constants shrink (a decay over a chunk is a number), with the user's own chunks, or the user's own
-    length, if they are short enough."""
-    if site.main.unrolled:
-        return _check_unrolled(table, site, targets, regions)
-    failed: NearMiss | None = None
+    """At small sizes; where these do not fit (features that are split somewhere else), at others; where a check fails that had
+    to guess how constants shrink (a decay over a chunk is a number), with the user's own chunks, or the user's own length, if
+    they are short enough; and where no small sizes are found of axes that batch and heads share, and that are split here and
+    there, with the user's own of these."""
+    for own in (False, True):
+        failed = (_check_unrolled if site.main.unrolled else _check_closed)(table, site, targets, regions, own)
+        if failed is None or failed.code != "LC503":
+            break
+    return failed
+
+
+def _check_closed(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequence[list[Record]],
+                  own: bool) -> NearMiss | None:
+    failed = _not_checkable(Unsolvable("no sizes were found at which it takes little time"))
     rows, alike = site.main.rows, [pair for m in site.matches() for pair in compared(m.value.terms)]
     n, chunk = (product(x.size for x in digits) for digits in (rows, rows[1:]))
     ways = [set[Index]()]                                   # of the digits of a position, those that keep their sizes
@@ -108,28 +117,31 @@ def _check(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequen
         ways.append(set(rows))
     for kept in ways:
         for features in FEATURES:
-            if failed is not None and _work(site, kept, features) > MOST:
+            if _work(site, kept, features, own) > MOST and (own or kept or features is not FEATURES[0]):
                 continue
             try:
-                sizes = Sizes(*_small(site, table, regions, features, kept), rows, n if len(kept) == len(rows) else PAD,
+                sizes = Sizes(*_small(site, table, regions, features, kept, own), rows, n if len(kept) == len(rows) else PAD,
                               compared=alike)
-                failed = _compare(table, site, targets, regions, sizes)
+                found = _compare(table, site, targets, regions, sizes)
             except (Unsolvable, RuntimeError, LookupError, ArithmeticError) as e:
                 failed = _not_checkable(e)
                 continue
-            if failed is None:
+            if found is None:
                 return None
+            failed = found
     return failed
 
 
-def _work(site: Site, kept: Collection[Index], features: tuple[int, int]) -> int:
-    """Multiplications by brute force, for a batch of two and three heads."""
+def _work(site: Site, kept: Collection[Index], features: tuple[int, int], own: bool) -> int:
+    """Multiplications by brute force."""
     n = product(hint(x.size) if x in kept else 4 for x in site.main.rows)
     d, e = (min(most, hint(product(x.size for x in own))) for most, own in zip(features, (site.main.d, site.main.e)))
-    return 6 * n * n * d * e
+    batch = product(min(hint(x.size), MERGED) for x in site.main.batch) if own else 6
+    return batch * n * n * d * e
 
 
-def _check_unrolled(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequence[list[Record]]) -> NearMiss | None:
+def _check_unrolled(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequence[list[Record]],
+                    own: bool) -> NearMiss | None:
     """A loop keeps its length. Where that is dynamic, as far as the loop has as many pieces, it is checked with two of them."""
     from .unrolled_check import compare
 
@@ -139,7 +151,7 @@ def _check_unrolled(table: SideTable, site: Site, targets: Sequence[Key], region
     for features in UNROLLED_FEATURES:
         for length in lengths:
             try:
-                small = _small(site, table, regions, features, site.main.rows, length)
+                small = _small(site, table, regions, features, site.main.rows, own, length)
                 failed = compare(table, site, targets, regions, Sizes(*small, pad=None, tiles=features[0] != MAX_FEATURES))
             except (Unsolvable, RuntimeError, LookupError, ArithmeticError) as e:
                 failed = _not_checkable(e)
@@ -208,9 +220,9 @@ def difference(a: Tensor, b: Tensor) -> float:
 
 
 def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], features: tuple[int, int], kept: Collection[Index],
-           length_symbols: Mapping[Any, int] | None = None) -> tuple[dict[Index, int], set[Index], dict[Any, int]]:
+           own: bool, length_symbols: Mapping[Any, int] | None = None) -> tuple[dict[Index, int], set[Index], dict[Any, int]]:
     """Distinct small sizes for the variables of the site, but for the digits of a position that are `kept`; all variables of
-    its regions; values for the symbols, those of a loop's length as given."""
+    its regions; values for the symbols, those of a loop's length as given. `own`: batch sizes are the user's own."""
     offsets = [abs(c) for m in site.matches() for t in m.value.terms for e in t.indicators
                if isinstance(c := e.const, int)]
     offsets += [abs(a.const) for m in site.matches() for r in (*m.q, *m.k, *m.v) for a in r.index
@@ -249,7 +261,7 @@ def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], featur
     offset = {x for m in site.matches() for r in m.reads() for a in r.index if a.const != 0 for x in a.coef}
     for p, x in enumerate(reversed(main.batch)):
         # q, k and v in one projection, [3, heads, features]: their offsets are multiples of the number of heads
-        keep = x in offset and isinstance(x.size, int) and x.size <= HEADS
+        keep = isinstance(x.size, int) and x.size <= (MERGED if own else HEADS if x in offset else 0)
         digits = _finest(x) if not keep and x not in given else [x]
         for q, y in enumerate(digits):                      # batch and heads on one axis: it is what they are together
             choose(y, x.size if keep else (2, 3)[(p + q) % 2])

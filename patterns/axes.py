@@ -48,6 +48,18 @@ def regroup(v: Value, xs: Sequence[Index], groups: Sequence[Sequence[Index]]) ->
     return v.substitute({x: mixed_radix(g) for x, g in finer.items()}, axes)
 
 
+def grouped(xs: Sequence[Index], sizes: Sequence[Size]) -> list[tuple[Size, ...]]:
+    """Sizes in as many groups as there are variables, each of which multiplies to the size of its own, or empty."""
+    found: list[tuple[Size, ...]] = []
+    left = list(sizes)
+    for x in reversed(xs):
+        group: list[Size] = []
+        while left and not (group and same(product(group), x.size)):
+            group.insert(0, left.pop())
+        found.insert(0, tuple(group))
+    return found if not left and all(same(product(g), x.size) for g, x in zip(found, xs)) else []
+
+
 def align(*values: Value) -> tuple[Axes, list[Value]]:
     """Broadcasts: the values over one set of axes. Variables are renamed first, since a value may meet itself."""
     rank = max(len(v.axes) for v in values)

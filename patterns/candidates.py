@@ -57,13 +57,15 @@ def find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node,
 def _find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node, Any], Value | None],
           islands: Islands | None, features: frozenset[fx.Node]) -> Findings:
     found: list[Candidate] = []
+    matched: set[int] = set()
 
     def look(node: fx.Node, t: torch.Tensor, value: Value, holder: fx.Node | None) -> None:
         table = interpreter.table
         if node.op not in ("call_function", "call_method", "call_module") or id(t) in table.viewed or \
                 islands is not None and node in islands.leaves:
             return
-        pieces = table.pieces.get(id(t)) if not _goes_on(node) else None
+        pieces = table.pieces.get(id(t))
+        pieces = None if pieces is None or _goes_on(node, pieces.dim, t.dim()) else pieces
         result = recognise_pieces(pieces.filled()) if pieces is not None else None
         if isinstance(result, Match) and not interpreter.switched:
             result = replace(result, divided=divided(result, table.records, table.tensors))
@@ -76,15 +78,23 @@ def _find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node
             result = whole if isinstance(whole, Match) else result or whole
         if result is None:
             return
-        found.append(Candidate(node, Key(id(t), table.versions.get(id(t), 0)), t.dtype, result, holder))
+        key = Key(id(t), table.versions.get(id(t), 0))
         if isinstance(result, Match):
             table.attention.add(id(t))
+            storage = t.untyped_storage()._cdata
+            if key.version and storage in matched and holder is None and pieces is None:
+                return                                      # scaled in place: what is written to is an attention already
+            matched.add(storage)
+        found.append(Candidate(node, key, t.dtype, result, holder))
 
     interpreter = GraphInterpreter(gm, fake, look, constants, islands, features)
     interpreter.interpret()
     return Findings(tuple(found), interpreter)
 
 
-def _goes_on(node: fx.Node) -> bool:
-    """Whether a tensor is but the beginning of one that more pieces are added to."""
-    return bool(node.users) and all(getattr(u.target, "__name__", "") in ("cat", "concat", "concatenate") for u in node.users)
+def _goes_on(node: fx.Node, dim: int, rank: int) -> bool:
+    """Whether a tensor is but the beginning of one that more pieces are added to, along the same axis."""
+    def adds(u: fx.Node) -> bool:
+        along = u.args[1] if len(u.args) > 1 else u.kwargs.get("dim", u.kwargs.get("axis", 0))
+        return getattr(u.target, "__name__", "") in ("cat", "concat", "concatenate") and along in (dim, dim - rank)
+    return bool(node.users) and all(map(adds, node.users))

@@ -115,6 +115,8 @@ def _mask_value(x: Tensor) -> tuple[Index, Index, Index, tuple[Term, ...], froze
     ends = torch.stack((on[0, 0, -1], on[0, -1, 0])).tolist()
     shape = torch.ones(n, m, dtype=torch.bool, device=x.device)
     head, row, column = Index(count), Index(n), Index(m)
+    if not bool(on.any()):
+        return None if additive else (head, row, column, (), None)
     if not additive and not ends[0] and not ends[1]:            # a decay that has underflowed in the corner
         lower, diagonal = bool(on[0, 1, 0]), 0
     elif ends[0] == ends[1]:

@@ -50,6 +50,13 @@ def _is_symbolic(example: Any) -> bool:
         isinstance(s, torch.SymInt) for s in example.shape)
 
 
+def _tie(v: Value, before: Value) -> None:
+    """A tensor that became a leaf has the sizes of what it is made of, at whatever sizes that is looked at."""
+    for own, old in zip(v.axes, before.axes):
+        if own:
+            own[0].split(old)
+
+
 class GraphInterpreter(fx.Interpreter):
     """Runs a graph's nodes under the side table. `on_node(node, tensor, value, holder)` is called after each node that yields
     a tensor, and, with the node that holds it, for a tensor of which a node wrote the last window; `constants(node, tensor)`
@@ -179,7 +186,7 @@ class GraphInterpreter(fx.Interpreter):
         if not isinstance(t, torch.Tensor):
             return
         v = self.table.value(t)
-        plain = len(v.terms) == 1 and not v.terms[0].factors or not v.terms and v.masked is not None
+        plain = len(v.terms) == 1 and not v.terms[0].factors or not v.terms
         if plain and not v.leaves() or (real := self.folder.value(mask, reader)) is None:
             return
         if (found := known_value(real)) is not None:
@@ -222,11 +229,11 @@ class GraphInterpreter(fx.Interpreter):
                 before, v = v, table.cut(o, scores="exp" if of_scores else "", bounds=(low, high),
                                          definition=None if stops else v)
                 looked = before if long else v
-                for own, old in zip(v.axes, before.axes):
-                    if own:
-                        own[0].split(old)
+                _tie(v, before)
             if any(leaf.node is None and leaf.tensor is not o and id(leaf.tensor) not in ids for leaf in v.leaves()):
-                v = looked = table.cut(o, definition=v)
+                before, v = v, table.cut(o, definition=v)
+                looked = v
+                _tie(v, before)
             if isinstance(out, torch.Tensor):
                 table.node_of.setdefault(id(o), n)
                 for leaf in v.leaves():

@@ -224,13 +224,20 @@ class Partition:
 
     def _is_residual(self, n: fx.Node, name: str, arguments: list[fx.Node]) -> bool:
         """A sum with a tensor that the other summand does not read continues no attention (interpret.disconnected), if the other
-        is one. With four axes it may be a state that a loop starts from."""
+        is one. With four axes it may be a state that a loop starts from, as with three if it is multiplied as it is."""
         if name not in ("add", "sub") or len(n.args) != 2 or n.kwargs or len(arguments) != 2:
             return False
         x, y = arguments
-        if self.examples[n].dim() > 3 or self.summing.isdisjoint(arguments):
+        if self.examples[n].dim() > 3 or self.summing.isdisjoint(arguments) or any(map(self._reads_a_state, n.users)):
             return False
         return not self.reads[x] & self.reads[y] and self.examples[x].shape == self.examples[y].shape
+
+    def _reads_a_state(self, user: fx.Node) -> bool:
+        """Whether a node is a product of tensors, none of them a parameter."""
+        given = [self.examples[x] for x in user.all_input_nodes] + [
+            getattr(x.meta.get("grapharg"), "example", None) for x in user.all_input_nodes]
+        return name_of(user) in ("matmul", "bmm", "einsum", "baddbmm") and not any(
+            isinstance(x, torch.nn.Parameter) for x in given)
 
     def _of_leaves(self, n: fx.Node, name: str, arguments: list[fx.Node]) -> str:
         """The kind of a function of leaves and views of leaves."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .algebra import times
-from .index import Affine, Index, Size, same, var
+from .index import Affine, Index, Size, mixed_radix, product, same
 from .normal_form import Leaf, Read, Term, Value
 
 StateKey = tuple[Leaf, tuple[Affine, ...]]
@@ -90,15 +90,20 @@ def substituted(value: Value, index: Sequence[Affine]) -> list[Term]:
 
 
 def _digits(axis: tuple[Index, ...], a: Affine) -> dict[Index, Affine]:
-    """The digits of an index into a merged axis, where it is made of such digits."""
-    found, below = {}, 1
+    """The digits of an index into a merged axis, where it is made of such digits, or of finer ones."""
+    found: dict[Index, Affine] = {}
+    left, below = dict(a.coef), 1
     for x in reversed(axis):
-        y = next((y for y, c in a.coef.items() if same(c, below) and same(y.size, x.size)), None)
-        if y is None:
-            raise NotUnrolled
-        found[x] = var(y)
+        inside: list[Index] = []
+        while not same(size := product(y.size for y in inside), x.size):
+            y = next((y for y, c in left.items() if same(c, below * size)), None)
+            if y is None:
+                raise NotUnrolled
+            del left[y]
+            inside.insert(0, y)
+        found[x] = mixed_radix(inside)
         below = below * x.size
-    if len(a.coef) != len(axis) or a.const != 0:
+    if left or a.const != 0:
         raise NotUnrolled
     return found
 

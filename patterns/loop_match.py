@@ -44,8 +44,9 @@ class _Operands:
 
 
 def weigh(pieces: Pieces, frame: Frame, forms: Sequence[Form], states: States, dtype: torch.dtype | None,
-          state_part: Callable[[Term], Update | Carry]) -> Match:
-    """The match of a loop; NearMiss where its weights are none of the operator's. `state_part` takes a term of a state apart."""
+          state_part: Callable[[Term], Update | Carry], empty: frozenset[int] = frozenset()) -> Match:
+    """The match of a loop; NearMiss where its weights are none of the operator's. `state_part` takes a term of a state apart;
+    `empty` are positions of queries that see no key."""
     forms = [replace(f, parts=_with_exponents(f.parts)) for f in forms]
     states = {key: _with_exponents(parts) for key, parts in states.items()}
     cut = [leaf for (leaf, _), parts in states.items() if not parts and leaf.node is not None and leaf.node.target in DETACH]
@@ -58,12 +59,13 @@ def weigh(pieces: Pieces, frame: Frame, forms: Sequence[Form], states: States, d
         raise NotUnrolled
     if dtype is not None and not dtype.is_floating_point:
         raise near_miss("LC402", dtype=dtype)
-    operands = _operands(forms, frame, states, updates, starts, stride)
+    operands = _operands(forms, frame, states, updates, starts, stride, empty,
+                         int(hint(pieces.length)) * stride)
     if stride == 1:
         key = operands.moving_key()
         forms, states = gathered(forms, states, updates, lambda u: key.position(u.k[key.number]), int(hint(pieces.length)))
         weights = [p.weight for parts in (*states.values(), *(f.parts for f in forms)) for p in parts]
-    at = _sequenced(pieces, forms, operands, updates, stride, Tables(frame, weights, 0))
+    at = _sequenced(pieces, forms, operands, updates, stride, Tables(frame, weights, 0), empty)
     found, tables = weighed(forms, states, frame, weights, operands.moving_key(), at)
     coef, reverse, strict = causality(found.norms[0], found.rows, found.columns, found.decays)
     densities = tuple(a.density(-r if reverse else r, tables) for a, r in zip(found.atoms, found.ratios) if np.any(r))
@@ -86,11 +88,12 @@ def _with_exponents(parts: Sequence[Update | Carry]) -> tuple[Update | Carry, ..
 
 
 def _operands(forms: Sequence[Form], frame: Frame, states: States, updates: Sequence[Update],
-              starts: Sequence[int | None], stride: int) -> _Operands:
+              starts: Sequence[int | None], stride: int, empty: frozenset[int], length: int) -> _Operands:
     fixed = {*frame.batch, *frame.d, *frame.e}
     k, v = (slots([getattr(u, name) for u in updates], fixed, starts) for name in ("k", "v"))
     q, out = (slots([getattr(f, name) for f in forms], fixed, [f.start * stride for f in forms]) for name in ("q", "out"))
-    found = _Operands(q, k, v, out)
+    ends = (0 in empty, length - 1 in empty)                # what sees nothing may be multiplied by anything
+    found = _Operands([replace(s, ends=ends) for s in q], k, v, [replace(s, ends=ends) for s in out])
     for r in found.reads("k", "v", "q", "out"):
         if r.leaf.dirty:
             raise near_miss("LC301", leaf=r.leaf)
@@ -101,13 +104,15 @@ def _operands(forms: Sequence[Form], frame: Frame, states: States, updates: Sequ
 
 
 def _sequenced(pieces: Pieces, forms: Sequence[Form], operands: _Operands, updates: Sequence[Update], stride: int,
-               tables: Tables) -> Sequenced:
+               tables: Tables, empty: frozenset[int]) -> Sequenced:
     q, k, v = operands.q, operands.k, operands.v
     key = operands.moving_key()
     low_q = _first_query(forms, q, stride)
     low_k = min(int(tables.affine(key.position(u.k[key.number])).min()) for u in updates)
     _moving_together(updates, k, v)
     n = int(hint(pieces.length)) * stride
+    if n - 1 in empty and low_k > 0:                        # seen by later ones only, the first key is seen by none
+        low_k -= 1
     count = min([n, *(s.length() - low_q for s in q if s.moves), *(s.length() - low_k for s in (*k, *v) if s.moves)])
     if count < n and any(s.starts for s in (*q, *k, *v)):
         raise near_miss("LC108", queries=n, keys=count)

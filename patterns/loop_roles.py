@@ -34,6 +34,8 @@ class PieceRoles:
             raise NotUnrolled
         holders = [r for r in reads if r.variables() & d]
         wide = [r for r in holders if self._own_features(r, holders, bound, rows)]
+        if any(r not in holders and self._own_features(r, reads, bound, rows) for r in reads):
+            wide = [r for r in wide if r.leaf.definition is not None]  # beside values a tensor from outside is no state
         wide = wide or [r for r in holders if is_sum(r.leaf)]  # a normaliser's state has the features of keys alone
         if len(wide) > 1:                                   # heads that share keys give queries an axis of their own
             wide = [r for r in wide if r.leaf.definition is not None]
@@ -75,7 +77,7 @@ class PieceRoles:
         keys = {(r.leaf, r.function) for parts in self.states.values() for p in parts if isinstance(p, Update) for r in p.k}
         found = [r for r in holders if (r.leaf, r.function) in asked] or (
             [r for r in holders if (r.leaf, r.function) not in keys] if keys else [])
-        return found if len(found) < len(holders) else holders[:1]
+        return found if 0 < len(found) < len(holders) else holders[:1]
 
     def frame(self, value: Value, terms: Sequence[Term],
                     taken: Sequence[tuple[list[Read], tuple[Index, ...], Read | None]]) -> Frame:

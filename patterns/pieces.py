@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .axes import insert
-from .index import Size, same
+from .axes import grouped, insert, regroup
+from .index import Index, Size, mixed_radix, product, same
 from .normal_form import Value
 from .sizes import at_most
 
@@ -96,3 +96,37 @@ def joined(parts: Sequence[tuple[Value, Size, Pieces | None]], dim: int) -> Piec
 def stacked(values: Sequence[Value], dim: int) -> Pieces | None:
     """What `stack` makes of values."""
     return joined([(insert(v, dim), 1, None) for v in values], dim)
+
+
+def by_digits(pieces: Pieces) -> Pieces:
+    """Pieces in whose axes are digits, where what they are made of has them: a state of heads that share keys is made of keys
+    that only the first of two digits tells apart."""
+    digits: dict[int, list[tuple[Size, ...]]] = {}
+    for p in pieces.pieces:
+        for n, axis in enumerate(p.value.axes):
+            if n != pieces.dim and axis and (sizes := _digits_of(axis, p.value)) and sum(map(len, sizes)) > sum(
+                    map(len, digits.get(n, ()))):
+                digits[n] = sizes
+    if not digits:
+        return pieces
+    return replace(pieces, pieces=tuple(replace(p, value=_split(p.value, digits)) for p in pieces.pieces))
+
+
+def _digits_of(xs: tuple[Index, ...], value: Value) -> list[tuple[Size, ...]]:
+    """For each variable of an axis the sizes of the most digits that it has where it is read; empty where it has none."""
+    best: list[tuple[Size, ...]] = []
+    for t in value.terms:
+        for r in t.reads():
+            if r.leaf.definition is not None:
+                for a, axis in zip(r.index, r.leaf.definition.axes):
+                    if len(axis) > max(len(xs), sum(map(len, best))) and a == mixed_radix(xs):
+                        best = grouped(xs, [y.size for y in axis]) or best
+    return best
+
+
+def _split(value: Value, digits: dict[int, list[tuple[Size, ...]]]) -> Value:
+    for n, groups in digits.items():
+        axis = value.axes[n]
+        if len(axis) == len(groups) and all(same(x.size, product(g)) for x, g in zip(axis, groups)):
+            value = regroup(value, axis, [[Index(s) for s in g] for g in groups])
+    return value

@@ -263,12 +263,13 @@ class Atom:
 
 
 def atoms_of(tables: Tables, weights: Iterable[Term], low: int) -> list[Atom]:
-    """All summands that the log-decay may have; the constant comes first."""
+    """All summands that the log-decay may have; the constant comes first. A rate that is an exponential itself (of the number
+    of a head) is a number like any other, as long as no tensor is read for it."""
     found: dict[Any, Atom] = {(): Atom((), low)}
     for t in weights:
         for e in t.exponent:
             reads = tuple(sorted((f for f in e.factors if isinstance(f, Read)), key=lambda r: (id(r.leaf), r.function)))
-            if e.exponent:
+            if any(isinstance(f, Read) for x in e.exponent for f in _factors(x)):
                 raise near_miss("LC201", seen="an exponent within an exponent")
             key = tuple((id(r.leaf), r.function, r.detached,
                          tuple(a for n, a in enumerate(r.index) if n not in tables.positions[r.leaf])) for r in reads)

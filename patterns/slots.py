@@ -13,13 +13,15 @@ from .normal_form import Leaf, Read
 @dataclass(frozen=True)
 class Slot:
     """One read of a role: its number in the role, the read in one of the pieces, and which axes hold the position. Where
-    each piece has a tensor of its own, `starts` are the positions where these begin, and `parts` their reads."""
+    each piece has a tensor of its own, `starts` are the positions where these begin, and `parts` their reads; `ends` says whether
+    the first and the last position of the sequence have none, where any other will do."""
 
     number: int
     read: Read
     axes: tuple[int, ...]
     starts: Mapping[Leaf, int] = field(default_factory=dict)
     parts: tuple[Read, ...] = ()
+    ends: tuple[bool, bool] = (False, False)
 
     @property
     def moves(self) -> bool:
@@ -37,7 +39,7 @@ class Slot:
         """Positions that the tensor has."""
         if self.starts:
             last = max(self.parts, key=lambda r: self.starts[r.leaf])
-            return self.starts[last.leaf] + self.own_length(last)
+            return self.starts[last.leaf] + self.own_length(last) + self.ends[1]
         n = 1
         for axis in self.axes:
             n *= int(hint(self.read.leaf.shape[axis]))
@@ -61,11 +63,14 @@ class Slot:
     def _put_together(self, x: Index) -> Read:
         """A read of the tensors of all pieces, one behind the other."""
         order = sorted(self.parts, key=lambda r: self.starts[r.leaf])
-        at = 0
+        at = int(self.ends[0])
         for r in order:
             if self.starts[r.leaf] != at or r.leaf.node is None:
                 raise near_miss("LC404", leaf=r.leaf, seen="the pieces of a loop do not follow on each other")
             at += self.own_length(r)
+        if any(end and self.own_length(r) > 1 for end, r in zip(self.ends, (order[0], order[-1]))):
+            raise near_miss("LC404", leaf=order[0].leaf, seen="the pieces of a loop do not follow on each other")
+        order, at = [order[0]] * self.ends[0] + order + [order[-1]] * self.ends[1], at + self.ends[1]
         free = [y for n, a in enumerate(self.read.index) for y in a.coef if n not in self.axes]
         parts = []
         for r in order:

@@ -38,7 +38,7 @@ from .loop_match import weigh
 from .loop_roles import PieceRoles, is_sum
 from .match import Match
 from .normal_form import Leaf, Read, Term
-from .pieces import Piece, Pieces
+from .pieces import Piece, Pieces, by_digits
 from .step_gates import kind, positionless
 
 log = logging.getLogger("lightning_compile")
@@ -49,7 +49,7 @@ def recognise_pieces(pieces: Pieces) -> Match | NearMiss | None:
     if len(pieces.pieces) < 2 or not pieces.complete():
         return None
     try:
-        loop = _Loop(pieces)
+        loop = _Loop(by_digits(pieces))
     except NotUnrolled:
         return None
     try:
@@ -85,7 +85,7 @@ class _Loop:
         empty = [p.start for p in pieces.pieces if not p.value.terms and p.value.masked is None]
         self.empty = frozenset(s for s in empty if isinstance(s, int))
         self.pieces = replace(pieces, pieces=tuple(p for p in pieces.pieces if p.start not in self.empty))
-        if len(empty) > 1 or len(self.pieces.pieces) < 2:   # at most the first position, which sees none before it
+        if len(empty) > 1 or not self.pieces.pieces:        # at most the first position, which sees none before it
             raise NotUnrolled
         pieces = self.pieces
         rough = [self._split(p) for p in reversed(pieces.pieces)]
@@ -303,7 +303,8 @@ class _Loop:
     # ---------------------------------------------------------------------------------------------------------- match
     def _weighed(self, forms: list[Form]) -> Match:
         assert self.frame is not None
-        return weigh(self.pieces, self.frame, forms, self.states, self.dtype, self._state_part)
+        return weigh(self.pieces, self.frame, forms, self.states, self.dtype, self._state_part,
+                     self.empty)
 
     def _with_gates(self) -> list[Form] | None:
         """The forms with positive factors of the output as gates of what is read of the state."""
@@ -322,7 +323,7 @@ class _Loop:
         try:
             found = self._weighed(self.forms)
         except NearMiss as e:
-            if e.code not in ("LC106", "LC201") or (gated := self._with_gates()) is None:
+            if e.code not in ("LC106", "LC109", "LC201") or (gated := self._with_gates()) is None:
                 raise
             try:
                 found = self._weighed(gated)

@@ -1,189 +1,186 @@
-"""Very many drawn programs against the law, for a number of seconds: `python -m lightning_compile.testing --seconds 600`.
+"""Very many drawn programs against the law: `python -m lightning_compile.testing --seconds 600 --jobs 8 --json result.jsonl`.
 
-Most programs run as the graph that the pass makes, without Inductor, which takes some hundred milliseconds; a share of them
-goes through all of `torch.compile(backend="lightning")`. What fails is shrunk, and printed as code.
+A seed and a number give a program, its inputs and what of the compiler it goes through, on every machine. Programs are taken
+in blocks of a hundred; each becomes a line of the file, and a campaign that is started again with the same file goes on behind
+them. What fails, and what is not recognised, is shrunk and printed as code; `--seed 7 --number 1234` runs one program again.
 """
 
 from __future__ import annotations
 
 import argparse
-import collections
+import gc
 import json
-import linecache
 import multiprocessing
-import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from hypothesis import HealthCheck, Phase, given, seed, settings
-from hypothesis import strategies as st
 from hypothesis.errors import UnsatisfiedAssumption
 
-from ..compat import counters
-from ..report import Report
-from .gaps import known_gap
-from .law import same_results
-from .program import FORMS, Program
-from .strategies import mutated, programs
+from .cases import COMPILE, SHARES, Case, Setup, draw, fails_alike, missed, shrunk, versions
+from .program import FORMS
 
-BATCH = 400     # programs drawn with one seed
-SHOWN = 8       # programs of a kind that are kept as text
+BLOCK = 100     # programs of a line of the file
+SHRUNK = 3      # missed programs that one block shrinks
 
 
 @dataclass
 class Tally:
-    """What a campaign saw. `distinct` counts programs that differ in more than their inputs; `expected` those of one static
-    attention in a spelling without a known gap, and `recognised` how many of these became one site."""
+    """What a campaign, or a block of one, saw. `expected` counts programs that are one static attention in a spelling without
+    a known gap, `recognised` those of them that became one site, `invalid` those that autograd or AOTAutograd alone refuses."""
 
-    seconds: float = 0.0
-    seeds: list[int] = field(default_factory=list)
+    seconds: float = 0.0             # processor time
     programs: int = 0
-    distinct: int = 0
     mutated: int = 0
-    dynamic: int = 0
-    inductor: int = 0
+    invalid: int = 0
     rewritten: int = 0
     expected: int = 0
     recognised: int = 0
+    modes: dict[str, int] = field(default_factory=dict)
     forms: dict[str, int] = field(default_factory=dict)
+    dtypes: dict[str, int] = field(default_factory=dict)
+    devices: dict[str, int] = field(default_factory=dict)
     refused: dict[str, int] = field(default_factory=dict)
+    digests: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
 
     def add(self, other: Tally) -> None:
         for name, mine in vars(self).items():
             theirs = getattr(other, name)
-            if name == "seconds":
-                self.seconds = max(mine, theirs)
-            elif isinstance(mine, dict):
+            if isinstance(mine, dict):
                 for key, count in theirs.items():
                     mine[key] = mine.get(key, 0) + count
             else:
                 setattr(self, name, mine + theirs)
 
+    def __str__(self) -> str:
+        rate = f"{self.recognised / self.expected:.2%} of {self.expected}" if self.expected else "none expected"
+        modes = ", ".join(f"{count} {name}" for name, count in sorted(self.modes.items(), key=lambda x: -x[1]))
+        return (f"{self.programs} programs ({len(set(self.digests))} distinct, {self.mutated} mutated; {modes}) in "
+                f"{self.seconds:.0f} s of a core; {self.rewritten} with a rewritten site; recognised: {rate}; failures: "
+                f"{len(self.failures)}")
 
-class Campaign:
-    """One process's part: batches with seeds `first`, `first + step`, ... until the time is over."""
 
-    def __init__(self, seconds: float, first: int, step: int, inductor: float, forms: tuple[str, ...]) -> None:
-        self.until, self.started = time.monotonic() + seconds, time.monotonic()
-        self.first, self.step, self.inductor, self.forms = first, step, inductor, forms
-        self.tally, self.seen = Tally(), set[int]()
-        self.reasons: collections.Counter[str] = collections.Counter()
-
-    def run(self) -> Tally:
-        number = self.first
-        while time.monotonic() < self.until:
-            self._batch(number)
-            number += self.step
-        self.tally.seconds = time.monotonic() - self.started
-        return self.tally
-
-    def _batch(self, number: int) -> None:
-        last: list[str] = []
-        failed: list[int] = []
-
-        @seed(number)
-        @settings(max_examples=BATCH, deadline=None, database=None, suppress_health_check=list(HealthCheck),
-                  phases=[Phase.generate, Phase.shrink], report_multiple_bugs=False)
-        @given(st.one_of(programs(self.forms), mutated(self.forms)), st.integers(0, 999), st.integers(0, 9999))
-        def batch(one: Program | tuple[Program, bool], inputs: int, how: int) -> None:
-            p, gradients = one if isinstance(one, tuple) else (one, True)
-            if last and time.monotonic() > self.until and not failed:
-                return
-            last[:] = [repr(p)]
-            try:                                            # smaller numbers are simpler: a failure shrinks to them
-                self._one(p, gradients, inputs, how % 5 == 4, how >= 10000 * (1 - self.inductor))
-            except UnsatisfiedAssumption:
-                raise
-            except Exception:
-                failed.append(1)
-                raise
-
-        self.tally.seeds.append(number)
-        try:
-            batch()
-        except Exception as e:
-            self.tally.failures.append(f"seed {number}: {type(e).__name__}: {str(e)[:2000]}\n{last[0] if last else ''}")
-            print(self.tally.failures[-1], file=sys.stderr, flush=True)
-
-    def _one(self, p: Program, gradients: bool, inputs: int, dynamic: bool, inductor: bool) -> None:
-        t = self.tally
+def block(setup: Setup, first: int, count: int = BLOCK) -> Tally:
+    """The programs `first`, `first + 1`, ..."""
+    t, started = Tally(), time.process_time()
+    for number in range(first, first + count):
+        case = draw(setup, number)
+        p, name = case.program, f"--seed {setup.seed} --number {number}"
         t.programs += 1
         t.mutated += bool(p.mutations)
-        t.dynamic += dynamic
-        t.inductor += inductor
-        t.forms[p.spelling.form] = t.forms.get(p.spelling.form, 0) + 1
-        key = hash((p.source, p.spec))
-        t.distinct += key not in self.seen
-        self.seen.add(key)
+        t.digests.append(case.digest())
+        for counts, key in ((t.modes, case.mode), (t.forms, p.spelling.form), (t.dtypes, str(p.spec.dtype)),
+                            (t.devices, case.device)):
+            counts[key] = counts.get(key, 0) + 1
         try:
-            extra = {"compile": with_inductor} if inductor else {}
-            report = same_results(p, arguments(p, inputs), gradients, dynamic or None, **extra)
-        finally:
-            linecache.clearcache()
+            report = case.check()
+        except UnsatisfiedAssumption:
+            t.invalid += 1
+            continue
+        except Exception as e:
+            small = shrunk(case, fails_alike(e))
+            t.failures.append(f"{name}: {type(e).__name__}: {str(e)[:2000]}\n{_text(case)}shrunk:{_text(small)}")
+            continue
         t.rewritten += bool(report.rewritten)
         for c in report.rejected:
             t.refused[c.code] = t.refused.get(c.code, 0) + 1
-        if not p.mutations and not dynamic and not inductor and not known_gap(p):
+        if case.expected:
             t.expected += 1
             t.recognised += len(report.rewritten) == 1
-            if len(report.rewritten) != 1 and len(t.missed) < SHOWN:
-                t.missed.append(f"{p}{report}")
+            if len(report.rewritten) != 1:
+                small = shrunk(case, missed, 30) if len(t.missed) < SHRUNK else case
+                t.missed.append(f"{name}: not one site\n{report}{_text(case)}shrunk:{_text(small)}")
+    t.seconds = time.process_time() - started
+    return t
 
 
-def arguments(p: Program, number: int) -> list[torch.Tensor]:
-    """Inputs of a program, with the further argument that a mutation reads."""
-    n = p.spec.n
-    mask = (torch.rand(n, n, generator=torch.Generator().manual_seed(number)) > 0.5).to(p.spec.dtype)
-    return [*p.spec.inputs(number), *([mask] if p.extra else [])]
+def _text(case: Case) -> str:
+    return f"{case.program!r}# {case.mode}, inputs {case.inputs}, {case.device}\n"
 
 
-def with_inductor(f: Callable[..., Any], dynamic: bool | None) -> tuple[Callable[..., Any], list[Report]]:
-    """f as a user compiles it. Of the report only the number of sites is known."""
-    torch.compiler.reset()
-    counters.clear()
-    return torch.compile(f, backend="lightning", dynamic=dynamic, fullgraph=True, options={"when": "always"}), []
+def run(seconds: float, setup: Setup, jobs: int = 1, done: Iterable[int] = (), count: int = BLOCK) -> Iterator[tuple[int, Tally]]:
+    """Blocks as they are done; none is begun after `seconds`. Those that begin with a number of `done` are left out."""
+    until, skipped, first = time.monotonic() + seconds, set(done), 0
+    if jobs == 1:
+        _prepare()
+        while time.monotonic() < until:
+            if first not in skipped:
+                yield first, block(setup, first, count)
+            first += count
+        return
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_prepare) as pool:
+        running: dict[Future[Tally], int] = {}
+        while running or time.monotonic() < until:
+            while len(running) < jobs and time.monotonic() < until:
+                if first not in skipped:
+                    running[pool.submit(block, setup, first, count)] = first
+                first += count
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                yield running.pop(future), future.result()
 
 
-def _part(args: tuple[float, int, int, float, tuple[str, ...]]) -> Tally:
+def _prepare() -> None:
+    """One thread, and what was imported is not looked at by the garbage collector again."""
     torch.set_num_threads(1)
-    return Campaign(*args).run()
+    torch.set_float32_matmul_precision("highest")
+    gc.freeze()
 
 
-def run(seconds: float, first: int = 0, processes: int = 1, inductor: float = 0.0, forms: tuple[str, ...] = FORMS) -> Tally:
-    """A campaign in one or several processes. `inductor`: the share of programs that go through Inductor too."""
-    parts = [(seconds, first + p, processes, inductor, forms) for p in range(processes)]
-    if processes == 1:
-        return _part(parts[0])
-    total = Tally()
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for tally in pool.map(_part, parts):
-            total.add(tally)
-    return total
+def read(file: Path, setup: Setup) -> tuple[Tally, set[int]]:
+    """What a file holds in all, and the numbers that its blocks of this setup begin with."""
+    total, done = Tally(), set[int]()
+    names = {f.name for f in fields(Tally)}
+    for line in file.read_text().splitlines() if file.exists() else ():
+        held = json.loads(line)
+        total.add(Tally(**{name: held[name] for name in names}))
+        if (held["seed"], tuple(held["only"]), held["device"]) == (setup.seed, setup.forms, setup.device):
+            done.add(held["first"])
+    return total, done
 
 
-def main() -> int:
+def again(setup: Setup, number: int) -> int:
+    """One program of a campaign; 1 if it fails or is missed."""
+    case = draw(setup, number)
+    print(_text(case))
+    report = case.check()
+    print(report)
+    return int(case.expected and len(report.rewritten) != 1)
+
+
+def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lightning_compile.testing", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long to draw programs")
-    parser.add_argument("--seed", type=int, default=0, help="of the first batch; later batches have the next ones")
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--inductor", type=float, default=0.005, help="share of programs that go through Inductor")
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long to begin blocks of programs")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--number", type=int, help="run only this program, and print it")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--device", default="cpu", help="where programs run")
+    parser.add_argument("--block", type=int, default=BLOCK, help="programs of a block")
+    parser.add_argument("--share", action="append", default=[], metavar="MODE=SHARE", help="how many of a million programs go "
+                        f"through what: {', '.join(f'{name}={share}' for name, share in SHARES.items())} unless given")
     parser.add_argument("--form", choices=FORMS, action="append", help="only programs of this form (repeatable)")
-    parser.add_argument("--json", type=Path, help="where to write the result")
-    args = parser.parse_args()
-    found = run(args.seconds, args.seed, args.processes, args.inductor, tuple(args.form or FORMS))
-    if args.json:
-        args.json.write_text(json.dumps(vars(found), indent=1) + "\n")
-    for text in found.missed:
-        print(text, end="\n\n")
-    rate = f"{found.recognised / found.expected:.2%} of {found.expected}" if found.expected else "none expected"
-    print(f"{found.programs} programs ({found.distinct} distinct, {found.mutated} mutated, {found.dynamic} dynamic, "
-          f"{found.inductor} through Inductor) in {found.seconds:.0f} s; {found.rewritten} with a rewritten site; recognised: "
-          f"{rate}; failures: {len(found.failures)}")
-    return 1 if found.failures else 0
+    parser.add_argument("--json", type=Path, help="file of JSON lines to go on with")
+    args = parser.parse_args(words)
+    shares = SHARES | {name: int(share) for name, share in (x.split("=") for x in args.share)}
+    if unknown := set(shares) - set(COMPILE):
+        parser.error(f"unknown: {', '.join(unknown)}")
+    setup = Setup(args.seed, tuple(args.form or FORMS), tuple(shares.items()), args.device)
+    if args.number is not None:
+        return again(setup, args.number)
+    total, done = read(args.json, setup) if args.json else (Tally(), set())
+    for first, one in run(args.seconds, setup, args.jobs, done, args.block):
+        for text in (*one.missed, *one.failures):
+            print(text, flush=True)
+        if args.json:
+            line: dict[str, Any] = {"seed": setup.seed, "first": first, "only": setup.forms, "device": setup.device,
+                                    "versions": versions(), **asdict(one)}
+            with args.json.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        total.add(one)
+    print(replace(total))
+    return 1 if total.failures else 0

@@ -58,12 +58,12 @@ class Spec:
     def arguments(self) -> tuple[str, ...]:
         return ("q", "k", "v", *(["f"] if self.decay == "step" else []), *(["start"] if self.initial else []))
 
-    def inputs(self, seed: int) -> list[Tensor]:
-        """Leaves that need gradients, one for each argument."""
+    def inputs(self, seed: int, device: str = "cpu") -> list[Tensor]:
+        """Leaves that need gradients, one for each argument: the same on all devices."""
         generator = torch.Generator().manual_seed(seed)
 
         def normal(*shape: int) -> Tensor:
-            x = torch.randn(shape, generator=generator, dtype=torch.float64).to(self.dtype)
+            x = torch.randn(shape, generator=generator, dtype=torch.float64).to(device, self.dtype)
             if self.strided:                                # every second element of the last axis, other axes reversed
                 room = x.new_zeros(*reversed(x.shape[:-1]), 2 * x.shape[-1])
                 room.permute(*reversed(range(x.dim() - 1)), -1)[..., ::2].copy_(x)
@@ -114,6 +114,7 @@ class Spelling:
     between: str = "difference"      # decay from j to i of a gate: difference, tril, where, segments
     collect: str = "stack"           # loops: stack, write, cat
     block: int = 4                   # chunks and blocks
+    devices: str = "default"         # of tensors that the program makes: default, named
 
 
 @dataclass(frozen=True)

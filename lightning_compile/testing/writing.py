@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from .program import FEATURES, POSITIVE, Program, gate_axes
 
 DETOURS = ("none", "contiguous", "there_and_back", "clone", "flatten", "stack", "slice")
@@ -9,6 +11,7 @@ GATES = {
     "logsigmoid": "F.logsigmoid(f)", "softplus": "-F.softplus(-f)", "log": "torch.log(torch.sigmoid(f))",
     "exp": "-0.2 * torch.exp(f)",
 }
+_FACTORY = re.compile(r"torch\.(arange|ones|zeros)\(")
 
 
 class Writer:
@@ -74,8 +77,22 @@ def source(program: Program) -> str:
         t.add(f"o = o.permute({', '.join(map(str, order))}).flatten(2)")
     t.at("end")
     t.add("return (o, end)" if s.final else "return o")
+    if w.devices == "named":
+        t.lines = list(map(_on_device, t.lines))
     arguments = ", ".join((*s.arguments(), *([program.extra] if program.extra else [])))
     return f"def program({arguments}):\n" + "".join(f"    {x}\n" for x in t.lines)
+
+
+def _on_device(line: str) -> str:
+    """A line whose factories name the device."""
+    at = 0
+    while found := _FACTORY.search(line, at):
+        depth, at = 1, found.end()
+        while depth:
+            depth += {"(": 1, ")": -1}.get(line[at], 0)
+            at += 1
+        line = f"{line[:at - 1]}, device=q.device{line[at - 1:]}"
+    return line
 
 
 def scaled(x: str, scale: float, how: str) -> str:

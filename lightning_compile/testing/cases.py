@@ -1,0 +1,218 @@
+"""One case of a campaign: a program, its inputs, and how much of the compiler it goes through, by a seed and a number."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import linecache
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+import torch.fx as fx
+from hypothesis.errors import UnsatisfiedAssumption
+from torch import Tensor
+
+from ..backend import examine, lightning
+from ..compat import counters
+from ..options import Options
+from ..report import Report
+from . import drawing, law
+from .gaps import known_gap
+from .program import FORMS, LOOPS, Program, Spec, Spelling
+
+# What a program goes through, and how many of a million do: see docs/trust.md.
+SHARES = {"graph": 930_000, "dynamo": 25_000, "dynamic": 25_000, "aot": 18_000, "inductor": 2_000}
+LONGEST = 300   # seconds of one case
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the cases of a campaign have in common. `shares`: see SHARES, of any sum."""
+
+    seed: int = 0
+    forms: tuple[str, ...] = FORMS
+    shares: tuple[tuple[str, int], ...] = tuple(SHARES.items())
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Case:
+    program: Program
+    gradients: bool
+    inputs: int
+    mode: str
+    device: str
+
+    @property
+    def expected(self) -> bool:
+        """Whether it is one static attention in a spelling without a known gap."""
+        return not self.program.mutations and self.mode in ("graph", "dynamo") and not known_gap(self.program)
+
+    def digest(self) -> str:
+        """Equal for cases that differ in nothing but their inputs and in how they are run."""
+        return hashlib.blake2b(f"{self.program.source}{self.program.spec}".encode(), digest_size=6).hexdigest()
+
+    def check(self) -> Report:
+        """The report of the pass.
+
+        Raises:
+            WrongResult: what the law forbids.
+            UnsatisfiedAssumption: the program cannot be run without the pass either.
+            TimeoutError: it takes too long.
+        """
+        p = self.program
+        before = signal.signal(signal.SIGALRM, _too_long)
+        signal.alarm(LONGEST)
+        inputs = arguments(p, self.inputs, self.device)
+        try:
+            return law.same_results(p, inputs, self.gradients, self.mode == "dynamic" or None, COMPILE[self.mode])
+        except Exception as e:
+            crashed = self.mode == "aot" and not isinstance(e, law.WrongResult)
+            if crashed and _fails_without_us(p, inputs, self.gradients, type(e)):
+                raise UnsatisfiedAssumption from e
+            raise
+        finally:
+            signal.alarm(0)
+            signal.signal(signal.SIGALRM, before)
+            linecache.clearcache()
+
+
+def _fails_without_us(p: Program, inputs: list[Tensor], gradients: bool, error: type[Exception]) -> bool:
+    """Whether AOTAutograd alone fails too: it mistakes the strides of some gradients of permuted tensors."""
+    torch.compiler.reset()
+    try:
+        law.results(torch.compile(p.function(), backend="aot_eager", fullgraph=True), inputs, gradients)
+    except error:
+        return True
+    return False
+
+
+def _too_long(*_: Any) -> None:
+    raise TimeoutError(f"a program took more than {LONGEST} seconds")
+
+
+def draw(setup: Setup, number: int) -> Case:
+    """The same on every machine and in every process."""
+    source = random.Random(f"{setup.seed}:{number}")
+
+    def pick(*names: Any) -> Any:
+        return names[int(source.random() * len(names))]
+
+    forms = setup.forms
+    p, gradients = (drawing.program(pick, forms), True) if pick(True, False) else drawing.mutation(pick, forms)
+    if setup.device != "cpu":                               # kernels that compute in fp64 there are none
+        dtype = torch.float32 if pick(True, True, True, False) else p.spec.dtype
+        p = replace(p, spec=replace(p.spec, dtype=dtype), spelling=replace(p.spelling, devices="named"))
+    (mode,) = source.choices([name for name, _ in setup.shares], [share for _, share in setup.shares])
+    return Case(p, gradients, source.randrange(10_000), mode, setup.device)
+
+
+def arguments(p: Program, number: int, device: str = "cpu") -> list[Tensor]:
+    """Inputs of a program, with the further argument that a mutation reads."""
+    n = p.spec.n
+    mask = (torch.rand(n, n, generator=torch.Generator().manual_seed(number)) > 0.5).to(device, p.spec.dtype)
+    return [*p.spec.inputs(number, device), *([mask] if p.extra else [])]
+
+
+# ------------------------------------------------------------------------------------------------ what a program goes through
+def through_autograd(f: Callable[..., Any], dynamic: bool | None) -> law.Compiled:
+    """Dynamo, the pass, and AOTAutograd, whose graphs run as they are."""
+    from torch._dynamo.backends.debugging import aot_eager
+
+    reports: list[Report] = []
+
+    def backend(gm: fx.GraphModule, example_inputs: Any) -> Any:
+        outcome = examine(gm, example_inputs, Options(when="always"))
+        reports.append(outcome.report)
+        return aot_eager(outcome.graph or gm, example_inputs)
+
+    torch.compiler.reset()
+    return torch.compile(f, backend=backend, dynamic=dynamic, fullgraph=True), reports
+
+
+def with_inductor(f: Callable[..., Any], dynamic: bool | None) -> law.Compiled:
+    """As a user compiles it. Of the report only the number of sites is known."""
+    torch.compiler.reset()
+    counters.clear()
+    return torch.compile(f, backend=lightning, dynamic=dynamic, fullgraph=True, options={"when": "always"}), []
+
+
+COMPILE: Mapping[str, Callable[[Callable[..., Any], bool | None], law.Compiled]] = {
+    "graph": law.recorded, "dynamo": law.rewritten, "dynamic": law.rewritten, "aot": through_autograd, "inductor": with_inductor}
+
+
+# ---------------------------------------------------------------------------------------------------------------- shrinking
+def shrunk(case: Case, wrong: Callable[[Case], bool], seconds: float = 60.0) -> Case:
+    """A case of which `wrong` is still true, with as many fields as possible as they are by default."""
+    until, changed = time.monotonic() + seconds, True
+    while changed:
+        changed = False
+        for other in _simpler(case):
+            if time.monotonic() > until:
+                return case
+            if wrong(other):
+                case, changed = other, True
+                break
+    return case
+
+
+def _simpler(case: Case) -> Iterator[Case]:
+    p = case.program
+    if case.mode in ("inductor", "aot", "dynamo"):
+        yield replace(case, mode="graph")
+    if case.inputs:
+        yield replace(case, inputs=0)
+    for name, plain in (("spec", Spec()), ("spelling", Spelling(form=p.spelling.form))):
+        whole = getattr(p, name)
+        for f in fields(whole):
+            if (value := getattr(plain, f.name)) == getattr(whole, f.name) or f.name in ("n", "heads", "block"):
+                continue
+            yield replace(case, program=replace(p, **{name: replace(whole, **{f.name: value})}))
+    s = p.spec
+    for n in (m for m in ((5, 8) if p.spelling.form in LOOPS else (3, 5, 8)) if m < s.n):  # three steps are no loop
+        yield replace(case, program=replace(p, spec=replace(s, n=n)))
+    if s.heads > 2 * s.group:
+        yield replace(case, program=replace(p, spec=replace(s, heads=2 * s.group)))
+
+
+def fails_alike(error: BaseException) -> Callable[[Case], bool]:
+    """Whether another case fails in the same way."""
+    def wrong(case: Case) -> bool:
+        p = case.program
+        try:
+            law.results(p.function(), arguments(p, case.inputs, case.device), case.gradients)
+        except Exception:                                   # no program
+            return False
+        try:
+            case.check()
+        except type(error):
+            return True
+        except Exception:
+            return False
+        return False
+    return wrong
+
+
+def missed(case: Case) -> bool:
+    """Whether an expected attention is not one site."""
+    try:
+        return case.expected and len(case.check().rewritten) != 1
+    except Exception:
+        return False
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Of what a campaign ran with."""
+    import platform
+
+    from ..sources import source_hash
+    found = {"torch": torch.__version__, "python": platform.python_version(), "sources": source_hash()[:12]}
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
