@@ -135,7 +135,7 @@ def _check_closed(table: SideTable, site: Site, targets: Sequence[Key], regions:
 def _work(site: Site, kept: Collection[Index], features: tuple[int, int], own: bool) -> int:
     """Multiplications by brute force."""
     n = product(hint(x.size) if x in kept else 4 for x in site.main.rows)
-    d, e = (min(most, hint(product(x.size for x in own))) for most, own in zip(features, (site.main.d, site.main.e)))
+    d, e = (min(most, hint(product(x.size for x in digits))) for most, digits in zip(features, (site.main.d, site.main.e)))
     batch = product(min(hint(x.size), MERGED) for x in site.main.batch) if own else 6
     return batch * n * n * d * e
 
