@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="the most that one peer may take on one shape, compiling included")
     parser.add_argument("--first-seconds", type=float, default=0,
                         help="the most that its first calls may take, for peers that search among their kernels; 0: of the row's")
+    parser.add_argument("--least", action="store_true", help="on a CPU that others use too: the least time, not the median")
     parser.add_argument("--seconds", type=float, default=0, help="the most that all may take; 0: as long as it takes")
 
 
@@ -41,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from ..errors import UnknownPeer
+    from . import measure as measuring
     from .measure import Row, copy_speed, first_calls, measure, within
     from .peers import PEERS
     from .problems import chosen
@@ -52,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     unknown = [name for name in names if name not in PEERS]
     if unknown:
         raise UnknownPeer(names=", ".join(map(repr, unknown)), peers="; ".join(PEERS))
+    measuring.least = args.least
     speed = copy_speed(device)
     about = machine(speed)
     rows: list[dict[str, Any]] = []
