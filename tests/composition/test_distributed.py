@@ -146,7 +146,7 @@ def _compiled(rank: int, processes: int) -> None:
 
 
 @pytest.mark.row("Distributed", "DTensor: compiled programs, sharded by batch and by heads, 2 processes")
-@pytest.mark.skipif(compat.release() < (2, 12), reason="Dynamo of torch 2.11 ends at einsum of DTensors")
+@pytest.mark.skipif(compat.release() < (2, 13), reason="Dynamo of torch 2.11 and 2.12 ends at einsum of DTensors")
 def test_compiled_programs_on_dtensors() -> None:
     in_processes(2, _compiled)
 
