@@ -183,7 +183,7 @@ MUTANTS = [
          ("tl.maximum(filled - 1 - rows, 0)", "tl.maximum(filled - rows, 0)"),
          ("log_across = g * filled.to(ACC)", "log_across = g * C"),
          ("            state *= across\n", ""),
-         ("-out_scale * tl.sum(pairs, 0)", "out_scale * tl.sum(pairs, 0)"),
+         ("of_columns = -tl.sum(pairs, 0)", "of_columns = tl.sum(pairs, 0)"),
          ("(head // a_group).to(tl.int64) * a_h", "(head % a_group).to(tl.int64) * a_h")),
     *_of("kernels/joins.py", "tiles",
          ("        sums = -sums\n", "        sums = sums\n"),

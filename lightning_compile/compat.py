@@ -39,7 +39,7 @@ from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 __all__ = [
     "DTENSOR_CALLS", "OLDEST_TORCH", "CustomGraphPass", "FakeTensor", "FakeTensorMode", "FloorDiv",
     "HigherOrderOperator", "Max", "Min", "OpOverload", "OpOverloadPacket", "RestartAnalysis", "ShapeEnv",
-    "SingleLevelFunction", "SkipFrame", "TorchDispatchMode", "TracingContext", "ValueRanges", "bound_sympy",
+    "SingleLevelFunction", "SkipFrame", "TorchDispatchMode", "TracingContext", "ValueRanges", "aot_eager", "bound_sympy",
     "cache_folder", "compile_fx", "copy_calling_convention", "counters", "cuobjdump", "detect_fake_mode", "empty_cuda",
     "enable_python_dispatcher", "enable_single_level_autograd_function", "enter_autocast", "exit_autocast",
     "fresh_fake", "inductor_names", "inductor_setting", "inductor_settings", "int_oo", "launcher", "lower_as",
@@ -51,6 +51,13 @@ OLDEST_TORCH = (2, 11)
 no_modes = _disable_current_modes
 # Inductor's own allocation of (shape, strides, dtype): half the time of new_empty. None: this release has none
 empty_cuda: Callable[..., torch.Tensor] | None = getattr(torch._C._dynamo.guards, "_empty_strided_cuda", None)
+
+
+def aot_eager(gm: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
+    """PyTorch's backend of that name: AOTAutograd, whose graphs run as they are. What it imports is not needed otherwise."""
+    from torch._dynamo.backends import debugging
+
+    return debugging.aot_eager(gm, example_inputs)
 
 
 def fresh_fake(func: OpOverload, args: tuple[Any, ...], like: FakeTensor) -> FakeTensor:

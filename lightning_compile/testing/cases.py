@@ -18,7 +18,7 @@ from hypothesis.errors import UnsatisfiedAssumption
 from torch import Tensor
 
 from ..backend import examine, lightning
-from ..compat import counters
+from ..compat import aot_eager, counters
 from ..options import Options
 from ..report import Report
 from . import drawing, law
@@ -122,8 +122,6 @@ def arguments(p: Program, number: int, device: str = "cpu") -> list[Tensor]:
 # ------------------------------------------------------------------------------------------------ what a program goes through
 def through_autograd(f: Callable[..., Any], dynamic: bool | None) -> law.Compiled:
     """Dynamo, the pass, and AOTAutograd, whose graphs run as they are."""
-    from torch._dynamo.backends.debugging import aot_eager
-
     reports: list[Report] = []
 
     def backend(gm: fx.GraphModule, example_inputs: Any) -> Any:
