@@ -32,6 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_compile.compat import pytree
 from lightning_compile.demo.meter import peak_bytes, seconds
 
 SIZES = {"cpu": (2, 1024), "cuda": (16, 2048)}  # sequences, tokens
@@ -54,36 +55,23 @@ def published(zoo: Any) -> list[str]:
     return [c.name for c in zoo.REGISTRY.values() if c.sign == "positive" and "hand" not in c.source]
 
 
-def enlarged(x: Any, tokens: int, times: int, sequences: int) -> Any:
-    """x with `times` as many tokens, on every axis that has `tokens`, and `sequences` sequences on its first axis."""
-    if isinstance(x, dict):
-        return {k: enlarged(y, tokens, times, sequences) for k, y in x.items()}
-    if isinstance(x, (list, tuple)):
-        return type(x)(enlarged(y, tokens, times, sequences) for y in x)
-    if not isinstance(x, Tensor) or x.dim() < 2:
-        return x
-    return x.repeat(max(1, sequences // x.shape[0]), *(times if n == tokens else 1 for n in x.shape[1:]))
+def enlarged(args: Any, tokens: int, times: int, sequences: int) -> Any:
+    """Arguments with `times` as many tokens, on every axis that has `tokens`, and `sequences` sequences on its first axis."""
+    def larger(x: Tensor) -> Tensor:
+        if x.dim() < 2:
+            return x
+        return x.repeat(max(1, sequences // x.shape[0]), *(times if n == tokens else 1 for n in x.shape[1:]))
+
+    return pytree.tree_map_only(Tensor, larger, args)
 
 
-def moved(x: Any, device: str) -> Any:
-    """x on the device."""
-    if isinstance(x, dict):
-        return {k: moved(y, device) for k, y in x.items()}
-    if isinstance(x, (list, tuple)):
-        return type(x)(moved(y, device) for y in x)
-    return x.to(device) if isinstance(x, Tensor) else x
+def moved(args: Any, device: str) -> Any:
+    return pytree.tree_map_only(Tensor, lambda x: x.to(device), args)
 
 
-def tensors(out: Any) -> Iterator[Tensor]:
+def tensors(out: Any) -> list[Tensor]:
     """Whatever a program returns, its tensors that have gradients."""
-    if isinstance(out, Tensor):
-        if out.requires_grad:
-            yield out
-    elif isinstance(out, (list, tuple)):
-        for x in out:
-            yield from tensors(x)
-    elif isinstance(out, dict):
-        yield from tensors(list(out.values()))
+    return [x for x in pytree.tree_leaves(out) if isinstance(x, Tensor) and x.requires_grad]
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ OF_QUERIES, OF_KEYS = 1, 2
 # Steps between borders at which the sums for the log-decay's gradient start anew. Divides a segment; the states kept at
 # borders are D * E / BETWEEN numbers a position.
 BETWEEN = 256
-FETCHED = 128 * 128
+FETCHED = 128 * 128  # elements of a state of 16 bits that a pair on Hopper can fetch ahead
 BETWEEN_SINGLE = 128  # in TF32 the sums of 256 steps err 2.5 times as much as eager's
 # Positions that a program of the log-decay's sums takes, and elements of a state that one of the scan takes.
 SUMMED, SCANNED = 1024, 1024

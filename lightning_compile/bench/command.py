@@ -42,7 +42,6 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from ..errors import UnknownPeer
-    from . import measure as measuring
     from .measure import Row, copy_speed, first_calls, measure, within
     from .peers import PEERS
     from .problems import chosen
@@ -54,7 +53,6 @@ def run(args: argparse.Namespace) -> int:
     unknown = [name for name in names if name not in PEERS]
     if unknown:
         raise UnknownPeer(names=", ".join(map(repr, unknown)), peers="; ".join(PEERS))
-    measuring.least = args.least
     speed = copy_speed(device)
     about = machine(speed)
     rows: list[dict[str, Any]] = []
@@ -68,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
                 with within(min(args.first_seconds, end - time.monotonic()), row):
                     first_calls(row, problem, dtype, device)
             with within(seconds, row):
-                measure(row, problem, dtype, device, speed)
+                measure(row, problem, dtype, device, speed, args.least)
             rows.append(row.as_dict())
             print(line(rows[-1]), flush=True, file=sys.stderr if args.json else sys.stdout)
             write(found, args.out)  # what has been measured is kept if the run is stopped

@@ -22,9 +22,6 @@ CHECKED = 512  # positions on which errors are measured
 WORST = 0.03  # relative L2 error from which on a result counts as wrong, in 16 bits; a hundredth of that in fp32
 
 
-least = False  # times on a CPU are the least, not the median
-
-
 @dataclass
 class Row:
     """A line of the table. Times in ms, medians; percent of the time that the copy of as many bytes takes; peak memory in
@@ -56,7 +53,7 @@ def copy_speed(device: torch.device) -> float:
     return 2 * x.numel() / (milliseconds(lambda: y.copy_(x), device) * 1e-3)
 
 
-def milliseconds(function: Callable[[], Any], device: torch.device) -> float:
+def milliseconds(function: Callable[[], Any], device: torch.device, least: bool = False) -> float:
     """Median time of a call after warming up; on a CPU that others use too, with `least`, the least."""
     if device.type == "cuda":
         from triton.testing import do_bench
@@ -134,7 +131,7 @@ def first_calls(row: Row, problem: Problem, dtype: torch.dtype, device: torch.de
                 errors(row.peer, function, problem, dtype, device)
 
 
-def measure(row: Row, problem: Problem, dtype: torch.dtype, device: torch.device, speed: float) -> Row:
+def measure(row: Row, problem: Problem, dtype: torch.dtype, device: torch.device, speed: float, least: bool = False) -> Row:
     """Errors, then times and memory; nothing wrong is timed. Whatever a peer raises becomes its note."""
     name = row.peer
     if row.note:
@@ -155,7 +152,7 @@ def measure(row: Row, problem: Problem, dtype: torch.dtype, device: torch.device
             if not max(found) < (WORST if dtype.itemsize == 2 else WORST / 100):
                 row.note = "wrong"
                 return row
-        _time(row, name, function, problem, dtype, device, speed, backward)
+        _time(row, name, function, problem, dtype, device, speed, backward, least)
     except Exception as e:
         row.note = said(e)
     finally:
@@ -169,7 +166,7 @@ def said(error: Exception) -> str:
 
 
 def _time(row: Row, name: str, function: Callable[..., Tensor], problem: Problem, dtype: torch.dtype, device: torch.device,
-          speed: float, backward: bool) -> None:
+          speed: float, backward: bool, least: bool) -> None:
     operands = laid_out(name, problem.operands(dtype, device))
     plain = [None if x is None else x.detach() for x in operands]
 
@@ -179,12 +176,12 @@ def _time(row: Row, name: str, function: Callable[..., Tensor], problem: Problem
 
     grad = torch.randn_like(forward())
     row.memory = _peak(forward, device)
-    row.forward = milliseconds(forward, device)
+    row.forward = milliseconds(forward, device, least)
     row.percent = 100 * problem.bytes(dtype.itemsize, False) / speed * 1e3 / row.forward
     if not backward:
         return
     row.memory_both = _peak(lambda: run(function, operands, grad), device)
-    row.both = milliseconds(lambda: run(function, operands, grad), device)
+    row.both = milliseconds(lambda: run(function, operands, grad), device, least)
     row.percent_both = 100 * problem.bytes(dtype.itemsize, True) / speed * 1e3 / row.both
 
 

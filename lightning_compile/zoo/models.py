@@ -45,7 +45,8 @@ def table(rows: Sequence[Row], measured: Mapping[str, Mapping[str, Any]] | None 
 def gains(one: Mapping[str, Any]) -> tuple[str, str]:
     """The two cells of a measured program; what its cost model leaves alone has none."""
     if "lightning_ms" not in one:
-        return "not measured", ""
+        failed = one.get("failed", one.get("lightning_failed"))
+        return f"not measured: {failed}" if failed else "not measured", ""
     if not one["sites"]:
         return f"left alone at {one['tokens']:,} tokens", ""
     if "inductor_ms" not in one:
