@@ -15,10 +15,10 @@ from torch import Tensor
 pytestmark = pytest.mark.slow
 
 
-def mamba2() -> Any:
+def mamba2(layers: int = 2) -> Any:
     transformers = pytest.importorskip("transformers")
     return transformers.Mamba2ForCausalLM(transformers.Mamba2Config(
-        num_hidden_layers=2, hidden_size=32, state_size=16, head_dim=8, num_heads=8, n_groups=1, chunk_size=16, vocab_size=64))
+        num_hidden_layers=layers, hidden_size=32, state_size=16, head_dim=8, num_heads=8, n_groups=1, chunk_size=16, vocab_size=64))
 
 
 def minimax() -> Any:
@@ -58,7 +58,7 @@ def test_the_trainer(tmp_path: Path) -> None:
 
     def losses(compiled: bool) -> list[float]:
         torch.manual_seed(0)
-        model = mamba2()
+        model = mamba2(layers=1)
         if compiled:  # accelerate has a list of backends of its own, and torch_compile_backend takes no other
             model.compile(backend="lightning", options={"when": "always"})
         tokens = torch.randint(0, 64, (8, 48), generator=torch.Generator().manual_seed(1))
@@ -72,4 +72,4 @@ def test_the_trainer(tmp_path: Path) -> None:
 
     eager, ours = losses(False), losses(True)
     assert ours == pytest.approx(eager, rel=2e-3) and len(ours) == 3
-    assert counters["lightning"]["rewritten"] >= 2, dict(counters["lightning"])
+    assert counters["lightning"]["rewritten"] >= 1, dict(counters["lightning"])
