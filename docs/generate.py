@@ -28,14 +28,14 @@ error of 1 is eager's own: the worst output or gradient of the program, as a mul
 
 {table}
 
-Speed-up and peak memory are those of forward and backward against Inductor ({device}, torch {torch}, {date}), with this
-backend's default options, at the zoo's widths and numbers of heads, which are small, and longer sequences. Models at their
-real sizes on a GPU are in [measured](measured.md).
+Speed-up and peak memory are those of forward and backward against Inductor ({runs}), with this
+backend's default options, at the zoo's widths and numbers of heads, which are small, and longer sequences: 16 of them on a GPU,
+two on a CPU. Models at their real sizes on a GPU are in [measured](measured.md).
 
 This page is generated. With the zoo in the folder `ZOO`:
 
     python ZOO/run_zoo.py --options '{{"when": "always"}}' --json run.json
-    python benchmarks/zoo_speed.py ZOO --write
+    python benchmarks/zoo_speed.py ZOO --write                  # and on a GPU, with --device cuda
     python docs/generate.py --zoo run.json
 """
 SECTION = re.compile(r"(<!-- models -->\n).*?(<!-- end of models -->)", re.DOTALL)
@@ -43,7 +43,9 @@ SECTION = re.compile(r"(<!-- models -->\n).*?(<!-- end of models -->)", re.DOTAL
 
 def models_page() -> str:
     rows, measured = (json.loads((HERE / name).read_text()) for name in ("models.json", "models_measured.json"))
-    return MODELS.format(table=models.table(rows, measured["programs"]), **measured)
+    runs = "; ".join(f"on {models.KINDS[kind]}: {run['device']}, torch {run['torch']}, {run['date']}"
+                     for kind, run in measured.items())
+    return MODELS.format(table=models.table(rows, measured), runs=runs)
 
 
 COMPATIBILITY = """# Compatibility
@@ -87,16 +89,7 @@ def compatibility_page() -> str:
 def readme() -> str:
     """The README with one line for each package."""
     rows, measured = (json.loads((HERE / name).read_text()) for name in ("models.json", "models_measured.json"))
-    lines = ["| package | programs rewritten as expected | sites | speed-up over Inductor |", "| --- | --- | --- | --- |"]
-    for package in sorted({r["package"] for r in rows}):
-        own = [r for r in rows if r["package"] == package]
-        good = sum(r["verdict"] == "ok" for r in own)
-        known = [measured["programs"].get(r["name"], {}) for r in own]
-        gains = sorted(m["inductor_ms"] / m["lightning_ms"] for m in known
-                       if m.get("sites") and "inductor_ms" in m and "lightning_ms" in m)
-        span = f"{gains[0]:.1f} to {gains[-1]:.1f}" if len(gains) > 1 else f"{gains[0]:.1f}" if gains else ""
-        lines.append(f"| {package} | {good} of {len(own)} | {sum(r['sites'] or 0 for r in own)} | {span} |")
-    return SECTION.sub(lambda m: m[1] + "\n".join(lines) + "\n" + m[2], README.read_text())
+    return SECTION.sub(lambda m: m[1] + models.packages(rows, measured) + "\n" + m[2], README.read_text())
 
 
 def pages() -> dict[Path, str]:

@@ -29,16 +29,23 @@ def ratio(errors: Mapping[str, Sequence[Any]]) -> float | None:
     return round(max(found), 2) if found else None
 
 
+KINDS = {"cuda": "a GPU", "cpu": "a CPU"}  # what programs are measured on, in the order of the columns
+
+
 def table(rows: Sequence[Row], measured: Mapping[str, Mapping[str, Any]] | None = None) -> str:
-    """Markdown. `measured`: for a name, what `benchmarks/zoo_speed.py` writes of it: tokens, sequences, sites, and for each way
-    milliseconds, MiB, or why there are none."""
-    lines = ["| program | package | what it is | decay | sites | verdict | error of outputs, gradients (eager = 1) | "
-             "speed-up | memory, MiB |", "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
+    """Markdown. `measured`: of each kind of device, what `benchmarks/zoo_speed.py` writes: `programs`, and of each by its name
+    tokens, sequences, sites, and for each way milliseconds, MiB, or why there are none."""
+    kinds = [kind for kind in KINDS if kind in (measured or {})]
+    heads = ["program", "package", "what it is", "decay", "sites", "verdict", "error of outputs, gradients (eager = 1)",
+             *(f"{what} {KINDS[kind]}{unit}" for kind in kinds for what, unit in (("speed-up on", ""), ("memory on", ", MiB")))]
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for r in rows:
         errors = ", ".join("-" if x is None else f"{x:g}" for x in (r["output"], r["gradient"]))
-        speed, memory = gains((measured or {}).get(r["name"], {}))
-        lines.append(f"| `{r['name']}` | {r['package']} | {r['family']} | {r['decay']} | {r['sites']} of {r['expected']} | "
-                     f"{r['verdict']} | {errors} | {speed} | {memory} |")
+        cells = [f"`{r['name']}`", r["package"], r["family"], r["decay"], f"{r['sites']} of {r['expected']}", r["verdict"],
+                 errors]
+        for kind in kinds:
+            cells += gains((measured or {})[kind]["programs"].get(r["name"], {}))
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -51,5 +58,29 @@ def gains(one: Mapping[str, Any]) -> tuple[str, str]:
         return f"left alone at {one['tokens']:,} tokens", ""
     if "inductor_ms" not in one:
         return f"Inductor: {one['inductor_failed'].split(':')[0]}", f"{one['lightning_mib']:g}"
-    return (f"{one['inductor_ms'] / one['lightning_ms']:.1f} at {one['tokens']:,} tokens",
-            f"{one['inductor_mib']:g} to {one['lightning_mib']:g}")
+    return (f"{speed_up(one):.1f} at {one['tokens']:,} tokens", f"{one['inductor_mib']:g} to {one['lightning_mib']:g}")
+
+
+def speed_up(one: Mapping[str, Any]) -> float | None:
+    """None where a way was not measured, and where nothing was rewritten."""
+    if not one.get("sites") or "inductor_ms" not in one or "lightning_ms" not in one:
+        return None
+    return float(one["inductor_ms"] / one["lightning_ms"])
+
+
+def packages(rows: Sequence[Row], measured: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown: a line for each package, with the range of its programs' speed-ups."""
+    kinds = [kind for kind in KINDS if kind in measured]
+    heads = ["package", "programs rewritten as expected", "sites",
+             *(f"speed-up over Inductor on {KINDS[kind]}" for kind in kinds)]
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    for package in sorted({r["package"] for r in rows}):
+        own = [r for r in rows if r["package"] == package]
+        good = sum(r["verdict"] == "ok" for r in own)
+        cells = [package, f"{good} of {len(own)}", str(sum(r["sites"] or 0 for r in own))]
+        for kind in kinds:
+            programs = measured[kind]["programs"]
+            known = sorted(x for r in own if (x := speed_up(programs.get(r["name"], {}))) is not None)
+            cells.append(" to ".join(dict.fromkeys(f"{x:.1f}" for x in (known[:1] + known[-1:]))))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)

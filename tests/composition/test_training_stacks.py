@@ -18,7 +18,8 @@ pytestmark = pytest.mark.slow
 def mamba2(layers: int = 2) -> Any:
     transformers = pytest.importorskip("transformers")
     return transformers.Mamba2ForCausalLM(transformers.Mamba2Config(
-        num_hidden_layers=layers, hidden_size=32, state_size=16, head_dim=8, num_heads=8, n_groups=1, chunk_size=16, vocab_size=64))
+        num_hidden_layers=layers, hidden_size=32, state_size=16, head_dim=8, num_heads=8, n_groups=1, chunk_size=16,
+        vocab_size=64))
 
 
 def minimax() -> Any:
