@@ -310,13 +310,14 @@ def _evaluate(t: Term, free: Sequence[Index], sizes: Sizes, leaves: Mapping[Leaf
 
 
 def region(table: SideTable, target: Key, stop: set[Key]) -> list[Record]:
-    """The records that the target is made of, in order, back to the tensors of `stop`."""
+    """The records that the target is made of, in order, back to the tensors of `stop`. The target may be one of these: what
+    another target reads of it is given there, whatever it is."""
     found: dict[int, Record] = {}
     todo = [target]
     while todo:
         key = todo.pop()
         record = table.records.get((key.tensor, key.version))
-        if record is None or key in stop or record.number in found or key.tensor in table.folded or _is_literal(record):
+        if record is None or key in stop and key != target or record.number in found or key.tensor in table.folded or _is_literal(record):
             continue                                        # what is known by its value is made anew, at any size
         found[record.number] = record
         if _only_shape(record):
@@ -425,8 +426,8 @@ def run_again(record: Record, get: Callable[[Key], Tensor], sizes: Sizes, out_dt
 def replay(records: Sequence[Record], target: Key, inputs: Mapping[Key, Tensor], table: SideTable, sizes: Sizes,
            known: dict[Key, Tensor] | None = None) -> Tensor:
     """The target, from the inputs, by the recorded operations; `known` are results of earlier calls, and gets those of this."""
-    env: dict[Key, Tensor] = dict(inputs) if known is None else known
-    env.update(inputs)
+    env: dict[Key, Tensor] = {} if known is None else known
+    env.update((k, x) for k, x in inputs.items() if k != target or not records)
 
     def get(key: Key) -> Tensor:
         if key not in env:                                  # an input known by its value (a mask buffer), or a constant

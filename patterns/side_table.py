@@ -154,7 +154,7 @@ class SideTable(Assembled):
             self.put(o, v)
             self.viewed.discard(id(o))
             self.closed.pop(id(o), None)
-            if inherits and (name in VIEWS or any(t.bound for t in v.terms)):
+            if inherits and (name in VIEWS or any(t.bound for t in v.terms) and self._opens(v, given)):
                 self.attention.add(id(o))
                 if name in VIEWS:
                     self.viewed.add(id(o))
@@ -172,6 +172,11 @@ class SideTable(Assembled):
         if mutates and window is not None and old is not None:
             self._write(*window, *old, Key(*keys[0]))
         return out
+
+    def _opens(self, v: Value, given: list[torch.Tensor]) -> bool:
+        """Whether an attention is a part of a value, and not read by it as a whole: scores over their sum are scores."""
+        read = v.leaves()
+        return any(id(a) in self.attention and not self.leaf(a).leaves() <= read for a in given)
 
     def sum_up(self, t: torch.Tensor) -> None:
         """The value of a tensor of which all pieces are there, if they are states that a loop carried."""

@@ -125,6 +125,15 @@ def normalised(name: str, divide: Callable[[Tensor, Tensor], Tensor]) -> None:
     spelling(qkv)(program)
 
 
+def weighed(name: str, divide: Callable[[Tensor], Tensor]) -> None:
+    """Weights that add up to one, as softmax's do, before they meet v."""
+    def program(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return divide(((F.elu(q) + 1) @ (F.elu(k) + 1).mT).tril()) @ v
+
+    program.__name__ = f"scores_over_{name}"
+    spelling(qkv)(program)
+
+
 for _name, _divide in {
     "by_addition_of_a_threshold": lambda o, z: o / (z + 1e-6 * (z == 0)),
     "by_a_reciprocal_root": lambda o, z: o * torch.rsqrt(z.square() + 1e-6),
@@ -136,6 +145,15 @@ for _name, _divide in {
     "used_twice": lambda o, z: o / (z + 1e-6) + torch.tanh(z),
 }.items():
     normalised(_name, _divide)
+
+
+for _name, _divide in {
+    "the_sum_itself": lambda s: s / s.sum(-1, keepdim=True),
+    "a_reciprocal_of_it": lambda s: s * (1 / s.sum(-1, keepdim=True)),
+    "the_sum_as_rows": lambda s: s / s.sum(-1)[..., None],
+    "the_sum_in_place": lambda s: s.div_(s.sum(-1, keepdim=True)),
+}.items():
+    weighed(_name, _divide)
 
 
 @spelling(qkv)

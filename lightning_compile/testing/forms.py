@@ -37,6 +37,8 @@ def _triangle(t: Writer) -> str:
 def _ratio(numerator: str, z: str, t: Writer) -> str:
     # a strict sum has an empty row, whose quotient is 0 / eps
     eps = "1.0" if t.spec.strict else "1e-6"
+    if t.spelling.scale_by == "inplace" and not t.spec.strict:
+        return f"{numerator} / {z}"
     return f"{numerator} / ({z} + {eps})" if t.spelling.scale_by != "over" else f"{numerator} / {z}.clamp(min={eps})"
 
 
