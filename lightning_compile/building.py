@@ -11,12 +11,13 @@ import sympy
 import torch
 import torch.fx as fx
 
-from .compat import FakeTensor, enable_python_dispatcher, pytree
+from .compat import FakeTensor, FloorDiv, enable_python_dispatcher, pytree
 from .patterns.codes import near_miss
 from .patterns.functions import example_of
 from .patterns.index import Affine, Index, product, same
 from .patterns.interpret import GraphInterpreter
 from .patterns.normal_form import Leaf
+from .patterns.sizes import count_of
 from .reading import add, item, multiply, subtract
 
 
@@ -86,6 +87,13 @@ class GraphBuilder:
                 for axis, n in enumerate(tensor.shape):
                     if isinstance(n, torch.SymInt) and n.node.expr == s:
                         return self.call(torch.ops.aten.sym_size.int, leaf_node, axis)
+        if (found := count_of(s)) is not None:
+            n, c = found
+            node = self.interpreter.symbols.get(str(FloorDiv(n, c)))
+            return node if node is not None and node < self.before else self.call(operator.floordiv, self.number(n), c)
+        number, rest = s.as_coeff_Mul()
+        if (found := count_of(rest)) is not None and found[1] == number:
+            return self.number(found[0])
         if isinstance(s, (sympy.Mul, sympy.Add)):
             function = operator.mul if isinstance(s, sympy.Mul) else operator.add
             return functools.reduce(lambda a, b: self.call(function, a, b), map(self.number, s.args))

@@ -17,6 +17,7 @@ from .patterns.index import Affine, Index, hint, product, same
 from .patterns.normal_form import Leaf, Numbers, Position, Term, Value
 from .patterns.records import Key, Record
 from .patterns.side_table import SideTable
+from .patterns.sizes import counted
 
 KEPT = 8  # sizes and constants up to this are the same at small sizes
 PAD = 3   # elements that a larger padding has at small sizes
@@ -176,7 +177,7 @@ class Sizes:
     def number(self, x: Any) -> Any:
         """A number for an int, a SymInt, a SymFloat or an expression."""
         if isinstance(x, (torch.SymInt, torch.SymFloat, torch.SymBool)):
-            x = x.node.expr
+            x = counted(x.node.expr)
         if isinstance(x, sympy.Basic):
             x = x.subs({s: self.symbols.get(s, 4096) for s in x.free_symbols})
             return int(x) if x.is_Integer else float(x)
@@ -317,7 +318,8 @@ def region(table: SideTable, target: Key, stop: set[Key]) -> list[Record]:
     while todo:
         key = todo.pop()
         record = table.records.get((key.tensor, key.version))
-        if record is None or key in stop and key != target or record.number in found or key.tensor in table.folded or _is_literal(record):
+        given = key in stop and key != target or key.tensor in table.folded
+        if record is None or given or record.number in found or _is_literal(record):
             continue                                        # what is known by its value is made anew, at any size
         found[record.number] = record
         if _only_shape(record):

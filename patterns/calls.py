@@ -15,6 +15,7 @@ import torch
 
 from .index import Affine, Size, Unknown, size_of
 from .normal_form import Value, constant
+from .sizes import counted
 
 
 class Table(Protocol):
@@ -73,7 +74,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 def number_value(x: Any) -> Value:
     """The value of a Python number or symbolic size."""
     if isinstance(x, torch.SymFloat):
-        return constant(x.node.expr)
+        return constant(counted(x.node.expr))
     if isinstance(x, (bool, torch.SymBool)):
         x = int(x)
     if isinstance(x, float) and math.isinf(x):

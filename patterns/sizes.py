@@ -2,9 +2,12 @@
 
 A number of blocks that a loop runs through is a guard, `(n + 7) // 8 == 4`; then n lies between 25 and 32, and the end of the
 first block, `min(8, n)`, is 8. Ranges follow from guards alone, which hold at every call; the example only orders sizes.
+
+A length that is cut into chunks is a guard as well, `n % 8 == 0`: it is 8 times a symbol of its own, the number of chunks.
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,30 +15,44 @@ import sympy
 import torch.fx as fx
 from torch import SymInt
 
-from ..compat import FloorDiv, Max, Min, ShapeEnv, ValueRanges, bound_sympy, int_oo
+from ..compat import FloorDiv, Max, Min, Mod, ShapeEnv, ValueRanges, bound_sympy, int_oo
 
 _hints: dict[Any, int] = {}                # values that the symbols of dynamic sizes have in the example
 _ranges: dict[Any, ValueRanges[Any]] = {}  # and those that they can have at all
 _simple: dict[Any, Any] = {}               # expressions, without what ranges decide
+_counts: dict[Any, tuple[Any, int]] = {}   # symbols of ours: so many times that number is a symbol of the graph
+_terms: dict[Any, Any] = {}                # symbols of the graph, in symbols of ours
 
 
 def learn(graph: fx.Graph, env: ShapeEnv | None) -> None:
     """Takes hints and ranges from the shape environment of a graph; forgets those of others."""
-    for known in (_hints, _ranges, _simple):
+    for known in (_hints, _ranges, _simple, _counts, _terms):
         known.clear()
     if env is None:
         return
     for n in graph.find_nodes(op="placeholder"):
         note(n.meta.get("example_value"))
     _ranges.update(env.var_to_range)
-    for guard in env.guards:
-        _learn_from(guard.expr)
+    guards = [guard.expr for guard in env.guards]
+    for guard in guards:
+        _learn_from(guard)
+    _learn_multiples(guards)
 
 
 def note(s: Any) -> None:
     """Notes the value of a symbol in the example."""
     if isinstance(s, SymInt) and getattr(s.node.expr, "is_Symbol", False) and isinstance(s.node.hint, int):
         _hints[s.node.expr] = s.node.hint
+
+
+def count_of(symbol: Any) -> tuple[Any, int] | None:
+    """(n, c) of a symbol of ours that is n / c, for a symbol n of the graph."""
+    return _counts.get(symbol)
+
+
+def counted(e: sympy.Expr) -> sympy.Expr:
+    """An expression of the graph's symbols, in those of ours where there are some."""
+    return e.xreplace(_terms)
 
 
 def hint_of(symbol: Any) -> int:
@@ -57,9 +74,9 @@ def another_value(symbol: Any) -> int:
 def simplified(e: sympy.Expr) -> int | sympy.Expr:
     """A size without exact floor divisions, and without minima and maxima that the ranges of symbols decide."""
     if e not in _simple:
-        found = e
-        if e.has(FloorDiv, Min, Max):
-            found = e.replace(lambda x: isinstance(x, (FloorDiv, Min, Max)), _decided)
+        found = counted(e)
+        if found.has(FloorDiv, Min, Max):
+            found = found.replace(lambda x: isinstance(x, (FloorDiv, Min, Max)), _decided)
         bounds = bound_sympy(found, _ranges)
         number = found if found.is_number else bounds.lower if bounds.is_singleton() else None
         _simple[e] = int(number) if number is not None else found
@@ -98,6 +115,52 @@ def _learn_from(guard: Any) -> None:
         old = range_of(symbol)
         if max(old.lower, lower) <= min(old.upper, upper):
             _ranges[symbol] = ValueRanges(max(old.lower, lower), min(old.upper, upper))
+
+
+def _learn_multiples(guards: list[Any]) -> None:
+    """Lengths of which guards say that they are whole numbers of chunks, and which of these numbers are one."""
+    factors: dict[Any, int] = {}
+    for guard in guards:
+        for symbol, factor in _multiples(guard):
+            factors[symbol] = math.lcm(factors.get(symbol, 1), factor)
+    for symbol, factor in factors.items():
+        if factor == 1 or symbol not in _hints or _hints[symbol] % factor:
+            continue
+        count, known = sympy.Symbol(f"{symbol}_{factor}", integer=True, positive=True), range_of(symbol)
+        _counts[count], _terms[symbol] = (symbol, factor), factor * count
+        _hints[count] = _hints[symbol] // factor
+        _ranges[count] = ValueRanges(max(1, -(-int(known.lower) // factor)),
+                                     known.upper if known.upper == int_oo else known.upper // factor)
+    for guard in guards if len(_counts) > 1 else ():
+        if isinstance(guard, sympy.Eq):
+            a, b = (sympy.sympify(simplified(x)) for x in guard.args)
+            pair = sympy.fraction(sympy.cancel(a / b)) if b != 0 else (a, b)
+            if all(x in _counts for x in pair) and pair[0] != pair[1]:
+                _terms.update({x: y.xreplace({pair[0]: pair[1]}) for x, y in _terms.items()})
+                _simple.clear()
+
+
+def _multiples(guard: Any) -> Iterable[tuple[Any, int]]:
+    """(n, c): by this guard a symbol n is a multiple of c."""
+    if isinstance(guard, sympy.Or):                         # n = 8 or n % 8 = 0
+        each = [set(_multiples(x)) for x in guard.args]
+        yield from set.intersection(*each)
+    if not isinstance(guard, sympy.Eq):
+        return
+    left, right = guard.args
+    if left.is_Symbol and right.is_Integer and right > 0:
+        yield left, int(right)
+    if isinstance(left, Mod) and right == 0 and left.args[1].is_Integer:
+        number, rest = left.args[0].as_coeff_Mul()
+        if rest.is_Symbol and number.is_Integer:
+            yield rest, int(left.args[1]) // math.gcd(int(number), int(left.args[1]))
+    for floor in guard.atoms(FloorDiv):
+        n, c = floor.args
+        if n.is_Symbol and c.is_Integer:
+            exact = sympy.Dummy()                           # the floor, in an equation that holds where it is exact
+            a, b = (x.xreplace({floor: exact}) for x in guard.args)
+            if b != 0 and sympy.cancel(a / b) in (n / (c * exact), c * exact / n):
+                yield n, int(c)
 
 
 def _solved(e: sympy.Expr, low: Any, high: Any) -> Iterable[tuple[sympy.Symbol, Any, Any]]:

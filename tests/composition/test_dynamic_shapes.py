@@ -61,6 +61,33 @@ def test_gradients_of_dynamic_lengths(program: Callable[..., Tensor]) -> None:
     assert seen.sites == 1, seen.said()
 
 
+CUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "view": lambda x: x.view(*x.shape[:2], x.shape[2] // 8, 8, x.shape[3]),
+    "view_of_the_rest": lambda x: x.view(*x.shape[:2], -1, 8, x.shape[3]),
+    "unflatten": lambda x: x.unflatten(2, (-1, 8)),
+}
+
+
+@pytest.mark.row("Dynamic shapes", "chunks without padding: one compilation serves every length that they divide")
+@pytest.mark.parametrize("dynamic", [True, None])
+@pytest.mark.parametrize("cut", CUTS)
+def test_lengths_that_chunks_divide(cut: str, dynamic: bool | None) -> None:
+    """That the number of chunks times their length is the length follows from Dynamo's guards."""
+    from attentions import with_gradients
+
+    def program(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (CUTS[cut](x) for x in (q, k, v))
+        states = k.mT @ v
+        states = states.cumsum(2) - states
+        return (q @ states + (q @ k.mT).tril() @ v).flatten(2, 3)
+
+    seen = Quick()
+    compiled = torch.compile(program, backend=seen, dynamic=dynamic)
+    for n in (48, 64, 24, 136):
+        same(with_gradients(compiled, qkv(n)), with_gradients(program, qkv(n)))
+    assert len(seen.reports) == seen.sites == (1 if dynamic else 2), seen.said()
+
+
 @pytest.mark.slow
 @pytest.mark.row("Dynamic shapes", "Mamba-2 of transformers: one compilation serves several lengths")
 def test_mamba2_of_transformers() -> None:
