@@ -92,7 +92,7 @@ _TABLE = (
          blames=MASKS),
     Code("LC108", "lengths differ", "queries have {queries} positions, keys {keys}",
          "pass the earlier positions as a state (initial_state of lightning_compile.linear_attention) instead of longer "
-         "keys",
+         "keys; of dynamic lengths that are always equal, torch._check(q.shape[-2] == k.shape[-2]) says so",
          "(q[:, :, -1:] @ k.mT).tril() @ v"),
     Code("LC109", "a sum of different attentions",
          "the sum mixes terms that read different tensors, so it is no single attention",

@@ -88,6 +88,29 @@ def test_lengths_that_chunks_divide(cut: str, dynamic: bool | None) -> None:
     assert len(seen.reports) == seen.sites == (1 if dynamic else 2), seen.said()
 
 
+@pytest.mark.row("Dynamic shapes", "lengths of queries and keys that a later call may have apart: left as they are (LC108) unless tied")
+def test_lengths_that_a_later_call_may_have_apart() -> None:
+    """Queries and keys that are arguments of their own become dynamic each for itself, and nothing in this program ties them."""
+    def program(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k.mT).tril() @ v
+
+    def tied(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        torch._check(q.shape[2] == k.shape[2])
+        return program(q, k, v)
+
+    for f, code in ((program, "LC108"), (tied, "")):
+        seen = Quick()
+        compiled = torch.compile(f, backend=seen)
+        for n in (48, 64, 17):
+            same([compiled(*qkv(n))], [f(*qkv(n))])
+        assert [c.code for r in seen.reports for c in r.candidates] == ["", code], seen.said()
+    q, k, v = (x for x, _ in zip(qkv(20), range(3)))
+    seen = Quick()
+    compiled = torch.compile(program, backend=seen, dynamic=True)
+    for queries in (20, 11):
+        same([compiled(q[:, :, :queries], k, v)], [program(q[:, :, :queries], k, v)])
+
+
 @pytest.mark.slow
 @pytest.mark.row("Dynamic shapes", "Mamba-2 of transformers: one compilation serves several lengths")
 def test_mamba2_of_transformers() -> None:
