@@ -53,7 +53,7 @@ def lightning(gm: fx.GraphModule, example_inputs: Sequence[Any], *, mode: str | 
     if outcome.graph is not None and len(outcome.report.rewritten) >= own.min_rewrites:
         _begin_kernels(outcome.graph)
         try:
-            compiled = _inductor(outcome.graph, example_inputs, config, own, name)
+            compiled = _inductor(outcome.graph, example_inputs, config, own, name, _backward_failed)
         except CONTROL:
             raise
         except Exception as e:
@@ -78,6 +78,12 @@ def _given_up(report: Report, why: NearMiss) -> Report:
     log.warning("%s: %s. Results stay right.", why.code, why.reason)
     return Report(tuple(replace(c, status="rejected", code=why.code, reason=why.reason, hint=why.hint)
                         if c.status == "rewritten" else c for c in report.candidates))
+
+
+def _backward_failed(e: Exception) -> None:
+    log.debug("traceback", exc_info=True)
+    why = near_miss("LC906", seen=f"{type(e).__name__}: {str(e)[:200]}")
+    log.warning("%s: %s. Results stay right.", why.code, why.reason)
 
 
 def _begin_kernels(gm: fx.GraphModule) -> None:
@@ -190,9 +196,10 @@ def teach_inductor() -> None:
 
 
 def _inductor(gm: fx.GraphModule, example_inputs: Sequence[Any], config: dict[str, Any], own: Options,
-              name: str | None) -> Callable[..., Any]:
+              name: str | None, failed: Callable[[Exception], None] | None = None) -> Callable[..., Any]:
+    """`failed`: see compat.compile_fx."""
     teach_inductor()
     slot = "post_grad_custom_pre_pass"
     previous = config.get(slot)
     config = {**config, slot: _Salt(own, compat.inductor_setting(slot) if previous is None else previous)}
-    return compat.compile_fx(gm, example_inputs, config, name)
+    return compat.compile_fx(gm, example_inputs, config, name, failed)

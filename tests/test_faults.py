@@ -170,6 +170,40 @@ def test_inductor_that_fails_on_the_rewritten_graph(monkeypatch: pytest.MonkeyPa
         run(causal, qkv(), caplog, inductor=True, min_rewrites=1)
 
 
+@pytest.mark.parametrize("caches", [False, True])
+def test_a_backward_that_fails_at_its_first_call(caches: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+                                                 tmp_path: Any) -> None:
+    """Where sizes are dynamic, a backward is compiled when nobody but the user could catch its errors: it runs as it is."""
+    from torch._inductor import compile_fx
+
+    inner, tries = compile_fx.compile_fx_inner, list[int]()
+
+    def choosy(gm: Any, inputs: Any, **kwargs: Any) -> Any:
+        if kwargs.get("is_backward"):
+            tries.append(1)
+            for n in list(gm.graph.nodes)[:3]:              # what Inductor leaves of a graph is of no use
+                n.meta.clear()
+            next(n for n in gm.graph.nodes if n.op == "call_function").target = broken
+            gm.recompile()
+            raise Fault("no code for this")
+        return inner(gm, inputs, **kwargs)
+
+    monkeypatch.setattr(compile_fx, "compile_fx_inner", choosy)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    compiled = torch.compile(causal, backend="lightning", dynamic=True, options=ALWAYS)
+    with caplog.at_level(logging.WARNING, "lightning_compile"), torch._inductor.config.patch(force_disable_caches=not caches):
+        for n in (70, 71):                                  # the second time there is nothing to compile
+            inputs = qkv(n)
+            found, wanted = compiled(*inputs), causal(*inputs)
+            torch.testing.assert_close(found, wanted, rtol=2e-4, atol=2e-4)
+            for x, y in zip(torch.autograd.grad(found.sin().sum(), inputs), torch.autograd.grad(wanted.sin().sum(), inputs)):
+                torch.testing.assert_close(x, y, rtol=2e-4, atol=2e-4)
+    said = [r.getMessage() for r in caplog.records if r.name.startswith("lightning_compile")]
+    assert len(said) == 1 and "LC906" in said[0] and "no code for this" in said[0], said
+    # AOTAutograd tries at once, in case it works, and again at the first call, on another copy of the graph
+    assert tries == [1, 1] and counters["lightning"] == {"rewritten": 1, "rejected": 0}
+
+
 def test_an_error_on_the_users_own_graph_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "_inductor", broken)
     with pytest.raises(Exception, match="broken on purpose"):
