@@ -83,8 +83,9 @@ def compile_fx(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], config: 
                failed: Callable[[Exception], None] | None = None) -> Callable[..., Any]:
     """Inductor, with changed settings. `name`: of the region, for its logs, where this release knows of one.
 
-    `failed`: is told of an error in a backward graph that is compiled at its first call, when nobody can catch it any more (where
-    sizes are dynamic AOTAutograd waits that long). The graph then runs as it is. Without, the error is the caller's of backward().
+    `failed`: is told of an error in a backward graph that is compiled at its first call, when nobody can catch it any more
+    (where sizes are dynamic AOTAutograd waits that long). The graph then runs as it is. Without, whoever calls backward() gets
+    the error.
     """
     from torch._inductor import compile_fx as inductor
 
