@@ -103,13 +103,13 @@ class Sizes:
         todo, known = deque(start), self.known
         while todo:
             x = todo.popleft()
-            n = known.get(x)
-            for y in self.names.get(x, ()) if n is not None else ():
-                if (m := known.get(y)) is None:
-                    known[y] = n
-                    todo.append(y)
-                elif m != n:
-                    raise Unsolvable(f"an axis of size {x.size} would have to be {n} and {m}")
+            if (n := known.get(x)) is not None:
+                for y in self.names.get(x, ()):
+                    if (m := known.get(y)) is None:
+                        known[y] = n
+                        todo.append(y)
+                    elif m != n:
+                        raise Unsolvable(f"an axis of size {x.size} would have to be {n} and {m}")
             for law in self.laws.get(x, ()):
                 look()
                 todo.extend(law())
