@@ -50,6 +50,11 @@ def lightning(gm: fx.GraphModule, example_inputs: Sequence[Any], *, mode: str | 
     config = inductor_config(mode, rest)
     outcome = examine(gm, example_inputs, own)
     compiled = None
+    try:
+        assumptions = _assumptions(outcome)
+    except Exception as e:                                  # nothing could tell when they no longer hold
+        log.debug("traceback", exc_info=True)
+        outcome = Outcome(None, _given_up(outcome.report, near_miss("LC901", seen=f"{type(e).__name__}: {str(e)[:200]}")))
     if outcome.graph is not None and len(outcome.report.rewritten) >= own.min_rewrites:
         _begin_kernels(outcome.graph)
         try:
@@ -60,17 +65,25 @@ def lightning(gm: fx.GraphModule, example_inputs: Sequence[Any], *, mode: str | 
             log.debug("traceback", exc_info=True)
             outcome = Outcome(None, _given_up(outcome.report, near_miss("LC904", seen=f"{type(e).__name__}: {str(e)[:200]}")))
     count(outcome.report)
-    announce(outcome.report)
+    try:
+        announce(outcome.report)
+    except Exception:                                       # what is said about a graph is no reason not to compile it
+        log.warning("the report of a graph could not be written. Results stay right.", exc_info=True)
     if len(outcome.report.rewritten) < own.min_rewrites:
         raise TooFewRewrites(wanted=own.min_rewrites, found=len(outcome.report.rewritten), report=f"\n{outcome.report}")
     if compiled is None:
         compiled = _inductor(outcome.graph or gm, example_inputs, config, own, name)
-    if outcome.inputs and outcome.graph is not None:
-        placeholders = [n for n in outcome.graph.graph.nodes if n.op == "placeholder"]
-        assumptions = [Assumption.of(placeholders.index(n), n.meta["grapharg"].example) for n in outcome.inputs
-                       if n.op == "placeholder"]
-        return guarded(assumptions, compiled, gm.forward) if assumptions else compiled
+    if outcome.graph is not None and assumptions:
+        return guarded(assumptions, compiled, gm.forward)
     return compiled
+
+
+def _assumptions(outcome: Outcome) -> list[Assumption]:
+    """About the buffers among the inputs whose values the rewritten graph relies on."""
+    if outcome.graph is None:
+        return []
+    placeholders = [n for n in outcome.graph.graph.nodes if n.op == "placeholder"]
+    return [Assumption.of(placeholders.index(n), n.meta["grapharg"].example) for n in outcome.inputs if n.op == "placeholder"]
 
 
 def _given_up(report: Report, why: NearMiss) -> Report:

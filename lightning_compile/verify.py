@@ -73,24 +73,24 @@ def check(table: SideTable, site: Site, targets: Sequence[Key]) -> NearMiss | No
        reference for the operator; then with the operator itself, whose gradients must be those of the normal form.
     2. The recorded operations of the user's code, run again, against the same: this does not trust the rules.
     """
-    stop = {leaf_key(leaf) for m in site.matches() for leaf in m.leaves()}
-    regions = [region(table, key, stop) for key in targets]
-    name = passed.name_of(signature(site, table, regions, stop))
-    if passed.has_passed(name):
-        return None
     try:
+        stop = {leaf_key(leaf) for m in site.matches() for leaf in m.leaves()}
+        regions = [region(table, key, stop) for key in targets]
+        name = passed.name_of(signature(site, table, regions, stop))
+        if passed.has_passed(name):
+            return None
         with no_modes(), torch.random.fork_rng(devices=()), torch.enable_grad(), \
                 torch.autocast("cpu", enabled=False):
             failed = _check(table, site, targets, regions)
+        if failed is None:
+            passed.remember(name)
+        return failed
     except NearMiss as e:
         return e
     except OutOfTime:
         raise
     except Exception as e:                                  # an error about one site leaves the others
         return _not_checkable(e)
-    if failed is None:
-        passed.remember(name)
-    return failed
 
 
 def _check(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequence[list[Record]]) -> NearMiss | None:

@@ -20,16 +20,21 @@ from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
 import lightning_compile
-from lightning_compile import Report, backend, emit, rewrite, verify
+from lightning_compile import Report, backend, emit, passed, rewrite, verify
 from lightning_compile.kernels import chunked, fallback, tiles
 from lightning_compile.patterns import candidates, clock, interpret, rules
 from lightning_compile.patterns import weights as small_grid
+from lightning_compile.report import describe
 
 ALWAYS = {"when": "always"}
 
 
 class Fault(Exception):
     """Raised by tests only."""
+
+
+def with_a_state(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return causal(q, k, v) + (k.mT @ v).tanh().sum(-2, keepdim=True)
 
 
 def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -47,8 +52,6 @@ def broken(*args: Any, **kwargs: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def fresh(fresh_dynamo: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    from lightning_compile import passed
-
     monkeypatch.setattr(passed, "_here", set())
     with torch._inductor.config.patch(force_disable_caches=True):
         yield
@@ -87,6 +90,10 @@ STAGES: dict[str, tuple[Any, str, str]] = {
     "a rule": (rules.RULES, "tril", "LC901"),
     "recognition": (candidates, "recognise", "LC901"),
     "the small grid": (small_grid._Pairs, "total", "LC901"),
+    "states": (rewrite, "final_state", "LC901"),
+    "a normaliser of pieces": (rewrite, "divided_by", "LC901"),
+    "the name of a check": (verify, "signature", "LC503"),
+    "the memory of checks": (passed, "has_passed", "LC503"),
     "small sizes": (verify, "Sizes", "LC503"),
     "evaluation": (verify, "evaluate", "LC503"),
     "replay": (verify, "replay", "LC503"),
@@ -94,6 +101,7 @@ STAGES: dict[str, tuple[Any, str, str]] = {
     "emission": (rewrite, "emit", "LC901"),
     "layout of the output": (rewrite, "restore", "LC901"),
     "report": (rewrite._Pass, "_decide", "LC901"),
+    "a line of the report": (describe, "rewritten", "LC901"),
 }
 
 
@@ -101,10 +109,36 @@ STAGES: dict[str, tuple[Any, str, str]] = {
 def test_an_error_in_a_stage(stage: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     holder, name, code = STAGES[stage]
     (monkeypatch.setitem if isinstance(holder, dict) else monkeypatch.setattr)(holder, name, broken)
-    report, said = run(causal, qkv(), caplog)
+    report, said = run(with_a_state if name == "final_state" else causal, qkv(), caplog)
     assert [c.code for c in report.candidates] == [code], str(report)
     assert "Fault" in report.candidates[0].reason and report.candidates[0].hint
     assert len(said) == 1 if code == "LC901" else len(said) <= 1, said  # a refused match is an entry, and may be announced
+    assert counters["lightning"] == {"rewritten": 0, "rejected": 1}
+
+
+def test_a_report_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(backend, "announce", broken)
+    report, said = run(causal, qkv(), caplog)
+    assert len(report.rewritten) == 1 and len(said) == 1 and "report" in said[0]
+
+
+def test_buffers_that_nobody_could_watch(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A graph that relies on a buffer's values is not used where nothing would tell that they have changed."""
+    class Masked(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", torch.ones(70, 70).tril())
+
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return (q @ k.mT * self.mask) @ v
+
+    report, said = run(Masked(), qkv(), caplog)
+    assert len(report.rewritten) == 1 and not said
+    torch._dynamo.reset()
+    counters.clear()
+    monkeypatch.setattr(backend.Assumption, "of", broken)
+    report, said = run(Masked(), qkv(), caplog)
+    assert [c.code for c in report.candidates] == ["LC901"] and len(said) == 1
     assert counters["lightning"] == {"rewritten": 0, "rejected": 1}
 
 
