@@ -422,6 +422,17 @@ def test_pathological_graphs_end_in_time(name: str) -> None:
     assert took[0] < 5 or any(c.code == "LC902" for c in out[0].candidates)
 
 
+def test_a_mask_that_is_nested_deeper_than_python_calls() -> None:
+    """No part of the pass goes down a graph by calling itself."""
+    def f(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        mask = torch.ones(q.shape[2], q.shape[2]).tril()
+        for _ in range(400):
+            mask = torch.where(mask > 0.5, mask, mask * 0.0)
+        return ((q @ k.mT) * mask) @ v
+
+    assert len(explained(f, *qkv(n=6)).rewritten) == 1
+
+
 @pytest.mark.parametrize("bad", [0, -1.0, True, "10", float("nan")])
 def test_a_time_limit_is_a_number_of_seconds(bad: Any) -> None:
     with pytest.raises(ValueError, match="time_limit.*number of seconds"):
