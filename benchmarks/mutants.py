@@ -44,7 +44,7 @@ SUITES: dict[str, tuple[str, ...]] = {
     "chunked": (KERNELS + "test_kernels_operator.py", KERNELS + "test_kernels_registration.py"),
     "tiles": (KERNELS + "test_kernels_tiles_values.py", KERNELS + "test_kernels_tiles_gradients.py"),
 }
-SLOW = {"test_checks.py": 4, "test_loops.py": 4}  # about 10 s a test, where others take one
+SLOW = {"test_laws.py": 0, "test_checks.py": 4, "test_loops.py": 4}  # about 10 s a test, where others take one; 0: the first
 TIMEOUT = 1800  # seconds of one mutant
 
 

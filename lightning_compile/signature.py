@@ -67,7 +67,7 @@ class _Signature:
                 self.constants.append((self.name(x), None if value is None else self.value(value)))
             return "stop" if x in self.stop else "", self.name(x)
         if isinstance(x, (tuple, list)):
-            return tuple([self.argument(y) for y in x])
+            return tuple([y if type(y) in _PLAIN else self.argument(y) for y in x])
         if isinstance(x, dict):
             return tuple((k, self.argument(y)) for k, y in sorted(x.items()))
         if isinstance(x, (torch.SymInt, torch.SymFloat, torch.SymBool)):
@@ -76,7 +76,8 @@ class _Signature:
 
     def axes(self, v: Value) -> Any:
         """By number: the sizes of all variables are listed once."""
-        return tuple([tuple([self.name(x) for x in axis]) for axis in v.axes])
+        numbers = self.numbers
+        return tuple([tuple([numbers.setdefault(x, len(numbers)) for x in axis]) for axis in v.axes])
 
     def affine(self, a: Affine) -> Any:
         return str(a.const), tuple(sorted((self.name(x), str(c)) for x, c in a.coef.items()))

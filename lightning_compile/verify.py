@@ -17,7 +17,7 @@ from .patterns.clock import OutOfTime
 from .patterns.codes import NearMiss, near_miss
 from .patterns.index import Affine, Index, hint, product, same
 from .patterns.match import MAX_FEATURES
-from .patterns.normal_form import Leaf, Numbers
+from .patterns.normal_form import Leaf, Numbers, Read, Value
 from .patterns.records import Key, Record
 from .patterns.side_table import SideTable
 from .patterns.sizes import another_value, hint_of
@@ -311,13 +311,20 @@ def _tabulated(site: Site) -> set[Index]:
     return found & set(site.main.batch)
 
 
-def _variables(v: Any, found: set[Index] | None = None) -> set[Index]:
+def _variables(v: Value, found: set[Index] | None = None) -> set[Index]:
     """Adds to the variables that were found already."""
     found = set() if found is None else found
-    found |= v.variables()
+    for axis in v.axes:
+        found.update(axis)
     for t in v.terms:
-        found |= t.variables()
         found.update(t.bound)
+        for f in t.factors:
+            for at in f.index if isinstance(f, Read) else (f.at,):
+                found.update(at.coef)
+        for at in t.indicators:
+            found.update(at.coef)
+        for e in t.exponent:
+            found |= e.free()
     return found
 
 
