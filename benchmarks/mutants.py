@@ -33,16 +33,18 @@ ROOT = Path(__file__).resolve().parents[1]
 KERNELS = "tests/kernels/"
 # Which tests concern a file, the quickest and most likely first.
 SUITES: dict[str, tuple[str, ...]] = {
-    "rules": ("tests/test_spellings.py", "tests/test_codes.py", "tests/test_checks.py", "tests/test_programs.py"),
+    "rules": ("tests/test_laws.py", "tests/test_spellings.py", "tests/test_codes.py", "tests/test_checks.py",
+              "tests/test_programs.py"),
     "loops": ("tests/test_loops.py", "tests/test_tables.py", "tests/test_checks.py", "tests/test_codes.py",
               "tests/test_programs.py"),
-    "checks": ("tests/test_checks.py", "tests/test_codes.py", "tests/test_spellings.py", "tests/test_programs.py"),
-    "rewrite": ("tests/test_checks.py", "tests/test_spellings.py", "tests/test_faults.py",
+    "checks": ("tests/test_laws.py", "tests/test_checks.py", "tests/test_codes.py", "tests/test_spellings.py",
+               "tests/test_programs.py"),
+    "rewrite": ("tests/test_laws.py", "tests/test_checks.py", "tests/test_spellings.py", "tests/test_faults.py",
                 "tests/test_backend.py", "tests/test_programs.py"),
     "chunked": (KERNELS + "test_kernels_operator.py", KERNELS + "test_kernels_registration.py"),
     "tiles": (KERNELS + "test_kernels_tiles_values.py", KERNELS + "test_kernels_tiles_gradients.py"),
 }
-SLOW = {"test_checks.py": 4, "test_loops.py": 4}  # about 10 s a test, where others take one
+SLOW = {"test_laws.py": 0, "test_checks.py": 4, "test_loops.py": 4}  # about 10 s a test, where others take one; 0: the first
 TIMEOUT = 1800  # seconds of one mutant
 
 
@@ -129,6 +131,11 @@ MUTANTS = [
     *_of("patterns/loop_match.py", "loops",
          ("a.density(-r if reverse else r, tables)", "a.density(r, tables)"),
          ('raise near_miss("LC115", leaf=n)', "continue")),
+    *_of("patterns/recurrence.py", "loops", ("max(root, self.steps / LARGEST)", "root")),
+    *_of("lightning_compile/unrolled_check.py", "loops",
+         ("    _damp(site, leaves, sizes)\n", ""),
+         ("for w, x in zip(wanted, found):", "for w, x in ():"),
+         ("for x, e, f in zip(operands, expected, ours):", "for x, e, f in ():")),
     *_of("lightning_compile/emit.py", "checks",
          ("if (left := float(coef) / applied) != 1:", "if (left := float(coef) * applied) != 1:"),
          ("elif float(g.numbers) != 1:", "elif float(g.numbers) == 1:"),

@@ -50,27 +50,40 @@ def lightning(gm: fx.GraphModule, example_inputs: Sequence[Any], *, mode: str | 
     config = inductor_config(mode, rest)
     outcome = examine(gm, example_inputs, own)
     compiled = None
+    try:
+        assumptions = _assumptions(outcome)
+    except Exception as e:                                  # nothing could tell when they no longer hold
+        log.debug("traceback", exc_info=True)
+        outcome = Outcome(None, _given_up(outcome.report, near_miss("LC901", seen=f"{type(e).__name__}: {str(e)[:200]}")))
     if outcome.graph is not None and len(outcome.report.rewritten) >= own.min_rewrites:
         _begin_kernels(outcome.graph)
         try:
-            compiled = _inductor(outcome.graph, example_inputs, config, own, name)
+            compiled = _inductor(outcome.graph, example_inputs, config, own, name, _backward_failed)
         except CONTROL:
             raise
         except Exception as e:
             log.debug("traceback", exc_info=True)
             outcome = Outcome(None, _given_up(outcome.report, near_miss("LC904", seen=f"{type(e).__name__}: {str(e)[:200]}")))
     count(outcome.report)
-    announce(outcome.report)
+    try:
+        announce(outcome.report)
+    except Exception:                                       # what is said about a graph is no reason not to compile it
+        log.warning("the report of a graph could not be written. Results stay right.", exc_info=True)
     if len(outcome.report.rewritten) < own.min_rewrites:
         raise TooFewRewrites(wanted=own.min_rewrites, found=len(outcome.report.rewritten), report=f"\n{outcome.report}")
     if compiled is None:
         compiled = _inductor(outcome.graph or gm, example_inputs, config, own, name)
-    if outcome.inputs and outcome.graph is not None:
-        placeholders = [n for n in outcome.graph.graph.nodes if n.op == "placeholder"]
-        assumptions = [Assumption.of(placeholders.index(n), n.meta["grapharg"].example) for n in outcome.inputs
-                       if n.op == "placeholder"]
-        return guarded(assumptions, compiled, gm.forward) if assumptions else compiled
+    if outcome.graph is not None and assumptions:
+        return guarded(assumptions, compiled, gm.forward)
     return compiled
+
+
+def _assumptions(outcome: Outcome) -> list[Assumption]:
+    """About the buffers among the inputs whose values the rewritten graph relies on."""
+    if outcome.graph is None:
+        return []
+    placeholders = [n for n in outcome.graph.graph.nodes if n.op == "placeholder"]
+    return [Assumption.of(placeholders.index(n), n.meta["grapharg"].example) for n in outcome.inputs if n.op == "placeholder"]
 
 
 def _given_up(report: Report, why: NearMiss) -> Report:
@@ -78,6 +91,12 @@ def _given_up(report: Report, why: NearMiss) -> Report:
     log.warning("%s: %s. Results stay right.", why.code, why.reason)
     return Report(tuple(replace(c, status="rejected", code=why.code, reason=why.reason, hint=why.hint)
                         if c.status == "rewritten" else c for c in report.candidates))
+
+
+def _backward_failed(e: Exception) -> None:
+    log.debug("traceback", exc_info=True)
+    why = near_miss("LC906", seen=f"{type(e).__name__}: {str(e)[:200]}")
+    log.warning("%s: %s. Results stay right.", why.code, why.reason)
 
 
 def _begin_kernels(gm: fx.GraphModule) -> None:
@@ -190,9 +209,10 @@ def teach_inductor() -> None:
 
 
 def _inductor(gm: fx.GraphModule, example_inputs: Sequence[Any], config: dict[str, Any], own: Options,
-              name: str | None) -> Callable[..., Any]:
+              name: str | None, failed: Callable[[Exception], None] | None = None) -> Callable[..., Any]:
+    """`failed`: see compat.compile_fx."""
     teach_inductor()
     slot = "post_grad_custom_pre_pass"
     previous = config.get(slot)
     config = {**config, slot: _Salt(own, compat.inductor_setting(slot) if previous is None else previous)}
-    return compat.compile_fx(gm, example_inputs, config, name)
+    return compat.compile_fx(gm, example_inputs, config, name, failed)

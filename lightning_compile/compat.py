@@ -80,13 +80,45 @@ def release() -> tuple[int, ...]:
 # ------------------------------------------------------------------------------------------------------------------ Inductor
 # Its modules are imported at the first use, not with this package: they take seconds.
 def compile_fx(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], config: Mapping[str, Any], name: str | None,
-               ) -> Callable[..., Any]:
-    """Inductor, with changed settings. `name`: of the region, for its logs, where this release knows of one."""
-    from torch._inductor.compile_fx import compile_fx as compiler
+               failed: Callable[[Exception], None] | None = None) -> Callable[..., Any]:
+    """Inductor, with changed settings. `name`: of the region, for its logs, where this release knows of one.
 
-    named = name is not None and "compile_region_name" in inspect.signature(compiler).parameters
+    `failed`: is told of an error in a backward graph that is compiled at its first call, when nobody can catch it any more
+    (where sizes are dynamic AOTAutograd waits that long). The graph then runs as it is. Without, whoever calls backward() gets
+    the error.
+    """
+    from torch._inductor import compile_fx as inductor
+
+    named = name is not None and "compile_region_name" in inspect.signature(inductor.compile_fx).parameters
     extra: dict[str, Any] = {"compile_region_name": name} if named else {}
-    return compiler(gm, list(example_inputs), config_patches=dict(config), **extra)
+    done: list[bool] = []
+
+    def inner(graph: torch.fx.GraphModule, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if failed is None or not done or not kwargs.get("is_backward"):
+            return inductor.compile_fx_inner(graph, inputs, *args, **kwargs)
+        kept = torch.fx.GraphModule(graph, copy.deepcopy(graph.graph))  # Inductor writes into its own
+        try:
+            return inductor.compile_fx_inner(graph, inputs, *args, **kwargs)
+        except Exception as e:
+            failed(e)
+            return _one_by_one(kept)
+
+    if failed is not None:
+        extra["inner_compile"] = inner
+    compiled = inductor.compile_fx(gm, list(example_inputs), config_patches=dict(config), **extra)
+    done.append(True)
+    return compiled
+
+
+def _one_by_one(gm: torch.fx.GraphModule) -> Callable[[list[Any]], Any]:
+    """A graph of AOTAutograd's by its calling convention: the arguments in a list, which is emptied."""
+    def run(args: list[Any]) -> Any:
+        given = list(args)
+        args.clear()
+        return gm.forward(*given)
+
+    run._boxed_call = True  # type: ignore[attr-defined]
+    return run
 
 
 def inductor_setting(name: str) -> Any:

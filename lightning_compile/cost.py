@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 
-from .compat import pytree
 from .emit import Site
 from .patterns.index import hint
 from .patterns.polynomial import width
-from .patterns.records import Key, Record
+from .patterns.records import Record
 from .patterns.side_table import SideTable
 from .report import Estimate
 
@@ -54,7 +53,7 @@ def original(table: SideTable, records: Sequence[Record], machine: Machine) -> E
         if r.func._schema.name.split("::")[1] not in _KEPT:
             continue
         outs = [table.tensors[k] for k, _ in r.outputs]
-        ins = [table.tensors[a.tensor] for a in pytree.tree_leaves((r.args, r.kwargs)) if isinstance(a, Key)]
+        ins = [table.tensors[a.tensor] for a in r.keys]
         moved += sum(_numel(t) * t.element_size() for t in outs + ins)
         launched += 1
         if r.func._schema.name != "aten::cumsum":

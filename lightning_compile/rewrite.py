@@ -12,7 +12,7 @@ import torch.fx as fx
 
 from . import cost, verify
 from .building import GraphBuilder
-from .compat import FakeTensorMode, pytree
+from .compat import FakeTensorMode
 from .emit import Site, emit
 from .join import divided_by, joined
 from .kernels.operator import linear_attention
@@ -26,7 +26,7 @@ from .patterns.interpret import without_guards
 from .patterns.islands import CAUSAL, Islands, islands
 from .patterns.match import Match, parts_of
 from .patterns.normal_form import Leaf, Read, Value
-from .patterns.records import Key, Record
+from .patterns.records import Key
 from .patterns.signatures import name_of
 from .patterns.states import final_state
 from .patterns.transforms import regions, suspect
@@ -304,7 +304,7 @@ class _Pass:
                 self._reject(members[0], refusal, estimates, detail)
             return False
         self.changed = True
-        for key in {a for r in records for a in _keys(r)} - stop:
+        for key in {a for r in records for a in r.keys} - stop:
             node = self.table.node_of.get(key.tensor)
             given = (key.tensor, key.version) not in self.table.records
             if given and node is not None and node.op in ("placeholder", "get_attr"):
@@ -441,7 +441,3 @@ def _window(r: Read, position: set[Index]) -> bool:
     """Whether a read sees only a part of its leaf's positions."""
     return any(set(a.coef) & position and (a.const != 0 or not same(product(x.size for x in a.coef), n))
                for a, n in zip(r.index, r.leaf.shape))
-
-
-def _keys(r: Record) -> list[Key]:
-    return [a for a in pytree.tree_leaves((r.args, r.kwargs)) if isinstance(a, Key)]

@@ -36,6 +36,9 @@ def relied_sign(leaf: Leaf) -> int:
     return 1 if float(leaf.real.flatten()[0]) > 0 else -1
 
 
+_PLAIN = frozenset({int, bool, float, str, type(None)})  # written in full by repr, which tells them apart
+
+
 class _Signature:
     """Tensors and index variables are numbered by first use."""
 
@@ -43,23 +46,28 @@ class _Signature:
         self.table, self.stop = table, stop
         self.numbers: dict[Any, int] = {}
         self.constants: list[Any] = []
+        self.funcs: dict[Any, str] = {}
 
     def name(self, x: Any) -> int:
         return self.numbers.setdefault(x, len(self.numbers))
 
     def call(self, r: Record) -> Any:
-        given = self.argument((r.args, r.kwargs))
-        outputs = tuple(self.name(Key(*k)) for k in r.outputs)
-        return str(r.func), given, outputs, tuple(self.axes(v) for v in r.values)
+        if (func := self.funcs.get(r.func)) is None:
+            func = self.funcs[r.func] = str(r.func)
+        given = self.argument(r.args), self.argument(r.kwargs) if r.kwargs else ()
+        outputs = tuple([self.name(Key(*k)) for k in r.outputs])
+        return func, given, outputs, tuple(self.axes(v) for v in r.values)
 
     def argument(self, x: Any) -> Any:
+        if type(x) in _PLAIN:
+            return x
         if isinstance(x, Key):
             if x not in self.numbers and x not in self.stop and (x.tensor, x.version) not in self.table.records:
                 value = self.table.values.get(x.tensor)     # known by its value: a buffer, or a number
                 self.constants.append((self.name(x), None if value is None else self.value(value)))
             return "stop" if x in self.stop else "", self.name(x)
         if isinstance(x, (tuple, list)):
-            return tuple(map(self.argument, x))
+            return tuple([y if type(y) in _PLAIN else self.argument(y) for y in x])
         if isinstance(x, dict):
             return tuple((k, self.argument(y)) for k, y in sorted(x.items()))
         if isinstance(x, (torch.SymInt, torch.SymFloat, torch.SymBool)):
@@ -67,7 +75,9 @@ class _Signature:
         return type(x).__name__, str(x)
 
     def axes(self, v: Value) -> Any:
-        return tuple(tuple((self.name(x), str(x.size)) for x in axis) for axis in v.axes)
+        """By number: the sizes of all variables are listed once."""
+        numbers = self.numbers
+        return tuple([tuple([numbers.setdefault(x, len(numbers)) for x in axis]) for axis in v.axes])
 
     def affine(self, a: Affine) -> Any:
         return str(a.const), tuple(sorted((self.name(x), str(c)) for x, c in a.coef.items()))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sympy
 import torch
 from torch import Tensor
 
-from .compat import pytree
+from .compat import OpOverload
 from .patterns.clock import look
 from .patterns.index import Affine, Index, hint, product, same
 from .patterns.normal_form import Leaf, Numbers, Position, Term, Value
@@ -45,13 +45,14 @@ class Sizes:
         self.pad, self.tiles, self.compared = pad, tiles, tuple(dict.fromkeys(compared))
         self.positions = self._same_axis(positions)
         self.known: dict[Index, int] = {}
-        self._scale: dict[int, int] | None = None
+        self._scale: dict[int, int] | None = None           # what `scaled` and `in_tiles` look up: once asked, sizes are known
+        self._steps: dict[int, int] | None = None
         self.symbols = dict(symbols)
         for x, n in given.items():
             self._set(x, n)
         every = self._closure([*universe, *given, *(x for pair in self.compared for x in pair)])
-        self.laws = self._laws(every)
-        self._propagate(every)
+        self.laws, self.names = self._laws(every)
+        self._propagate(x for x in every if x in self.known or () in x.splits)  # no law says anything about none
         for x in every:
             if x not in self.known and not any(y in self.known for group in x.splits for y in group):
                 self._set(x, hint(x.size, self.symbols))
@@ -59,17 +60,21 @@ class Sizes:
 
     @staticmethod
     def _closure(start: Iterable[Index]) -> list[Index]:
-        seen: dict[Index, None] = {}
+        seen: set[Index] = set()
         todo = list(start)
         while todo:
             x = todo.pop()
-            if x not in seen:
-                seen[x] = None
-                todo += [y for group in x.splits for y in group]
-                todo += x.parents
-                todo += [x.window[0]] if x.window else []
-                todo += [x.padded[0]] if x.padded else []
-        return sorted(seen)
+            if x in seen:
+                continue
+            seen.add(x)
+            for group in x.splits:
+                todo += group
+            todo += x.parents
+            if x.window:
+                todo.append(x.window[0])
+            if x.padded:
+                todo.append(x.padded[0])
+        return sorted(seen, key=lambda x: x.id)
 
     def _same_axis(self, start: Iterable[Index]) -> frozenset[Index]:
         """Variables that run along the same axis as the given digits: compared, renamed, sliced, padded, split or put
@@ -95,16 +100,25 @@ class Sizes:
 
     def _propagate(self, start: Iterable[Index]) -> None:
         """What follows from the sizes that are known: each newly known one is looked at together with what it is tied to."""
-        todo = deque(start)
+        todo, known = deque(start), self.known
         while todo:
-            look()
-            for law in self.laws.get(todo.popleft(), ()):
+            x = todo.popleft()
+            if (n := known.get(x)) is not None:
+                for y in self.names.get(x, ()):
+                    if (m := known.get(y)) is None:
+                        known[y] = n
+                        todo.append(y)
+                    elif m != n:
+                        raise Unsolvable(f"an axis of size {x.size} would have to be {n} and {m}")
+            for law in self.laws.get(x, ()):
+                look()
                 todo.extend(law())
 
-    def _laws(self, every: Iterable[Index]) -> dict[Index, list[Callable[[], list[Index]]]]:
+    def _laws(self, every: Iterable[Index]) -> tuple[dict[Index, list[Callable[[], list[Index]]]], dict[Index, list[Index]]]:
         """What ties variables to each other, by each of them: a call learns what follows from the sizes that are known by
-        then, and returns whose sizes these are."""
+        then, and returns whose sizes these are. And what other names a variable has."""
         laws: dict[Index, list[Callable[[], list[Index]]]] = {}
+        names: dict[Index, list[Index]] = {}
 
         def add(law: Callable[[], list[Index]], about: Iterable[Index]) -> None:
             for x in dict.fromkeys(about):
@@ -113,13 +127,17 @@ class Sizes:
         for x, y in self.compared:
             add(functools.partial(self._by_difference, x, y, 0), (x, y))
         for x in every:
-            if (tie := self._tied(x)) is not None:
+            if (x.window or x.padded) and (tie := self._tied(x)) is not None:
                 add(functools.partial(self._by_difference, x, *tie), (x, tie[0]))
             if self.tiles and (tile := _tile(x)) is not None:
                 add(functools.partial(self._by_tiles, x, *tile), (x, tile[0]))
-            for group in dict.fromkeys(x.splits):
-                add(functools.partial(self._by_split, x, group), (x, *group))
-        return laws
+            for group in x.splits:
+                if len(group) == 1:                         # another name, as most variables of a loop are
+                    names.setdefault(x, []).append(group[0])
+                    names.setdefault(group[0], []).append(x)
+                else:
+                    add(functools.partial(self._by_split, x, group), (x, *group))
+        return laws, names
 
     def _learn(self, x: Index, n: int) -> list[Index]:
         new = x not in self.known
@@ -169,10 +187,11 @@ class Sizes:
         return (whole, more) if more is not None and abs(more) <= KEPT else None
 
     def of(self, x: Index) -> int:
-        return self.known[x] if x in self.known else hint(x.size, self.symbols)
+        n = self.known.get(x)
+        return hint(x.size, self.symbols) if n is None else n
 
     def shape(self, axes: Sequence[Sequence[Index]]) -> tuple[int, ...]:
-        return tuple(product(self.of(x) for x in axis) for axis in axes)
+        return tuple([product([self.of(x) for x in axis]) for axis in axes])
 
     def number(self, x: Any) -> Any:
         """A number for an int, a SymInt, a SymFloat or an expression."""
@@ -211,7 +230,9 @@ class Sizes:
         this; where it is wrong, they fail."""
         if not self.tiles or not all(isinstance(n, int) for n in (e.const, *e.coef.values())):
             return e
-        steps = {x.size: n for x, n in self.known.items() if isinstance(x.size, int) and x.size > KEPT}
+        if self._steps is None:
+            self._steps = {x.size: n for x, n in self.known.items() if isinstance(x.size, int) and x.size > KEPT}
+        steps = self._steps
         coef = {x: steps.get(c, c) for x, c in e.coef.items()}
         inner = next((x for x, c in e.coef.items() if c == 1 and isinstance(x.size, int)), None)
         const = e.const
@@ -310,13 +331,17 @@ def _evaluate(t: Term, free: Sequence[Index], sizes: Sizes, leaves: Mapping[Leaf
     return x
 
 
-def region(table: SideTable, target: Key, stop: set[Key]) -> list[Record]:
+def region(table: SideTable, target: Key, stop: Collection[Key]) -> list[Record]:
     """The records that the target is made of, in order, back to the tensors of `stop`. The target may be one of these: what
     another target reads of it is given there, whatever it is."""
     found: dict[int, Record] = {}
+    seen: set[Key] = set()
     todo = [target]
     while todo:
         key = todo.pop()
+        if key in seen:
+            continue
+        seen.add(key)
         record = table.records.get((key.tensor, key.version))
         given = key in stop and key != target or key.tensor in table.folded
         if record is None or given or record.number in found or _is_literal(record):
@@ -324,18 +349,18 @@ def region(table: SideTable, target: Key, stop: set[Key]) -> list[Record]:
         found[record.number] = record
         if _only_shape(record):
             continue
-        todo += [a for a in pytree.tree_leaves((record.args, record.kwargs)) if isinstance(a, Key)]
+        todo += record.keys
     return [found[n] for n in sorted(found)]
 
 
 def _is_literal(record: Record) -> bool:
     """Whether the call yields numbers that the program spelled out (torch.tensor, new_tensor)."""
-    return record.func._schema.name == "aten::lift_fresh" and not isinstance(record.args[0], Key)
+    return described(record.func)[0] == "lift_fresh" and not isinstance(record.args[0], Key)
 
 
 def _only_shape(record: Record) -> bool:
     """Whether the call takes a tensor only to make another like it."""
-    name = record.func._schema.name.split("::")[1]
+    name = described(record.func)[0]
     return name.startswith("new_") or name.endswith("_like")
 
 
@@ -349,11 +374,19 @@ def _dtype(d: torch.dtype | None) -> torch.dtype | None:
     return torch.float64 if d is not None and d.is_floating_point else d
 
 
+@functools.cache
+def described(func: OpOverload) -> tuple[str, bool, tuple[str, ...]]:
+    """The name of an operator without the underscore of its in-place form, whether it writes, and its arguments' names."""
+    schema = func._schema
+    name = schema.name.split("::")[1]
+    return name[:-1] if schema.is_mutable and name.endswith("_") else name, schema.is_mutable, tuple(
+        a.name for a in schema.arguments)
+
+
 def run_again(record: Record, get: Callable[[Key], Tensor], sizes: Sizes, out_dtype: torch.dtype) -> list[Tensor]:
     """The outputs of a recorded call at small sizes, in fp64 where it was of a floating-point type."""
-    name = record.func._schema.name.split("::")[1]
-    name = name[:-1] if record.func._schema.is_mutable and name.endswith("_") else name
-    named: dict[str, Any] = {a.name: x for a, x in zip(record.func._schema.arguments, record.args)}
+    name, mutable, arguments = described(record.func)
+    named: dict[str, Any] = dict(zip(arguments, record.args))
     named.update(record.kwargs)
     shape = sizes.shape(record.values[0].axes)
     dtype = _dtype(out_dtype)
@@ -414,12 +447,17 @@ def run_again(record: Record, get: Callable[[Key], Tensor], sizes: Sizes, out_dt
         return [torch.nn.functional.pad(x, spec)]
     if name == "_to_copy":
         return [x.to(dtype)]
-    args, kwargs = pytree.tree_map(
-        lambda a: get(a) if isinstance(a, Key) else _dtype(a) if isinstance(a, torch.dtype) else sizes.number(a),
-        (record.args, record.kwargs))
+    def small(a: Any) -> Any:
+        if isinstance(a, Key):
+            return get(a)
+        if isinstance(a, (tuple, list)):
+            return [small(y) for y in a]
+        return _dtype(a) if isinstance(a, torch.dtype) else sizes.number(a)
+
+    args, kwargs = small(record.args), {k: small(a) for k, a in record.kwargs.items()}
     kwargs = {k: torch.device("cpu") if isinstance(a, torch.device) else a for k, a in kwargs.items()
               if k not in ("layout", "pin_memory", "memory_format")}
-    if record.func._schema.is_mutable:
+    if mutable:
         args = (args[0].clone(), *args[1:])
     out = record.func(*args, **kwargs)
     return [out] if isinstance(out, Tensor) else list(out)

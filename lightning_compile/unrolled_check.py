@@ -7,6 +7,7 @@ of all before it, and how every piece weighs every other has been looked at alre
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -35,8 +36,8 @@ def compare(table: SideTable, site: Site, targets: Sequence[Key], regions: Seque
     shapes = [sizes.shape(m.value.axes) for m in site.matches()]
     by_operator = emit(builder, [builder] * len(shapes), site, linear_attention, shapes, [None] * len(shapes))
     inputs = {leaf_key(leaf): x for leaf, x in leaves.items()}
-    stop = set(inputs)
     known: dict[Key, Tensor] = {}
+    stop = ChainMap(known, inputs)                          # what a piece needs not be made of again
     wanted: list[Tensor] = []
     found: list[Tensor] = []
     for m, key, records, x in zip(site.matches(), targets, regions, by_operator):

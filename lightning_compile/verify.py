@@ -17,12 +17,12 @@ from .patterns.clock import OutOfTime
 from .patterns.codes import NearMiss, near_miss
 from .patterns.index import Affine, Index, hint, product, same
 from .patterns.match import MAX_FEATURES
-from .patterns.normal_form import Leaf, Numbers
+from .patterns.normal_form import Leaf, Numbers, Read, Value
 from .patterns.records import Key, Record
 from .patterns.side_table import SideTable
 from .patterns.sizes import another_value, hint_of
 from .signature import relied_sign, signature
-from .small import KEPT, PAD, Sizes, Unsolvable, compared, evaluate, leaf_key, region, replay
+from .small import KEPT, PAD, Sizes, Unsolvable, compared, described, evaluate, leaf_key, region, replay
 
 TOLERANCE = 1e-7  # of fp64 results, relative to the largest element
 POSITIONS = 5     # small lengths are this, plus the largest offset
@@ -73,24 +73,24 @@ def check(table: SideTable, site: Site, targets: Sequence[Key]) -> NearMiss | No
        reference for the operator; then with the operator itself, whose gradients must be those of the normal form.
     2. The recorded operations of the user's code, run again, against the same: this does not trust the rules.
     """
-    stop = {leaf_key(leaf) for m in site.matches() for leaf in m.leaves()}
-    regions = [region(table, key, stop) for key in targets]
-    name = passed.name_of(signature(site, table, regions, stop))
-    if passed.has_passed(name):
-        return None
     try:
+        stop = {leaf_key(leaf) for m in site.matches() for leaf in m.leaves()}
+        regions = [region(table, key, stop) for key in targets]
+        name = passed.name_of(signature(site, table, regions, stop))
+        if passed.has_passed(name):
+            return None
         with no_modes(), torch.random.fork_rng(devices=()), torch.enable_grad(), \
                 torch.autocast("cpu", enabled=False):
             failed = _check(table, site, targets, regions)
+        if failed is None:
+            passed.remember(name)
+        return failed
     except NearMiss as e:
         return e
     except OutOfTime:
         raise
     except Exception as e:                                  # an error about one site leaves the others
         return _not_checkable(e)
-    if failed is None:
-        passed.remember(name)
-    return failed
 
 
 def _check(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequence[list[Record]]) -> NearMiss | None:
@@ -266,7 +266,9 @@ def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], featur
         for q, y in enumerate(digits):                      # batch and heads on one axis: it is what they are together
             choose(y, x.size if keep else (2, 3)[(p + q) % 2])
     given.update({y: given[x] for m in site.matches() for x, y in m.ends if x in given})
-    universe = {x for records in regions for r in records for v in r.values for x in _variables(v)}
+    universe = set[Index]()
+    for v in {id(v): v for records in regions for r in records for v in r.values}.values():
+        _variables(v, universe)
     universe |= {x for m in site.matches() for leaf in m.leaves() for axis in table.values[id(leaf.tensor)].axes for x in axis}
     universe |= {x for m in site.matches() for x in _variables(m.value)}
     for x in universe:
@@ -277,10 +279,10 @@ def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], featur
 
 def _numbered(regions: Sequence[list[Record]]) -> set[Index]:
     """Variables that run over tensors which were put side by side one by one: there are as many at any sizes."""
-    at = {"aten::stack": 1, "aten::select_scatter": 2}      # the place of their argument `dim`
-    every = [r for records in regions for r in records if r.func._schema.name in at]
-    dims = [r.args[n] if len(r.args) > (n := at[r.func._schema.name]) else r.kwargs.get("dim", 0) for r in every]
-    todo = [x for r, d in zip(every, dims) for x in r.values[0].axes[d % len(r.values[0].axes)]]
+    at = {"stack": 1, "select_scatter": 2}                  # the place of their argument `dim`
+    every = [(r, name) for records in regions for r in records if (name := described(r.func)[0]) in at]
+    dims = [r.args[n] if len(r.args) > (n := at[name]) else r.kwargs.get("dim", 0) for r, name in every]
+    todo = [x for (r, _), d in zip(every, dims) for x in r.values[0].axes[d % len(r.values[0].axes)]]
     seen = set[Index]()
     while todo:
         x = todo.pop()
@@ -309,10 +311,20 @@ def _tabulated(site: Site) -> set[Index]:
     return found & set(site.main.batch)
 
 
-def _variables(v: Any) -> set[Index]:
-    found = v.variables()
+def _variables(v: Value, found: set[Index] | None = None) -> set[Index]:
+    """Adds to the variables that were found already."""
+    found = set() if found is None else found
+    for axis in v.axes:
+        found.update(axis)
     for t in v.terms:
-        found |= t.variables() | set(t.bound)
+        found.update(t.bound)
+        for f in t.factors:
+            for at in f.index if isinstance(f, Read) else (f.at,):
+                found.update(at.coef)
+        for at in t.indicators:
+            found.update(at.coef)
+        for e in t.exponent:
+            found |= e.free()
     return found
 
 

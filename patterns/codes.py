@@ -187,6 +187,10 @@ _TABLE = (
     Code("LC905", "a kernel that failed", "a kernel did not compile or run; the chunked form runs instead: {seen}",
          "results stay right, and are slower. This is said in a warning when it happens, and in no report: look for the "
          "device's memory, and for a Triton that knows the device"),
+    Code("LC906", "no code for a backward", "Inductor failed on a backward graph, which it compiles at its first call where "
+         "sizes are dynamic; its operations run one by one: {seen}",
+         "results stay right, and are slower. This is said in a warning when it happens, and in no report. Please report it with "
+         "the traceback (TORCH_LOGS='+lightning_compile')"),
 )
 
 CODES: dict[str, Code] = {c.code: c for c in _TABLE}

@@ -61,7 +61,7 @@ class Weighed:
 def weighed(forms: Sequence[Form], states: Mapping[StateKey, Sequence[Update | Carry]], frame: Frame, weights: Sequence[Term],
             keys: Slot, at: Sequenced) -> tuple[Weighed, Tables]:
     """All weights of a loop, and the tables they come from; NearMiss where no log-decay explains them."""
-    probe = Tables(frame, weights, 0)
+    probe = Tables(frame, weights, 0, at.n)
     columns = sample(at.n, forms, at.stride)
     rows, values = _rows(forms, frame)
     atoms = atoms_of(probe, weights, at.low[0])
@@ -73,7 +73,7 @@ def weighed(forms: Sequence[Form], states: Mapping[StateKey, Sequence[Update | C
     drawn: list[Array] = []
     # a tensor that is the same at all positions is told from a number by drawing it again
     for seed in range(1 + sum(bool(a.reads) and not a.moves(probe) for a in atoms)):
-        tables = Tables(frame, weights, seed)
+        tables = Tables(frame, weights, seed, at.n)
         chains.append(Chain(tables, states, keys, columns, at.low[1]))
         drawn.append(_draw(chains[-1], tables.count(), forms, values, len(rows)))
         levels.append([a.level(tables, at.n) for a in atoms])

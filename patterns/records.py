@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..compat import OpOverload
 from .normal_form import Value
+
+
+class Key(NamedTuple):
+    """Stands for a tensor in a record's arguments."""
+
+    tensor: int
+    version: int
 
 
 @dataclass(frozen=True)
@@ -20,10 +28,21 @@ class Record:
     values: tuple[Value, ...]
     number: int
 
+    @functools.cached_property
+    def keys(self) -> tuple[Key, ...]:
+        """The tensors among the arguments, in order. (pytree, which finds them too, takes a third of the time of a check.)"""
+        found: list[Key] = []
+        _collect(self.args, found)
+        _collect(self.kwargs, found)
+        return tuple(found)
 
-@dataclass(frozen=True)
-class Key:
-    """Stands for a tensor in a record's arguments."""
 
-    tensor: int
-    version: int
+def _collect(x: Any, found: list[Key]) -> None:
+    if isinstance(x, Key):
+        found.append(x)
+    elif isinstance(x, (tuple, list)):
+        for y in x:
+            _collect(y, found)
+    elif isinstance(x, dict):
+        for y in x.values():
+            _collect(y, found)

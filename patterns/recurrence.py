@@ -30,12 +30,16 @@ from .weights import Density
 COLUMNS = 256    # of key positions that are looked at
 ALL = 512        # positions that are all looked at
 VANISHED = 1e-200
+LARGEST = 64     # log-decay that all steps come to where the same number is read at each
+
 
 class Tables(Grid):
-    """Numbers of weights; `positions` says which axes of a tensor that weights read hold the position."""
+    """Numbers of weights; `positions` says which axes of a tensor that weights read hold the position, of which a loop goes
+    through `steps`."""
 
-    def __init__(self, frame: Frame, weights: Iterable[Term], seed: int) -> None:
+    def __init__(self, frame: Frame, weights: Iterable[Term], seed: int, steps: int = 1) -> None:
         super().__init__(reads=self._read)
+        self.steps = steps
         self.batch = set(frame.batch)
         self.random: dict[tuple[Leaf, str], Array] = {}
         self.generator = np.random.default_rng(seed)
@@ -76,10 +80,10 @@ class Tables(Grid):
         return np.broadcast_to(table[at], [len(grid.of(x)) for x in variables])
 
     def table(self, leaf: Leaf, function: str, length: int) -> Array:
-        """Random numbers by position, so small that sums over all positions stay within the range of exponentials."""
+        """Random numbers by position, so small that sums over all steps stay within the range of exponentials."""
         if (leaf, function) not in self.random:
-            small = (0.5 + self.generator.random(max(length, 1))) / np.sqrt(max(length, 1))
-            self.random[leaf, function] = small
+            root = float(np.sqrt(max(length, 1)))
+            self.random[leaf, function] = (0.5 + self.generator.random(max(length, 1))) / max(root, self.steps / LARGEST)
         return self.random[leaf, function]
 
     def at(self, t: Term, over: Sequence[Index], values: Mapping[Index, Array]) -> Array:

@@ -100,15 +100,23 @@ class Signer:
 
     def key(self, n: fx.Node) -> int:
         """A number that says what a constant is made of."""
-        if n not in self.keys:
-            if self.p.kind[n] == BUFFER:
-                made: Any = ("buffer", self._buffer(n))
-            elif not self.p.kind[n]:
-                made = make(self.p.examples[n])
-            else:
-                made = (n.target, self.p.state[n][1:], encode((n.args, n.kwargs), self.key), make(self.p.examples[n]))
-            self.keys[n] = self.numbers.setdefault(made, len(self.numbers))
+        todo = [n]
+        while todo:                                         # what a constant is made of first, however deep
+            m = todo[-1]
+            inner = [x for x in m.all_input_nodes if x not in self.keys] if self.p.kind[m] not in ("", BUFFER) else []
+            todo += inner
+            if not inner:
+                todo.pop()
+                if m not in self.keys:
+                    self.keys[m] = self.numbers.setdefault(self._made(m), len(self.numbers))
         return self.keys[n]
+
+    def _made(self, n: fx.Node) -> Any:
+        if self.p.kind[n] == BUFFER:
+            return "buffer", self._buffer(n)
+        if not self.p.kind[n]:
+            return make(self.p.examples[n])
+        return n.target, self.p.state[n][1:], encode((n.args, n.kwargs), self.keys.__getitem__), make(self.p.examples[n])
 
     def _buffer(self, n: fx.Node) -> int:
         """Buffers of the same values have the same number."""

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import lightning_compile
-from lightning_compile import passed, rewrite, verify
+from lightning_compile import passed, rewrite, unrolled_check, verify
 from lightning_compile.emit import Site
 from lightning_compile.patterns.index import Index, var
 from lightning_compile.patterns.match import Match
@@ -231,6 +231,12 @@ def axes_of_the_output_exchanged(m: Match) -> Match | None:
     return replace(m, value=replace(m.value, axes=tuple(order)))
 
 
+@in_main
+def gradient_of_queries_lost(m: Match) -> Match | None:
+    """All values stay as they are."""
+    return None if m.q[0].detached else replace(m, q=(replace(m.q[0], detached=True), *m.q[1:]))
+
+
 @change
 def normaliser_of_the_wrong_sign(site: Site) -> Site | None:
     z = site.normaliser
@@ -293,6 +299,17 @@ def test_every_seeded_mistake_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     every = [site for p in PROGRAMS.values() for _, site, _ in sites(monkeypatch, p)]
     for name, mistake in CHANGES.items():
         assert any(mistake(site) is not None for site in every), name
+
+
+@pytest.mark.parametrize("name", ["steps", "blocks with a decay"])
+def test_a_loop_that_is_off_by_a_constant_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No gradient tells."""
+    seen = sites(monkeypatch, PROGRAMS[name])
+    monkeypatch.setattr(passed, "_here", set())
+    right = unrolled_check.replay
+    monkeypatch.setattr(unrolled_check, "replay", lambda *args: right(*args) + 1e-3)
+    refusals = [verify.check(*one) for one in seen]
+    assert refusals and all(r is not None and r.code == "LC502" for r in refusals)
 
 
 # ---------------------------------------------------------------------------------------------------- what is remembered

@@ -20,16 +20,21 @@ from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
 import lightning_compile
-from lightning_compile import Report, backend, emit, rewrite, verify
+from lightning_compile import Report, backend, emit, passed, rewrite, verify
 from lightning_compile.kernels import chunked, fallback, tiles
 from lightning_compile.patterns import candidates, clock, interpret, rules
 from lightning_compile.patterns import weights as small_grid
+from lightning_compile.report import describe
 
 ALWAYS = {"when": "always"}
 
 
 class Fault(Exception):
     """Raised by tests only."""
+
+
+def with_a_state(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return causal(q, k, v) + (k.mT @ v).tanh().sum(-2, keepdim=True)
 
 
 def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -47,8 +52,6 @@ def broken(*args: Any, **kwargs: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def fresh(fresh_dynamo: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    from lightning_compile import passed
-
     monkeypatch.setattr(passed, "_here", set())
     with torch._inductor.config.patch(force_disable_caches=True):
         yield
@@ -87,6 +90,10 @@ STAGES: dict[str, tuple[Any, str, str]] = {
     "a rule": (rules.RULES, "tril", "LC901"),
     "recognition": (candidates, "recognise", "LC901"),
     "the small grid": (small_grid._Pairs, "total", "LC901"),
+    "states": (rewrite, "final_state", "LC901"),
+    "a normaliser of pieces": (rewrite, "divided_by", "LC901"),
+    "the name of a check": (verify, "signature", "LC503"),
+    "the memory of checks": (passed, "has_passed", "LC503"),
     "small sizes": (verify, "Sizes", "LC503"),
     "evaluation": (verify, "evaluate", "LC503"),
     "replay": (verify, "replay", "LC503"),
@@ -94,6 +101,7 @@ STAGES: dict[str, tuple[Any, str, str]] = {
     "emission": (rewrite, "emit", "LC901"),
     "layout of the output": (rewrite, "restore", "LC901"),
     "report": (rewrite._Pass, "_decide", "LC901"),
+    "a line of the report": (describe, "rewritten", "LC901"),
 }
 
 
@@ -101,10 +109,36 @@ STAGES: dict[str, tuple[Any, str, str]] = {
 def test_an_error_in_a_stage(stage: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     holder, name, code = STAGES[stage]
     (monkeypatch.setitem if isinstance(holder, dict) else monkeypatch.setattr)(holder, name, broken)
-    report, said = run(causal, qkv(), caplog)
+    report, said = run(with_a_state if name == "final_state" else causal, qkv(), caplog)
     assert [c.code for c in report.candidates] == [code], str(report)
     assert "Fault" in report.candidates[0].reason and report.candidates[0].hint
     assert len(said) == 1 if code == "LC901" else len(said) <= 1, said  # a refused match is an entry, and may be announced
+    assert counters["lightning"] == {"rewritten": 0, "rejected": 1}
+
+
+def test_a_report_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(backend, "announce", broken)
+    report, said = run(causal, qkv(), caplog)
+    assert len(report.rewritten) == 1 and len(said) == 1 and "report" in said[0]
+
+
+def test_buffers_that_nobody_could_watch(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A graph that relies on a buffer's values is not used where nothing would tell that they have changed."""
+    class Masked(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", torch.ones(70, 70).tril())
+
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return (q @ k.mT * self.mask) @ v
+
+    report, said = run(Masked(), qkv(), caplog)
+    assert len(report.rewritten) == 1 and not said
+    torch._dynamo.reset()
+    counters.clear()
+    monkeypatch.setattr(backend.Assumption, "of", broken)
+    report, said = run(Masked(), qkv(), caplog)
+    assert [c.code for c in report.candidates] == ["LC901"] and len(said) == 1
     assert counters["lightning"] == {"rewritten": 0, "rejected": 1}
 
 
@@ -168,6 +202,40 @@ def test_inductor_that_fails_on_the_rewritten_graph(monkeypatch: pytest.MonkeyPa
     torch._dynamo.reset()
     with pytest.raises(Exception, match=r"min_rewrites is 1, but 0 [\s\S]*LC904"):
         run(causal, qkv(), caplog, inductor=True, min_rewrites=1)
+
+
+@pytest.mark.parametrize("caches", [False, True])
+def test_a_backward_that_fails_at_its_first_call(caches: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+                                                 tmp_path: Any) -> None:
+    """Where sizes are dynamic, a backward is compiled when nobody but the user could catch its errors: it runs as it is."""
+    from torch._inductor import compile_fx
+
+    inner, tries = compile_fx.compile_fx_inner, list[int]()
+
+    def choosy(gm: Any, inputs: Any, **kwargs: Any) -> Any:
+        if kwargs.get("is_backward"):
+            tries.append(1)
+            for n in list(gm.graph.nodes)[:3]:              # what Inductor leaves of a graph is of no use
+                n.meta.clear()
+            next(n for n in gm.graph.nodes if n.op == "call_function").target = broken
+            gm.recompile()
+            raise Fault("no code for this")
+        return inner(gm, inputs, **kwargs)
+
+    monkeypatch.setattr(compile_fx, "compile_fx_inner", choosy)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    compiled = torch.compile(causal, backend="lightning", dynamic=True, options=ALWAYS)
+    with caplog.at_level(logging.WARNING, "lightning_compile"), torch._inductor.config.patch(force_disable_caches=not caches):
+        for n in (70, 71):                                  # the second time there is nothing to compile
+            inputs = qkv(n)
+            found, wanted = compiled(*inputs), causal(*inputs)
+            torch.testing.assert_close(found, wanted, rtol=2e-4, atol=2e-4)
+            for x, y in zip(torch.autograd.grad(found.sin().sum(), inputs), torch.autograd.grad(wanted.sin().sum(), inputs)):
+                torch.testing.assert_close(x, y, rtol=2e-4, atol=2e-4)
+    said = [r.getMessage() for r in caplog.records if r.name.startswith("lightning_compile")]
+    assert len(said) == 1 and "LC906" in said[0] and "no code for this" in said[0], said
+    # AOTAutograd tries at once, in case it works, and again at the first call, on another copy of the graph
+    assert tries == [1, 1] and counters["lightning"] == {"rewritten": 1, "rejected": 0}
 
 
 def test_an_error_on_the_users_own_graph_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,6 +420,17 @@ def test_pathological_graphs_end_in_time(name: str) -> None:
     assert took[0] < 8, f"{took[0]:.1f} s\n{str(out[0])[:2000]}"
     assert not any(c.code == "LC901" for c in out[0].candidates)
     assert took[0] < 5 or any(c.code == "LC902" for c in out[0].candidates)
+
+
+def test_a_mask_that_is_nested_deeper_than_python_calls() -> None:
+    """No part of the pass goes down a graph by calling itself."""
+    def f(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        mask = torch.ones(q.shape[2], q.shape[2]).tril()
+        for _ in range(400):
+            mask = torch.where(mask > 0.5, mask, mask * 0.0)
+        return ((q @ k.mT) * mask) @ v
+
+    assert len(explained(f, *qkv(n=6)).rewritten) == 1
 
 
 @pytest.mark.parametrize("bad", [0, -1.0, True, "10", float("nan")])

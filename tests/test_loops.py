@@ -161,3 +161,19 @@ def test_an_error_about_one_loop_leaves_other_sites(monkeypatch: pytest.MonkeyPa
 
     report = lightning_compile.explain(both, *inputs(), options=OPTIONS)
     assert len(report.rewritten) == 1 and [c.code for c in report.rejected] == ["LC901"], str(report)
+
+
+def test_a_decay_of_all_steps_stays_finite_over_a_long_loop() -> None:
+    """A log-decay that is one number of each head for all steps is drawn for the check as small as the loop is long: at one a
+    step, which is usual for a gate, 1024 of them would leave what fp64 holds."""
+    def f(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
+        s, out, g = q.new_zeros(2, 2, 4, 6), [], log_decay[:, None, None]
+        i = torch.arange(128, dtype=q.dtype)[:, None]
+        pairs = ((i - i.mT) * g).tril().exp().tril()
+        for qi, ki, vi in zip(q.split(128, 2), k.split(128, 2), v.split(128, 2)):
+            out.append(((qi @ ki.mT) * pairs) @ vi + (qi * (g * (i + 1)).exp()) @ s)
+            s = s * (128 * g).exp() + (ki * (g * (127 - i)).exp()).mT @ vi
+        return torch.cat(out, 2)
+
+    report = lightning_compile.explain(f, *inputs(1024), -torch.rand(2, dtype=torch.float64), options=OPTIONS)
+    assert len(report.rewritten) == 1, str(report)

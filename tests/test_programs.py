@@ -214,6 +214,9 @@ FOUND: dict[str, tuple[Program, int | None, bool]] = {
         Program(replace(_SHARED, feature="sigmoid", decay="head", normaliser=True), Spelling()), 1, False),
     "chunks of batch and heads on one axis, normalised": (
         Program(replace(_BASE, b=3, feature="square", normaliser=True), Spelling(form="chunks", work="xnd")), 1, False),
+    "a gate of batch and heads that only values hold on one axis": (
+        Program(replace(_BASE, b=3, heads=2, n=11, d=2, e=3, normaliser=True, feature="sigmoid", decay="step"),
+                Spelling(form="steps", work="xnd", denominator="column")), 1, False),
 }
 
 

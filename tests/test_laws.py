@@ -1,0 +1,133 @@
+"""Laws that no program shows alone, because a check or a second rule stands behind them: each is asked for itself.
+
+Mistakes in these were seeded (benchmarks/mutants.py) and noticed by no other test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import lightning_compile
+from lightning_compile import rewrite
+from lightning_compile.emit import Site
+from lightning_compile.patterns import algebra
+from lightning_compile.patterns.index import Index
+from lightning_compile.patterns.match import Match
+from lightning_compile.patterns.normal_form import Leaf, Term, Value
+from lightning_compile.patterns.states import final_state
+from lightning_compile.signature import relied_sign
+from lightning_compile.small import Sizes, evaluate
+
+ALWAYS = {"when": "always"}
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch, name: str, f: Callable[..., Any], *inputs: Tensor) -> list[tuple[Any, ...]]:
+    """What `lightning_compile.rewrite` asks its function `name` for program f, and the answers."""
+    calls: list[tuple[Any, ...]] = []
+    right = getattr(rewrite, name)
+
+    def spy(*args: Any) -> Any:
+        calls.append((*args, right(*args)))
+        return calls[-1][-1]
+
+    with monkeypatch.context() as m:
+        m.setattr(rewrite, name, spy)
+        lightning_compile.explain(f, *inputs, options=ALWAYS)
+    return calls
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)), dtype=torch.float64)
+
+
+def test_a_sum_up_to_a_position_of_a_constant() -> None:
+    i = Index(5)
+    v = Value(((i,),), (Term(2),))
+    summed = algebra.cumsum(v, 0, torch.float64)
+    assert evaluate(summed, summed.terms, Sizes({i: 5}, [i], {}), {}).tolist() == [2.0, 4.0, 6.0, 8.0, 10.0]
+
+
+# ----------------------------------------------------------------------------------------------------------- final states
+def with_states(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    G = g.cumsum(-1)
+    decay = (G[..., :, None] - G[..., None, :]).tril().exp()
+    o = ((q @ k.mT) * decay).tril() @ v + G.exp()[..., None] * (q @ state)
+    last = G[..., -1:]
+    return o, last.exp()[..., None] * state + (k * (last - G).exp()[..., None]).mT @ v
+
+
+@pytest.fixture
+def ending(monkeypatch: pytest.MonkeyPatch) -> tuple[Value, Match]:
+    """The value of the final state of a program, and its attention."""
+    asked = recorded(monkeypatch, "final_state", with_states, random(2, 3, 6, 4), random(2, 3, 6, 4), random(2, 3, 6, 5),
+                     -random(2, 3, 6).exp(), random(2, 3, 4, 5))
+    ((value, main),) = [(value, main) for value, main, found in asked if found is not None]
+    assert len(value.terms) == 2 and main.state
+    return value, main
+
+
+def test_a_state_that_enters_otherwise_is_none_of_the_attention(ending: tuple[Value, Match]) -> None:
+    value, main = ending
+    assert final_state(value, main) is not None
+    twice = tuple(t if t.bound else replace(t, coef=2 * t.coef) for t in value.terms)
+    assert final_state(replace(value, terms=twice), main) is None
+
+
+def test_a_state_that_never_enters_is_none_of_an_attention_with_one(ending: tuple[Value, Match]) -> None:
+    value, main = ending
+    alone = replace(value, terms=tuple(t for t in value.terms if t.bound))
+    assert len(alone.terms) == 1 and final_state(alone, main) is None
+    assert final_state(alone, replace(main, state=())) is not None
+    assert final_state(value, replace(main, state=())) is None
+
+
+# ------------------------------------------------------------------------------------------------------------ normalisers
+def other_direction(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    s = q @ k.mT
+    return (s.tril() @ v) / s.triu().sum(-1, keepdim=True)
+
+
+def other_diagonal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    s = q @ k.mT
+    return (s.tril(-1) @ v) / s.tril().sum(-1, keepdim=True)
+
+
+def same_pairs(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    s = (q @ k.mT).tril()
+    return (s @ v) / s.sum(-1, keepdim=True)
+
+
+def decayed(other: float) -> Callable[..., Tensor]:
+    """Scores with a decay for each head; those that are summed have `other` times its log."""
+    def f(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        s = (q @ k.mT).tril()
+        i = torch.arange(q.shape[2], dtype=q.dtype)
+        logs = -0.1 * torch.arange(1.0, 4, dtype=q.dtype)[:, None, None] * (i[:, None] - i)
+        return ((s * logs.exp()) @ v) / (s * (other * logs).exp()).sum(-1, keepdim=True)
+    return f
+
+
+@pytest.mark.parametrize("f,site", [
+    pytest.param(other_direction, False, id="other direction"), pytest.param(other_diagonal, False, id="other diagonal"),
+    pytest.param(decayed(0.5), False, id="other decay"), pytest.param(decayed(1.0), True, id="same decay"),
+    pytest.param(same_pairs, True, id="same pairs")])
+def test_a_normaliser_of_other_pairs_is_not_joined(f: Callable[..., Tensor], site: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = recorded(monkeypatch, "joined", f, *(random(2, 3, 6, 4).exp() for _ in range(3)))
+    found = [both for _, _, both in asked]
+    assert found and (any(isinstance(both, Site) for both in found) if site else found == [None] * len(found))
+
+
+# ------------------------------------------------------------------------------------------------------------------ signs
+@pytest.mark.parametrize("numbers,sign", [((0.5, 2.0), 1), ((-0.5, -2.0), -1)])
+def test_a_sign_that_is_relied_on(numbers: tuple[float, ...], sign: int) -> None:
+    """Random numbers of a check have it."""
+    leaf = Leaf((2,), random(2), real=torch.tensor(numbers, dtype=torch.float64))
+    assert relied_sign(leaf) == 0
+    leaf.relied = True
+    assert relied_sign(leaf) == sign
