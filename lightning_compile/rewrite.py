@@ -30,8 +30,8 @@ from .patterns.records import Key
 from .patterns.signatures import name_of
 from .patterns.states import final_state
 from .patterns.transforms import regions, suspect
+from .replay import leaf_key, region
 from .report import Candidate, Detail, Estimate, Report, describe, sketch
-from .small import leaf_key, region
 from .strides import restore
 from .twins import Edit, relied_on, renamed, repeat
 from .watch import watched

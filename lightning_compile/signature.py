@@ -13,7 +13,7 @@ from .patterns.match import Match
 from .patterns.normal_form import Leaf, Numbers, Position, Read, Term, Value
 from .patterns.records import Key, Record
 from .patterns.side_table import SideTable
-from .small import leaf_key
+from .replay import leaf_key
 
 
 def signature(site: Site, table: SideTable, regions: Sequence[list[Record]], stop: set[Key]) -> Any:

@@ -21,7 +21,8 @@ from .patterns.index import product, size_of
 from .patterns.normal_form import Leaf
 from .patterns.records import Key, Record
 from .patterns.side_table import SideTable
-from .small import Sizes, leaf_key, region, replay
+from .replay import leaf_key, region, replay
+from .small import Sizes
 
 STEPS = 64   # over so many steps a log-decay of 1 a step may go on
 PIECES = 12  # of a loop that run again; of a longer one, so many

@@ -21,8 +21,9 @@ from .patterns.normal_form import Leaf, Numbers, Read, Value
 from .patterns.records import Key, Record
 from .patterns.side_table import SideTable
 from .patterns.sizes import another_value, hint_of
+from .replay import described, leaf_key, region, replay
 from .signature import relied_sign, signature
-from .small import KEPT, PAD, Sizes, Unsolvable, compared, described, evaluate, leaf_key, region, replay
+from .small import KEPT, PAD, Sizes, Unsolvable, compared, evaluate
 
 TOLERANCE = 1e-7  # of fp64 results, relative to the largest element
 POSITIONS = 5     # small lengths are this, plus the largest offset

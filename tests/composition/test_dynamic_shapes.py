@@ -88,7 +88,7 @@ def test_lengths_that_chunks_divide(cut: str, dynamic: bool | None) -> None:
     assert len(seen.reports) == seen.sites == (1 if dynamic else 2), seen.said()
 
 
-@pytest.mark.row("Dynamic shapes", "lengths of queries and keys that a later call may have apart: left as they are (LC108) unless tied")
+@pytest.mark.row("Dynamic shapes", "queries and keys whose lengths may differ later: left as they are (LC108) unless tied")
 def test_lengths_that_a_later_call_may_have_apart() -> None:
     """Queries and keys that are arguments of their own become dynamic each for itself, and nothing in this program ties them."""
     def program(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

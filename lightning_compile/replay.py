@@ -1,0 +1,191 @@
+"""Recorded ATen operations: which of them a tensor is made of, and these run again at small sizes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .compat import OpOverload
+from .patterns.clock import look
+from .patterns.index import hint, product
+from .patterns.normal_form import Leaf, Term
+from .patterns.records import Key, Record
+from .patterns.side_table import SideTable
+from .small import Sizes, Unsolvable, evaluate
+
+
+def region(table: SideTable, target: Key, stop: Collection[Key]) -> list[Record]:
+    """The records that the target is made of, in order, back to the tensors of `stop`. The target may be one of these: what
+    another target reads of it is given there, whatever it is."""
+    found: dict[int, Record] = {}
+    seen: set[Key] = set()
+    todo = [target]
+    while todo:
+        key = todo.pop()
+        if key in seen:
+            continue
+        seen.add(key)
+        record = table.records.get((key.tensor, key.version))
+        given = key in stop and key != target or key.tensor in table.folded
+        if record is None or given or record.number in found or _is_literal(record):
+            continue                                        # what is known by its value is made anew, at any size
+        found[record.number] = record
+        if _only_shape(record):
+            continue
+        todo += record.keys
+    return [found[n] for n in sorted(found)]
+
+
+def _is_literal(record: Record) -> bool:
+    """Whether the call yields numbers that the program spelled out (torch.tensor, new_tensor)."""
+    return described(record.func)[0] == "lift_fresh" and not isinstance(record.args[0], Key)
+
+
+def _only_shape(record: Record) -> bool:
+    """Whether the call takes a tensor only to make another like it."""
+    name = described(record.func)[0]
+    return name.startswith("new_") or name.endswith("_like")
+
+
+_SHAPED = frozenset({"view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy", "squeeze", "unsqueeze",
+                     "unflatten", "flatten"})
+_FILLED = {"ones": 1, "zeros": 0, "ones_like": 1, "zeros_like": 0, "new_ones": 1, "new_zeros": 0}
+_PIECES = frozenset({"split", "split_with_sizes", "chunk", "unbind"})
+
+
+def _dtype(d: torch.dtype | None) -> torch.dtype | None:
+    return torch.float64 if d is not None and d.is_floating_point else d
+
+
+@functools.cache
+def described(func: OpOverload) -> tuple[str, bool, tuple[str, ...]]:
+    """The name of an operator without the underscore of its in-place form, whether it writes, and its arguments' names."""
+    schema = func._schema
+    name = schema.name.split("::")[1]
+    return name[:-1] if schema.is_mutable and name.endswith("_") else name, schema.is_mutable, tuple(
+        a.name for a in schema.arguments)
+
+
+def run_again(record: Record, get: Callable[[Key], Tensor], sizes: Sizes, out_dtype: torch.dtype) -> list[Tensor]:
+    """The outputs of a recorded call at small sizes, in fp64 where it was of a floating-point type."""
+    name, mutable, arguments = described(record.func)
+    named: dict[str, Any] = dict(zip(arguments, record.args))
+    named.update(record.kwargs)
+    shape = sizes.shape(record.values[0].axes)
+    dtype = _dtype(out_dtype)
+
+    def tensor(x: Any) -> Any:
+        return get(x) if isinstance(x, Key) else x
+
+    if name in _FILLED or "fill_value" in named:
+        fill = _FILLED[name] if name in _FILLED else sizes.number(named["fill_value"])
+        return [torch.full(shape, fill, dtype=dtype)]
+    if name.startswith(("empty", "new_empty")):
+        return [torch.full(shape, torch.nan, dtype=dtype)]  # what is not written must not be read
+    x = tensor(named.get("self"))
+    if name in _SHAPED:
+        return [x.reshape(shape)]
+    if name == "expand":
+        return [x.expand(shape)]
+    if name == "arange":
+        start, step = sizes.number(named.get("start", 0)), sizes.number(named.get("step", 1))
+        return [(start + step * torch.arange(product(shape))).to(dtype)]
+    if name == "repeat":
+        rank = len(shape)
+        before = (1,) * (rank - x.dim()) + tuple(x.shape)
+        return [x.repeat([n // m for n, m in zip(shape, before)])]
+    if name == "slice":
+        dim, start, step = named.get("dim", 0) % x.dim(), sizes.number(named.get("start") or 0), named.get("step", 1)
+        length = shape[dim]
+        if length == x.shape[dim]:
+            return [x]
+        if start < 0:
+            start = start + x.shape[dim]
+        elif sizes.positions & set(record.values[0].axes[dim]):
+            start = sizes.scaled(start)
+        return [x[(slice(None),) * dim + (slice(start, start + (length - 1) * step + 1, step),)]]
+    if name == "select":
+        dim, index = named.get("dim", 0) % x.dim(), sizes.number(named["index"])
+        return [x.select(dim, index if index < x.shape[dim] else sizes.scaled(index))]
+    if name in _PIECES:
+        dim = named.get("dim", 0) % x.dim()
+        lengths = [1 if name == "unbind" else sizes.shape(v.axes)[dim] for v in record.values]
+        steps = lengths
+        if sum(lengths) != x.shape[dim]:                    # the pieces shrank, the whole (several things in one) did not
+            steps = [hint(product(y.size for y in v.axes[dim])) for v in record.values]
+        starts = [sum(steps[:p]) for p in range(len(steps))]
+        pieces = [x.narrow(dim, at, n) for at, n in zip(starts, lengths)]
+        return [p.squeeze(dim) for p in pieces] if name == "unbind" else pieces
+    if name == "unfold":
+        return [x.unfold(named["dimension"], shape[-1], sizes.number(named["step"]) if named["step"] != named["size"]
+                         else shape[-1])]
+    if name == "constant_pad_nd":
+        spec: list[int] = []
+        for k, (n, m) in enumerate(zip(reversed(shape), reversed(x.shape))):
+            low = sizes.number(named["pad"][2 * k]) if 2 * k < len(named["pad"]) else 0
+            high = sizes.number(named["pad"][2 * k + 1]) if 2 * k < len(named["pad"]) else 0
+            low = low if high == 0 or low <= n - m or sizes.pad is None else min(low, sizes.pad)
+            low = n - m if high == 0 else low
+            spec += [low, n - m - low]
+        return [torch.nn.functional.pad(x, spec)]
+    if name == "_to_copy":
+        return [x.to(dtype)]
+    def small(a: Any) -> Any:
+        if isinstance(a, Key):
+            return get(a)
+        if isinstance(a, (tuple, list)):
+            return [small(y) for y in a]
+        return _dtype(a) if isinstance(a, torch.dtype) else sizes.number(a)
+
+    args, kwargs = small(record.args), {k: small(a) for k, a in record.kwargs.items()}
+    kwargs = {k: torch.device("cpu") if isinstance(a, torch.device) else a for k, a in kwargs.items()
+              if k not in ("layout", "pin_memory", "memory_format")}
+    if mutable:
+        args = (args[0].clone(), *args[1:])
+    out = record.func(*args, **kwargs)
+    return [out] if isinstance(out, Tensor) else list(out)
+
+
+def replay(records: Sequence[Record], target: Key, inputs: Mapping[Key, Tensor], table: SideTable, sizes: Sizes,
+           known: dict[Key, Tensor] | None = None) -> Tensor:
+    """The target, from the inputs, by the recorded operations; `known` are results of earlier calls, and gets those of this."""
+    env: dict[Key, Tensor] = {} if known is None else known
+    env.update((k, x) for k, x in inputs.items() if k != target or not records)
+
+    def get(key: Key) -> Tensor:
+        if key not in env:                                  # an input known by its value (a mask buffer), or a constant
+            v = table.values.get(key.tensor)
+            if v is None:
+                raise Unsolvable("an input of the region is not known")
+            if v.leaves():                                  # the specification does not read it, so any numbers must do
+                generator = torch.Generator().manual_seed(len(env))
+                x = torch.rand(sizes.shape(v.axes), generator=generator, dtype=torch.float64) + 0.5
+                env[key] = x.to(_dtype(table.tensors[key.tensor].dtype))
+                return env[key]
+            x = evaluate(v, v.terms, sizes, {})
+            if v.masked is not None:
+                finite = evaluate(v, (Term(1, indicators=v.masked),), sizes, {})
+                x = torch.where(finite != 0, x, v.sign * torch.inf)
+            env[key] = x.to(_dtype(table.tensors[key.tensor].dtype))
+        return env[key]
+
+    for record in records:
+        if Key(*record.outputs[0]) in env:
+            continue
+        look()
+        dtype = table.tensors[record.outputs[0][0]].dtype
+        outs = run_again(record, get, sizes, dtype)
+        for (tensor, version), v, x in zip(record.outputs, record.values, outs):
+            if tuple(x.shape) != sizes.shape(v.axes):
+                raise Unsolvable(f"{record.func} gives {tuple(x.shape)} where {sizes.shape(v.axes)} was expected")
+            env.setdefault(Key(tensor, version), x)
+    return env[target]
+
+
+def leaf_key(leaf: Leaf) -> Key:
+    return Key(id(leaf.tensor), leaf.version)
+
