@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from .plan import Buffer, Plan
-from .schedule import HOPPER, Schedule, precision, schedule
+from .schedule import HOPPER, Schedule, precision, products, schedule
 from .spec import Decay
 
 DECAYS = {"none": 0, "head": 1, "step": 2}
@@ -143,7 +143,9 @@ class Sweeps:
         from .sweep import sweep
 
         b, heads, n = self.shape
-        dot, how = precision(self.operand)
+        dot, how = products(self.operand, plan.contract)
+        if how == "bf16x6" and self.plan.device.type == "cpu":
+            how = "ieee"  # the interpreter's products of fp32 are such, and it has none of bfloat16
         read = [right if left is None else left, right, value, value if beside is None else beside]
         written = [value if out is None else out, value if companion is None else companion]
         optional = [x, self._decays(plan.chunk), z]
@@ -151,7 +153,7 @@ class Sweeps:
         optional += [*_parts(enters), *_parts(leaves), total]
         self.plan.launch(
             sweep,
-            (b * heads * direction.count, -(-value.shape[3] // plan.out)),
+            (b * heads * direction.count * -(-value.shape[3] // plan.out),),
             (*read, *written, *(right if buffer is None else buffer for buffer in optional)),
             (
                 *(buffer.strides[axis] for buffer in read for axis in (0, 1, 3)),
@@ -185,7 +187,7 @@ class Sweeps:
                 "PAIRS": sums is not None and sums.pairs,
                 "BETWEEN": self.between,
                 "AHEAD": sums is not None and companion is not None and plan.contract * plan.out <= self.fetched,
-                "BRANCH": plan.warps > 4 and HOPPER <= self.capability < 100,
+                "BRANCH": plan.warps > 4 and HOPPER <= self.capability < 100 and how != "bf16x6",  # Triton 3.6 compiles no such
                 "HAS_IN": enters is not None,
                 "HAS_OUT": leaves is not None,
                 "HAS_TOTAL": total is not None,

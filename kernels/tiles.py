@@ -373,7 +373,9 @@ def plan_backward(
         log_decay = given[3]
         # as the sweeps read it: without the scale, but for fp16, where a scale below one comes before the rounding
         read = (1.0 if reverse else 1 / scale) * (min(scale, 1.0) if call.dtype == torch.float16 else 1.0)
-        ends = [_at_end(plan, call.start, grad_start, read, call.dtype, acc), _at_end(plan, end, final, read, call.dtype, acc)]
+        # a state that decays before it is read passes nothing that is taken off again: there it counts as it is
+        begins = _at_end(plan, call.start, grad_start, read, call.dtype if reverse else acc, acc)
+        ends = [begins, _at_end(plan, end, final, read, call.dtype, acc)]
         steps = sweeps.decay_gradient(sums_q, sums_k, ends[::-1] if reverse else ends, reverse, log_decay.dtype)
         grad_decay = steps
         if log_decay.dim() == 1:
@@ -413,8 +415,8 @@ def _at_end(
 ) -> tuple[int, Buffer | None]:
     """What passes all steps at an end of the sequence, [B, H]: the state there times its gradient, of which one is given.
 
-    Products read that one times `factor`, rounded to `read`. What it gives the last positions is taken off again, so it must be
-    the same here.
+    Products read that one times `factor`, rounded to `read`. What it gives the positions beside it is taken off again, so it must
+    be the same here.
     """
     if given is None:
         return NOTHING, None
@@ -422,7 +424,7 @@ def _at_end(
         return UNKNOWN, None
 
     def function(given: Tensor, found: Tensor) -> Tensor:
-        rounded = (given * factor).to(read).to(acc) / factor
+        rounded = given if read == acc else (given * factor).to(read).to(acc) / factor
         return (found * rounded).sum((-1, -2))
 
     return GIVEN, plan.compute(given.shape[:2], acc, function, given, found)
