@@ -187,10 +187,10 @@ def _straight_backward(*args: Any) -> tuple[Tensor, ...]:
 
 
 # By names that compiled code has without an import, which stay the same in Inductor's caches.
-torch.ops.lightning._straight, torch.ops.lightning._straight_backward = _straight, _straight_backward
+torch.ops.lightning.straight, torch.ops.lightning.straight_backward = _straight, _straight_backward
 STRAIGHT = {
-    linear_attention: "torch.ops.lightning._straight",
-    linear_attention_backward: "torch.ops.lightning._straight_backward",
+    linear_attention: "torch.ops.lightning.straight",
+    linear_attention_backward: "torch.ops.lightning.straight_backward",
 }
 
 

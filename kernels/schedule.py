@@ -6,6 +6,7 @@ the kernels that there are.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -81,6 +82,7 @@ _SINGLE: dict[str, dict[int, Row]] = {
 
 
 HOPPER = 90
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def schedule(
@@ -110,8 +112,8 @@ def schedule(
         if kind.startswith("pair"):
             warps = max(warps, 8)
     if not half and max(block, _block(out)) > 32:
-        # Products of bfloat16 in blocks of 32 beside 64 features and more ended in illegal accesses (Triton 3.6 on Hopper), as where
-        # a group of four warps has 16 columns. TF32 has no such trouble, and serves 256 features.
+        # Products of bfloat16 in blocks of 32 beside 64 features and more ended in illegal accesses (Triton 3.6 on Hopper), as
+        # where a group of four warps has 16 columns. TF32 has no such trouble, and serves 256 features.
         block = max(block, 64)
         held = max(held, 64 if most >= 64 or products(dtype, block)[0] == torch.bfloat16 else 32)
     return Schedule(chunk, block, held, warps, stages)
@@ -148,6 +150,9 @@ def precision(dtype: torch.dtype) -> tuple[torch.dtype, Precision]:
 
 
 def products(dtype: torch.dtype, contract: int) -> tuple[torch.dtype, Precision]:
-    """The same for a sweep over so many features: of 256, the three parts of bfloat16 do not fit the registers."""
+    """The same for a sweep over so many features: of 256, the three parts of bfloat16 do not fit the registers. Triton's interpreter
+    has no products of bfloat16, and those of fp32 are such."""
     dot, how = precision(dtype)
+    if INTERPRETED and how == "bf16x6":
+        return dot, "ieee"
     return dot, "tf32x3" if how == "bf16x6" and contract > 128 else how

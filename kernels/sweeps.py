@@ -144,8 +144,6 @@ class Sweeps:
 
         b, heads, n = self.shape
         dot, how = products(self.operand, plan.contract)
-        if how == "bf16x6" and self.plan.device.type == "cpu":
-            how = "ieee"  # the interpreter's products of fp32 are such, and it has none of bfloat16
         read = [right if left is None else left, right, value, value if beside is None else beside]
         written = [value if out is None else out, value if companion is None else companion]
         optional = [x, self._decays(plan.chunk), z]

@@ -54,8 +54,8 @@ def test_the_gradient_of_a_decay_is_as_near_as_eager(case: Case) -> None:
     (Case(n=513, d=64, e=64, batch=1, decay="weak", dtype=torch.float16, initial=True, final=True), 1.15),
 ], ids=str)  # fmt: skip
 def test_what_rounding_leaves_of_a_sum_whose_ends_are_known_is_shared_out(case: Case, factor: float) -> None:
-    """Of a sum that only starts anew at borders, what cancels stays: 8, 1.8, 1.45 and 1.37 times eager's error, the first after a final
-    state whose gradient is large beside what decays leave. (fp32: NumPy's sums are one by one.)"""
+    """Of a sum that only starts anew at borders, what cancels stays: 8, 1.8, 1.45 and 1.37 times eager's error, the first
+    after a final state whose gradient is large beside what decays leave. (fp32: NumPy's sums are one by one.)"""
     exact = evaluate(reference.linear_attention, case, torch.float64)
     ours, eager = (evaluate(f, case)["grad_log_decay"].double() for f in (linear_attention, reference.linear_attention))
     error, own = (float((x - exact["grad_log_decay"]).norm()) for x in (ours, eager))
