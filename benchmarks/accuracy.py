@@ -3,8 +3,8 @@
     python benchmarks/accuracy.py                                              on a GPU, beside flash-linear-attention
     python benchmarks/accuracy.py --peers "lightning;chunks" --lengths 512     anywhere
 
-The budget: at most 1.05 times the best of the others. fp64 goes block by block (benchmarks/numerics.py). Ends with 1 if a result is
-out of its budget, or if nobody else could be measured.
+The budget: at most 1.05 times the best of the others. fp64 goes block by block (benchmarks/numerics.py). Ends with 1 if a result
+is out of its budget, or if nobody else could be measured.
 """
 
 from __future__ import annotations

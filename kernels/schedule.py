@@ -150,8 +150,8 @@ def precision(dtype: torch.dtype) -> tuple[torch.dtype, Precision]:
 
 
 def products(dtype: torch.dtype, contract: int) -> tuple[torch.dtype, Precision]:
-    """The same for a sweep over so many features: of 256, the three parts of bfloat16 do not fit the registers. Triton's interpreter
-    has no products of bfloat16, and those of fp32 are such."""
+    """The same for a sweep over so many features: of 256, the three parts of bfloat16 do not fit the registers. Triton's
+    interpreter has no products of bfloat16, and those of fp32 are such."""
     dot, how = precision(dtype)
     if INTERPRETED and how == "bf16x6":
         return dot, "ieee"

@@ -123,7 +123,8 @@ def test_values_may_have_a_width_of_their_own(tmp_path: Path, monkeypatch: pytes
 
 def test_plots_are_drawn_of_lengths_and_widths(tmp_path: Path) -> None:
     plots = pytest.importorskip("lightning_compile.bench.plots", reason="needs matplotlib")
-    row = {"peer": "lightning", "decay": "head", "forward": 1.0, "both": 3.0, "percent": 50.0, "percent_both": 40.0, "memory_both": 5.0}
+    row = {"peer": "lightning", "decay": "head", "forward": 1.0, "both": 3.0, "percent": 50.0, "percent_both": 40.0,
+           "memory_both": 5.0}
     rows = [{**row, "shape": f"1,2,{n},16x24"} for n in (70, 140)]
     plots.draw({"rows": rows, "machine": {"device": "none", "date": "today"}}, tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {"percent.png", "time.png", "speed.png", "memory.png"}

@@ -54,8 +54,8 @@ def copy_speed(device: torch.device) -> float:
 
 
 def milliseconds(function: Callable[[], Any], device: torch.device, least: bool = False, kernels: bool = False) -> float:
-    """Median time of a call after warming up; on a CPU that others use too, with `least`, the least. kernels: without the host, as
-    a CUDA graph, where a call is so short that the host shows."""
+    """Median time of a call after warming up; on a CPU that others use too, with `least`, the least. kernels: without the host,
+    as a CUDA graph, where a call is so short that the host shows."""
     if device.type == "cuda":
         from triton.testing import do_bench, do_bench_cudagraph
 

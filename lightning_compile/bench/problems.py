@@ -12,8 +12,8 @@ from ..errors import UnknownShape
 
 @dataclass(frozen=True)
 class Problem:
-    """Causal linear attention of B x H sequences of N positions; D features of queries and keys, E of values (0: D too). decay: none,
-    head (one constant a head), step (one value a head and position, whose gradient is computed too)."""
+    """Causal linear attention of B x H sequences of N positions; D features of queries and keys, E of values (0: D too). decay:
+    none, head (one constant a head), step (one value a head and position, whose gradient is computed too)."""
 
     name: str
     b: int
@@ -37,8 +37,8 @@ class Problem:
     def operands(self, dtype: torch.dtype, device: torch.device, n: int | None = None) -> list[Tensor | None]:
         """q, k [B, H, N, D], v [B, H, N, E] and the log-decay; leaves that need gradients, but for a decay a head."""
         torch.manual_seed(0)
-        shape = (self.b, self.h, n or self.n)
-        q, k, v = (torch.randn(*shape, x, device=device, dtype=dtype).requires_grad_() for x in (self.d, self.d, self.e or self.d))
+        shape, widths = (self.b, self.h, n or self.n), (self.d, self.d, self.e or self.d)
+        q, k, v = (torch.randn(*shape, x, device=device, dtype=dtype).requires_grad_() for x in widths)
         g = None
         if self.decay == "head":
             g = -torch.linspace(0.002, 0.5, self.h, device=device)

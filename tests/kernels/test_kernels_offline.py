@@ -20,7 +20,8 @@ pytestmark = pytest.mark.skipif(
 BOUNDS: dict[tuple[int, int, str], tuple[int, ...]] = {(80, 64, "step"): (0, 0, 8)}
 # What Triton spills from 3.9 on in addition.
 NEWER = {
-    (80, 64, "head"): (0, 0, 8), (80, 64, "step"): (0, 0, 8), (90, 64, "step"): (0, 120, 104), (90, 128, "step"): (0, 32, 16), (100, 64, "none"): (0, 0, 16),
+    (80, 64, "head"): (0, 0, 8), (80, 64, "step"): (0, 0, 8),
+    (90, 64, "step"): (0, 120, 104), (90, 128, "step"): (0, 32, 16), (100, 64, "none"): (0, 0, 16),
     (100, 64, "step"): (0, 0, 120), (100, 128, "step"): (0, 0, 24, 0),
 }  # fmt: skip
 ELSEWHERE = [pytest.param(80, marks=pytest.mark.slow), pytest.param(100, marks=pytest.mark.slow)]
