@@ -133,7 +133,6 @@ def test_compiled_code_calls_the_kernel_and_an_onlooker_sees_the_operator(monkey
     from lightning_compile import compat
     from lightning_compile.kernels import fallback, operator, tiles
 
-    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
     monkeypatch.setattr(tiles, "serves", lambda q, v: True)
     monkeypatch.setattr(fallback.tiles, "forward", fallback.chunked.forward)
     monkeypatch.setattr(fallback.tiles, "backward", fallback.chunked.backward)
@@ -149,7 +148,8 @@ def test_compiled_code_calls_the_kernel_and_an_onlooker_sees_the_operator(monkey
         return [o, z, *torch.autograd.grad(o.sum() + z.sum(), leaves)]
 
     compiled = torch.compile(lambda *args: linear_attention(*args, *case.options), fullgraph=True)
-    found, code = run_and_get_code(run, compiled)
+    with torch._inductor.config.patch(force_disable_caches=True):
+        found, code = run_and_get_code(run, compiled)
     text = "\n".join(code)
     assert text.count("torch.ops.lightning.straight(") == 1 and text.count("torch.ops.lightning.straight_backward(") == 1
     assert "= torch.ops.lightning.linear_attention" not in text
