@@ -193,7 +193,8 @@ MUTANTS = [
          ("of_columns = -tl.sum(pairs, 0)", "of_columns = tl.sum(pairs, 0)"),
          ("(head // a_group).to(tl.int64) * a_h", "(head % a_group).to(tl.int64) * a_h")),
     *_of("kernels/joins.py", "tiles",
-         ("        sums = -sums\n", "        sums = sums\n"),
+         ("sums = keys - queries if REVERSE", "sums = queries - keys if REVERSE"),
+         ("    gradient += tl.where(share > 0.0, missed * share, 0.0)\n", ""),
          ("gradient = tl.where(t == 0, 0.0, gradient)", "gradient = gradient")),
 ]
 

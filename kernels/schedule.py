@@ -6,12 +6,13 @@ the kernels that there are.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-Precision = Literal["ieee", "tf32", "tf32x3"]
+Precision = Literal["ieee", "tf32", "tf32x3", "bf16x6"]
 # What a sweep leaves: an output, that and row sums, an output and its normaliser, two outputs that share a state, those and
 # row sums, or states only.
 Kind = Literal["output", "output with sums", "normalizer", "pair", "pair with sums", "states"]
@@ -46,7 +47,7 @@ def _block(features: int) -> int:
 Row = tuple[int, int, int, int]
 # Measured on an H100 (docs/kernels.md). By the contracted block: (chunk, output block, warps, stages).
 _HALF: dict[str, dict[int, Row]] = {
-    "output": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 256: (64, 128, 8, 2)},
+    "output": {64: (64, 64, 4, 4), 128: (64, 128, 8, 3), 256: (64, 128, 8, 2)},
     "output with sums": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 256: (64, 128, 8, 2)},
     "normalizer": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 256: (64, 64, 8, 2)},
     "pair": {64: (64, 64, 4, 3), 128: (64, 128, 8, 2)},
@@ -68,12 +69,12 @@ _HALF_BY_WARP: dict[str, dict[int, Row]] = {
 _HALF_TEN: dict[tuple[str, int], Row | None] = {
     ("output with sums", 128): (64, 128, 8, 2), ("pair", 128): None, ("pair with sums", 128): None,
 }  # fmt: skip
-# Operands of 32 bits take twice the room, and split dots hold several copies of a tile in registers: no pairs but for
-# few features.
+# Operands of 32 bits take twice the room, and products in parts hold several copies of a tile in registers: no pairs but for
+# few features. Fewer warps need fewer copies: 64 features run in four.
 _SINGLE: dict[str, dict[int, Row]] = {
-    "output": {64: (64, 64, 8, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
-    "output with sums": {64: (64, 64, 8, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
-    "normalizer": {64: (64, 64, 8, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
+    "output": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
+    "output with sums": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
+    "normalizer": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
     "pair": {32: (32, 32, 4, 1)},
     "pair with sums": {},
     "states": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
@@ -81,6 +82,7 @@ _SINGLE: dict[str, dict[int, Row]] = {
 
 
 HOPPER = 90
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def schedule(
@@ -109,6 +111,11 @@ def schedule(
         held = max(held, 64)  # narrower blocks gave wrong results on Hopper (Triton 3.6, 60 features in 32s)
         if kind.startswith("pair"):
             warps = max(warps, 8)
+    if not half and max(block, _block(out)) > 32:
+        # Products of bfloat16 in blocks of 32 beside 64 features and more ended in illegal accesses (Triton 3.6 on Hopper), as
+        # where a group of four warps has 16 columns. TF32 has no such trouble, and serves 256 features.
+        block = max(block, 64)
+        held = max(held, 64 if most >= 64 or products(dtype, block)[0] == torch.bfloat16 else 32)
     return Schedule(chunk, block, held, warps, stages)
 
 
@@ -139,4 +146,13 @@ def precision(dtype: torch.dtype) -> tuple[torch.dtype, Precision]:
     asked = torch.get_float32_matmul_precision()
     if asked == "medium":
         return torch.bfloat16, "tf32"
-    return dtype, "tf32" if asked == "high" else "tf32x3"
+    return dtype, "tf32" if asked == "high" else "bf16x6"
+
+
+def products(dtype: torch.dtype, contract: int) -> tuple[torch.dtype, Precision]:
+    """The same for a sweep over so many features: of 256, the three parts of bfloat16 do not fit the registers. Triton's
+    interpreter has no products of bfloat16, and those of fp32 are such."""
+    dot, how = precision(dtype)
+    if INTERPRETED and how == "bf16x6":
+        return dot, "ieee"
+    return dot, "tf32x3" if how == "bf16x6" and contract > 128 else how

@@ -14,6 +14,7 @@ import triton.language as tl
 
 i64 = tl.int64  # as an annotation, which Triton reads by its name
 LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
 
 # How the normaliser's column takes part in a sweep.
 NO_COLUMN = tl.constexpr(0)
@@ -51,6 +52,58 @@ def _operand(x, DOT: tl.constexpr, PRECISION: tl.constexpr):
     if PRECISION == "tf32" and x.dtype == tl.float32:
         x = (x.to(tl.int32, bitcast=True) + 0x1000).to(tl.float32, bitcast=True)
     return x
+
+
+@triton.jit
+def _parts(x):
+    """fp32 as a sum of three numbers of bfloat16, exact but for what is below 2^-24 of it."""
+    high = x.to(tl.bfloat16)
+    rest = x - high.to(tl.float32)
+    middle = rest.to(tl.bfloat16)
+    return high, middle, (rest - middle.to(tl.float32)).to(tl.bfloat16)
+
+
+@triton.jit
+def _dot(a, b, PRECISION: tl.constexpr, ACC: tl.constexpr):
+    """a @ b. "bf16x6": fp32 in six products of bfloat16, the small ones first."""
+    if PRECISION == "bf16x6":
+        a_high, a_middle, a_low = _parts(a)
+        b_high, b_middle, b_low = _parts(b)
+        x = tl.dot(a_low, b_high, out_dtype=ACC)
+        x = tl.dot(a_middle, b_middle, x, out_dtype=ACC)
+        x = tl.dot(a_high, b_low, x, out_dtype=ACC)
+        x = tl.dot(a_middle, b_high, x, out_dtype=ACC)
+        x = tl.dot(a_high, b_middle, x, out_dtype=ACC)
+        x = tl.dot(a_high, b_high, x, out_dtype=ACC)
+    else:
+        x = tl.dot(a, b, input_precision=PRECISION, out_dtype=ACC)
+    return x
+
+
+@triton.jit
+def _dot_add(a, b, c, PRECISION: tl.constexpr, ACC: tl.constexpr):
+    """a @ b + c, in fp32 rounded once: tensor cores cut what they add to."""
+    if PRECISION == "bf16x6":
+        x = c + _dot(a, b, PRECISION, ACC)
+    else:
+        x = tl.dot(a, b, c, input_precision=PRECISION, out_dtype=ACC)
+    return x
+
+
+@triton.jit
+def _exp2(x, lost):
+    """2^(x + lost), where lost is what rounding has taken from x."""
+    y = tl.exp2(x)
+    return y + y * (lost * LN2)
+
+
+@triton.jit
+def _exp2_of(x, ACC: tl.constexpr):
+    """2^x in ACC, of a number that may be of a wider type: exponents of -30 in fp32 would make errors of 1e-6."""
+    if x.dtype == ACC:
+        return tl.exp2(x)
+    rounded = x.to(ACC)
+    return _exp2(rounded, (x - rounded.to(x.dtype)).to(ACC))
 
 
 @triton.jit
@@ -104,10 +157,12 @@ def sweep(
     of its own with that, PASSING [blocks, B*H, borders].
     SKIP: what leaves the last segment is not asked for. ALIKE: all tiles lie alike.
     """
-    program = tl.program_id(0)
+    BLOCKS: tl.constexpr = (OUT + BO - 1) // BO
+    # the blocks of a head one after the other: what they share is read from memory once
+    program, block = tl.program_id(0) // BLOCKS, tl.program_id(0) % BLOCKS
     bh, segment = program // segments, program % segments
     batch, head = (bh // heads).to(tl.int64), bh % heads
-    bh, block = bh.to(tl.int64), tl.program_id(1)
+    bh = bh.to(tl.int64)
     rows, cc, oc = tl.arange(0, C), tl.arange(0, BC), block * BO + tl.arange(0, BO)
     C_MASK: tl.constexpr = 0 if BC == CONTRACT else CONTRACT
     O_MASK: tl.constexpr = 0 if OUT % BO == 0 else OUT
@@ -168,7 +223,7 @@ def sweep(
     count, padded = tl.minimum(per_segment, chunks - first), chunks * C
     if SKIP and segment == (0 if REVERSE else segments - 1):
         count = 0
-    all_heads = tl.num_programs(0) // segments
+    all_heads = tl.num_programs(0) // (segments * BLOCKS)
     sum_row = block.to(tl.int64) * (SPLIT + (1 if PAIRS else 0)) * all_heads + bh
     # with a number of its own, or Triton fetches ahead only what products read; what a chunk needs of addresses is cheaper made
     # again than held in registers
@@ -199,13 +254,13 @@ def sweep(
             total = tl.load(G + bh * padded + t64 + C - 1)
             exact = tl.load(G + bh * padded + t64 + rows)  # behind the end: as at the end
             reached = exact.to(ACC)
-            until = tl.exp2((total - exact).to(ACC))
+            until = _exp2_of(total - exact, ACC)
             log_across = total.to(ACC)
         if DECAY == 0:
             kept = tl.full([C], 1.0, ACC)
             added = _operand(v, DOT, PRECISION)
         else:
-            since = tl.exp2(reached)
+            since = _exp2_of(exact, ACC) if DECAY == 2 else tl.exp2(reached)
             kept = since if REVERSE else until
             # sums and products with a tile's numbers come first, so that it need not stay in registers
             added = _operand(v.to(ACC) * kept[:, None], DOT, PRECISION)
@@ -240,7 +295,7 @@ def sweep(
             always = step < count if BRANCH else True
             if always:
                 if COMPANION:  # left and right, value and state the other way round
-                    r = tl.dot(other, tl.trans(held), input_precision=PRECISION, out_dtype=ACC)
+                    r = _dot(other, tl.trans(held), PRECISION, ACC)
                     r *= weight[:, None]
                     if COLUMN == ON_STATE:
                         r += alone[:, None] * column[None, :]
@@ -249,7 +304,7 @@ def sweep(
                         if COLUMN == ON_RIGHT:
                             row_sums += _row_sums(alone[:, None] * w.to(ACC) * column[None, :], SPLIT)
                 else:
-                    o = tl.dot(left, held, input_precision=PRECISION, out_dtype=ACC)
+                    o = _dot(left, held, PRECISION, ACC)
                     o *= weight[:, None]
                     if COLUMN == ON_LEFT:
                         o += (alone * x)[:, None] * column[None, :]
@@ -258,20 +313,27 @@ def sweep(
                     if SUM != 0:
                         row_sums = _row_sums(o * w.to(ACC), SPLIT)
                 if COMPANION or PAIRS:
-                    others = tl.dot(other, tl.trans(value), input_precision=PRECISION, out_dtype=ACC)
+                    others = _dot(other, tl.trans(value), PRECISION, ACC)
                     if COLUMN == ON_STATE:
                         others += x[None, :]
-                scores = tl.dot(left, tl.trans(right), input_precision=PRECISION, out_dtype=ACC)
+                scores = _dot(left, tl.trans(right), PRECISION, ACC)
                 if COLUMN == ON_LEFT:
                     scores += x[:, None]
                 elif COLUMN == ON_RIGHT:
                     scores += x[None, :]
                 if DECAY == 2 or (DECAY == 1 and not HOLD):
-                    steps = reached[None, :] - reached[:, None] if REVERSE else reached[:, None] - reached[None, :]
-                    if DECAY == 2 and G.dtype.element_ty != ACC:  # rounding took more from the sums than from a difference
-                        lost = (exact - reached.to(G.dtype.element_ty)).to(ACC)
-                        steps += lost[None, :] - lost[:, None] if REVERSE else lost[:, None] - lost[None, :]
-                    weights = tl.exp2(tl.where(allowed, steps, float("-inf"))) * rounded
+                    if DECAY == 2 and G.dtype.element_ty != ACC:
+                        # Differences of the whole parts are exact, and what rounding takes from the sum with those of the rest
+                        # is found.
+                        whole = tl.floor(exact)
+                        part, whole = (exact - whole).to(ACC), whole.to(ACC)
+                        between = whole[None, :] - whole[:, None] if REVERSE else whole[:, None] - whole[None, :]
+                        parts = part[None, :] - part[:, None] if REVERSE else part[:, None] - part[None, :]
+                        steps = between + parts
+                        weights = _exp2(tl.where(allowed, steps, float("-inf")), parts - (steps - between)) * rounded
+                    else:
+                        steps = reached[None, :] - reached[:, None] if REVERSE else reached[:, None] - reached[None, :]
+                        weights = tl.exp2(tl.where(allowed, steps, float("-inf"))) * rounded
                 else:
                     weights = inside
                 scores *= weights
@@ -306,29 +368,27 @@ def sweep(
                 at = SUMS + (sum_row + tl.arange(0, SPLIT) * all_heads)[None, :] * n + (t64 + rows)[:, None]
                 tl.store(at, row_sums * late if SMALL else row_sums, mask=valid[:, None])
             if COMPANION:
-                r = tl.dot(others, right, r, input_precision=PRECISION, out_dtype=ACC)
+                r = _dot_add(others, right, r, PRECISION, ACC)
                 _store_tile(R, r_base + t64 * r_n, r_n, rows, valid, cc, r * late if SMALL else r, C_MASK)
                 if always:
-                    o = tl.dot(left, held, input_precision=PRECISION, out_dtype=ACC)
+                    o = _dot(left, held, PRECISION, ACC)
                     o *= weight[:, None]
                     if COLUMN == ON_RIGHT:
                         o += alone[:, None] * column[None, :]
                 else:
                     o = tl.zeros([C, BO], ACC)
-            o = tl.dot(scores, value, o, input_precision=PRECISION, out_dtype=ACC)
+            o = _dot_add(scores, value, o, PRECISION, ACC)
             _store_tile(O, o_base + t64 * o_n, o_n, rows, valid, oc, o * late if SMALL else o, O_MASK)
 
         if DECAY != 0:
-            across = tl.exp2(log_across)
+            across = _exp2_of(total, ACC) if DECAY == 2 else tl.exp2(log_across)
             state *= across
             column *= across
         if COLUMN == ON_VALUE:  # here it needs fewer registers, measured
             column += tl.sum(b.to(ACC) * kept[:, None], 0)
         elif COLUMN != NO_COLUMN:
             column += gained
-        state = tl.dot(
-            tl.trans(_operand(b, DOT, PRECISION)), added, state, input_precision=PRECISION, out_dtype=ACC
-        )
+        state = _dot_add(tl.trans(_operand(b, DOT, PRECISION)), added, state, PRECISION, ACC)
         if SUM == OF_QUERIES:
             if borders_here:  # rounded as products read it
                 there, there_is = _at_border(S_BORDER, at_border, cc, oc, CONTRACT, OUT)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from .plan import Buffer, Plan
-from .schedule import HOPPER, Schedule, precision, schedule
+from .schedule import HOPPER, Schedule, precision, products, schedule
 from .spec import Decay
 
 DECAYS = {"none": 0, "head": 1, "step": 2}
@@ -17,6 +18,7 @@ DECAYS = {"none": 0, "head": 1, "step": 2}
 LOWEST = {torch.float32: -100.0, torch.float64: -1100.0}
 NO_COLUMN, ON_VALUE, ON_LEFT, ON_RIGHT, ON_STATE = range(5)
 OF_QUERIES, OF_KEYS = 1, 2
+UNKNOWN, NOTHING, GIVEN = range(3)
 # Steps between borders at which the sums for the log-decay's gradient start anew. Divides a segment; the states kept at
 # borders are D * E / BETWEEN numbers a position.
 BETWEEN = 256
@@ -141,7 +143,7 @@ class Sweeps:
         from .sweep import sweep
 
         b, heads, n = self.shape
-        dot, how = precision(self.operand)
+        dot, how = products(self.operand, plan.contract)
         read = [right if left is None else left, right, value, value if beside is None else beside]
         written = [value if out is None else out, value if companion is None else companion]
         optional = [x, self._decays(plan.chunk), z]
@@ -149,7 +151,7 @@ class Sweeps:
         optional += [*_parts(enters), *_parts(leaves), total]
         self.plan.launch(
             sweep,
-            (b * heads * direction.count, -(-value.shape[3] // plan.out)),
+            (b * heads * direction.count * -(-value.shape[3] // plan.out),),
             (*read, *written, *(right if buffer is None else buffer for buffer in optional)),
             (
                 *(buffer.strides[axis] for buffer in read for axis in (0, 1, 3)),
@@ -183,7 +185,7 @@ class Sweeps:
                 "PAIRS": sums is not None and sums.pairs,
                 "BETWEEN": self.between,
                 "AHEAD": sums is not None and companion is not None and plan.contract * plan.out <= self.fetched,
-                "BRANCH": plan.warps > 4 and HOPPER <= self.capability < 100,
+                "BRANCH": plan.warps > 4 and HOPPER <= self.capability < 100 and how != "bf16x6",  # Triton 3.6 compiles no such
                 "HAS_IN": enters is not None,
                 "HAS_OUT": leaves is not None,
                 "HAS_TOTAL": total is not None,
@@ -273,9 +275,10 @@ class Sweeps:
         return self.plan.empty((blocks * (plan.split + pairs), b * heads, n), self.acc)
 
     def decay_gradient(
-        self, queries: Sums, keys: Sums, at_end: Buffer | None, reverse: bool, dtype: torch.dtype
+        self, queries: Sums, keys: Sums, ends: Sequence[tuple[int, Buffer | None]], reverse: bool, dtype: torch.dtype
     ) -> Buffer:
-        """The gradient of each step's log-decay, [B, H, N]; at_end [B, H]: what passes every step."""
+        """The gradient of each step's log-decay, [B, H, N]; ends: what is known of what passes the start and the end of the
+        sequence, [B, H] where it is given."""
         from .joins import join_sums
 
         b, heads, n = self.shape
@@ -285,9 +288,9 @@ class Sweeps:
         self.plan.launch(
             join_sums,
             (b * heads, self.borders + 1),
-            (queries.rows, keys.rows, passing, steps if at_end is None else at_end, steps),
+            (queries.rows, keys.rows, passing, *(steps if x is None else x for _, x in ends), steps),
             (n, self.borders, queries.rows.shape[0], keys.rows.shape[0], passing.shape[0]),
-            {"BETWEEN": self.between, "REVERSE": reverse, "HAS_END": at_end is not None},
+            {"BETWEEN": self.between, "REVERSE": reverse, "AT_START": ends[0][0], "AT_END": ends[1][0]},
         )
         return steps
 

@@ -17,11 +17,14 @@ from .problem import accumulation_dtype, boundary_log_decay, output_heads, seque
 from .schedule import HOPPER, Kind, Schedule, schedule, segments
 from .spec import Role, Specification, differentiate
 from .sweeps import (
+    GIVEN,
     NO_COLUMN,
+    NOTHING,
     ON_LEFT,
     ON_RIGHT,
     ON_STATE,
     ON_VALUE,
+    UNKNOWN,
     Direction,
     State,
     Sweeps,
@@ -368,11 +371,12 @@ def plan_backward(
     grad_decay = call.nothing()
     if need_decay and sums_q is not None and sums_k is not None and given[3] is not None:
         log_decay = given[3]
-        outside = (call.start, grad_start) if reverse else (end, final)
         # as the sweeps read it: without the scale, but for fp16, where a scale below one comes before the rounding
         read = (1.0 if reverse else 1 / scale) * (min(scale, 1.0) if call.dtype == torch.float16 else 1.0)
-        at_end = _behind_the_end(plan, *outside, read, call.dtype, acc)
-        steps = sweeps.decay_gradient(sums_q, sums_k, at_end, reverse, log_decay.dtype)
+        # a state that decays before it is read passes nothing that is taken off again: there it counts as it is
+        begins = _at_end(plan, call.start, grad_start, read, call.dtype if reverse else acc, acc)
+        ends = [begins, _at_end(plan, end, final, read, call.dtype, acc)]
+        steps = sweeps.decay_gradient(sums_q, sums_k, ends[::-1] if reverse else ends, reverse, log_decay.dtype)
         grad_decay = steps
         if log_decay.dim() == 1:
             grad_decay = plan.compute(tuple(log_decay.shape), log_decay.dtype, lambda x: x.sum((0, 2)), steps)
@@ -406,19 +410,21 @@ def _shared(plan: Plan, gradient: Buffer, operand: Buffer, lengthwise: bool) -> 
     return plan.transpose(found) if lengthwise else found
 
 
-def _behind_the_end(
+def _at_end(
     plan: Plan, given: Buffer | None, found: Buffer | None, factor: float, read: torch.dtype, acc: torch.dtype
-) -> Buffer | None:
-    """What passes all steps, [B, H]: the state at the end of the sequence times its gradient; None where there is none.
+) -> tuple[int, Buffer | None]:
+    """What passes all steps at an end of the sequence, [B, H]: the state there times its gradient, of which one is given.
 
-    Products read the one of the two that comes from outside times `factor`, rounded to `read`. What it gives the last
-    positions is taken off again, so it must be the same here.
+    Products read that one times `factor`, rounded to `read`. What it gives the positions beside it is taken off again, so it must
+    be the same here.
     """
-    if given is None or found is None:
-        return None
+    if given is None:
+        return NOTHING, None
+    if found is None:
+        return UNKNOWN, None
 
     def function(given: Tensor, found: Tensor) -> Tensor:
-        rounded = (given * factor).to(read).to(acc) / factor
+        rounded = given if read == acc else (given * factor).to(read).to(acc) / factor
         return (found * rounded).sum((-1, -2))
 
-    return plan.compute(given.shape[:2], acc, function, given, found)
+    return GIVEN, plan.compute(given.shape[:2], acc, function, given, found)

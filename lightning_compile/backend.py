@@ -202,10 +202,11 @@ class _Salt(CustomGraphPass):
 @functools.cache
 def teach_inductor() -> None:
     """Puts our decompositions into Inductor's table. As an argument of compile_fx they would become a part of the key of its
-    cache, which cannot be made from functions. Where a decomposition declines, the operator is called as it is."""
-    from .kernels.operator import decompositions
+    cache, which cannot be made from functions. Where a decomposition declines, the operator's kernel is called."""
+    from .kernels.operator import STRAIGHT, decompositions
 
     compat.lower_as(decompositions())
+    compat.call_as(STRAIGHT)
 
 
 def _inductor(gm: fx.GraphModule, example_inputs: Sequence[Any], config: dict[str, Any], own: Options,

@@ -40,10 +40,10 @@ __all__ = [
     "DTENSOR_CALLS", "OLDEST_TORCH", "CustomGraphPass", "FakeTensor", "FakeTensorMode", "FloorDiv",
     "HigherOrderOperator", "Max", "Min", "Mod", "OpOverload", "OpOverloadPacket", "RestartAnalysis", "ShapeEnv",
     "SingleLevelFunction", "SkipFrame", "TorchDispatchMode", "TracingContext", "ValueRanges", "aot_eager", "bound_sympy",
-    "cache_folder", "compile_fx", "copy_calling_convention", "counters", "cuobjdump", "detect_fake_mode", "empty_cuda",
+    "cache_folder", "call_as", "compile_fx", "copy_calling_convention", "counters", "cuobjdump", "detect_fake_mode", "empty_cuda",
     "enable_python_dispatcher", "enable_single_level_autograd_function", "enter_autocast", "exit_autocast",
     "fresh_fake", "inductor_names", "inductor_setting", "inductor_settings", "int_oo", "launcher", "lower_as",
-    "no_modes", "other_driver", "pytree", "release", "shard", "statically_known_true", "tangents_are_on",
+    "no_modes", "observed", "other_driver", "pytree", "release", "shard", "statically_known_true", "tangents_are_on",
     "trace_structured", "with_tangents"]
 
 OLDEST_TORCH = (2, 11)
@@ -149,6 +149,36 @@ def lower_as(table: Mapping[OpOverload, Callable[..., Any]]) -> None:
     for op in table:
         constraint = lowering.tag_to_layout_constraint(torch.Tag.needs_exact_strides)
         lowering.make_fallback(op, layout_constraint=constraint, warn=False, override_decomp=True)
+
+
+def call_as(names: Mapping[OpOverload, str]) -> None:
+    """Lets code that Inductor writes in Python call functions, by these names, instead of operators: in the middle of other code
+    the way through the dispatcher takes a quarter of a compiled call's time, and so do arguments by name.
+
+    A release that has no such table calls the operators.
+    """
+    try:
+        from torch._inductor.codegen.custom_extern_kernel_codegen import CUSTOM_EXTERN_KERNEL_CODEGEN, CustomCodegen
+    except ImportError:
+        return
+    for op, name in names.items():
+        CUSTOM_EXTERN_KERNEL_CODEGEN[f"torch.ops.{op}"] = CustomCodegen(python=_writer(op, name))
+
+
+def _writer(op: OpOverload, name: str) -> Callable[[Any, Callable[[str], None]], None]:
+    def write(node: Any, writeline: Callable[[str], None]) -> None:
+        given = list(node.codegen_args())
+        named = dict(text.split("=", 1) for text in node.codegen_kwargs())
+        rest = op._schema.arguments[len(given):]
+        given += [named[x.name] if x.name in named else repr(x.default_value) for x in rest]
+        writeline(f"{node.get_name()} = {name}({', '.join(given)})")
+
+    return write
+
+
+def observed() -> bool:
+    """Whether somebody looks on at operators: a dispatch mode, or the profiler."""
+    return torch._C._len_torch_dispatch_stack() > 0 or torch.autograd.profiler._is_profiler_enabled
 
 
 def cache_folder() -> Path | None:

@@ -107,3 +107,25 @@ def test_first_calls_have_a_time_of_their_own(tmp_path: Path, monkeypatch: pytes
     a, b = (json.loads((tmp_path / name / "bench.json").read_text())["rows"][0] for name in "ab")
     assert a["forward"] is None and a["note"] == "not measured in 3 s"
     assert b["forward"] > 0 and b["both"] > 0 and not b["note"]
+
+
+def test_values_may_have_a_width_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted as what is moved: q, k, v and o; with the backward q, k, v again, the gradient of o, and three gradients."""
+    problem = problems.Problem("tiny", 1, 2, 70, 16, "step", 24)
+    assert problem.bytes(2, False) == 140 * ((2 * 16 + 2 * 24) * 2 + 4)
+    assert problem.bytes(2, True) == 140 * ((6 * 16 + 5 * 24) * 2 + 12)
+    assert problems.Problem("tiny", 1, 2, 70, 16).bytes(2, True) == 140 * 11 * 16 * 2
+    monkeypatch.setitem(problems.SETS, "tiny", (problem,))
+    assert main(["bench", "--shapes", "tiny", "--peers", "lightning;quadratic;chunks", "--json", "--out", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert all(row["shape"] == "1,2,70,16x24" and row["both"] > 0 and not row["note"] for row in rows)
+
+
+def test_plots_are_drawn_of_lengths_and_widths(tmp_path: Path) -> None:
+    plots = pytest.importorskip("lightning_compile.bench.plots", reason="needs matplotlib")
+    row = {"peer": "lightning", "decay": "head", "forward": 1.0, "both": 3.0, "percent": 50.0, "percent_both": 40.0,
+           "memory_both": 5.0}
+    rows = [{**row, "shape": f"1,2,{n},16x24"} for n in (70, 140)]
+    plots.draw({"rows": rows, "machine": {"device": "none", "date": "today"}}, tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"percent.png", "time.png", "speed.png", "memory.png"}
+    assert "speed" not in rows[0]

@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--first-seconds", type=float, default=0,
                         help="the most that its first calls may take, for peers that search among their kernels; 0: of the row's")
     parser.add_argument("--least", action="store_true", help="on a CPU that others use too: the least time, not the median")
+    parser.add_argument("--kernels", action="store_true", help="on a GPU: short calls as CUDA graphs, without the host's time")
     parser.add_argument("--seconds", type=float, default=0, help="the most that all may take; 0: as long as it takes")
 
 
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
                 with within(min(args.first_seconds, end - time.monotonic()), row):
                     first_calls(row, problem, dtype, device)
             with within(seconds, row):
-                measure(row, problem, dtype, device, speed, args.least)
+                measure(row, problem, dtype, device, speed, args.least, args.kernels)
             rows.append(row.as_dict())
             print(line(rows[-1]), flush=True, file=sys.stderr if args.json else sys.stdout)
             write(found, args.out)  # what has been measured is kept if the run is stopped

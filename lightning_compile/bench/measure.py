@@ -53,12 +53,14 @@ def copy_speed(device: torch.device) -> float:
     return 2 * x.numel() / (milliseconds(lambda: y.copy_(x), device) * 1e-3)
 
 
-def milliseconds(function: Callable[[], Any], device: torch.device, least: bool = False) -> float:
-    """Median time of a call after warming up; on a CPU that others use too, with `least`, the least."""
+def milliseconds(function: Callable[[], Any], device: torch.device, least: bool = False, kernels: bool = False) -> float:
+    """Median time of a call after warming up; on a CPU that others use too, with `least`, the least. kernels: without the host,
+    as a CUDA graph, where a call is so short that the host shows."""
     if device.type == "cuda":
-        from triton.testing import do_bench
+        from triton.testing import do_bench, do_bench_cudagraph
 
-        return float(do_bench(function, warmup=20, rep=100, return_mode="median"))
+        found = float(do_bench(function, warmup=20, rep=100, return_mode="median"))
+        return float(do_bench_cudagraph(function, rep=50, return_mode="median")) if kernels and found < 2 else found
     function()
     times: list[float] = []
     while len(times) < 3 or (sum(times) < (4 if least else 1) and len(times) < 50):
@@ -81,9 +83,9 @@ def errors(name: str, function: Callable[..., Tensor], problem: Problem, dtype: 
            backward: bool = True) -> list[float]:
     """Relative L2 errors of the output and of each gradient on the first positions, against the definition in fp64."""
     operands = problem.operands(dtype, device, min(CHECKED, problem.n))
-    q = operands[0]
-    assert q is not None
-    grad = torch.randn(q.shape, device=device, dtype=dtype)
+    v = operands[2]
+    assert v is not None
+    grad = torch.randn(v.shape, device=device, dtype=dtype)
     wide = [None if x is None else x.detach().double().requires_grad_(x.requires_grad) for x in operands]
     exact = run(lambda *args: reference.linear_attention(*args)[0], wide, grad.double() if backward else None)
     found = run(function, laid_out(name, operands), grad if backward else None)
@@ -131,7 +133,8 @@ def first_calls(row: Row, problem: Problem, dtype: torch.dtype, device: torch.de
                 errors(row.peer, function, problem, dtype, device)
 
 
-def measure(row: Row, problem: Problem, dtype: torch.dtype, device: torch.device, speed: float, least: bool = False) -> Row:
+def measure(row: Row, problem: Problem, dtype: torch.dtype, device: torch.device, speed: float, least: bool = False,
+            kernels: bool = False) -> Row:
     """Errors, then times and memory; nothing wrong is timed. Whatever a peer raises becomes its note."""
     name = row.peer
     if row.note:
@@ -152,7 +155,7 @@ def measure(row: Row, problem: Problem, dtype: torch.dtype, device: torch.device
             if not max(found) < (WORST if dtype.itemsize == 2 else WORST / 100):
                 row.note = "wrong"
                 return row
-        _time(row, name, function, problem, dtype, device, speed, backward, least)
+        _time(row, name, function, problem, dtype, device, speed, backward, least, kernels)
     except Exception as e:
         row.note = said(e)
     finally:
@@ -166,7 +169,7 @@ def said(error: Exception) -> str:
 
 
 def _time(row: Row, name: str, function: Callable[..., Tensor], problem: Problem, dtype: torch.dtype, device: torch.device,
-          speed: float, backward: bool, least: bool) -> None:
+          speed: float, backward: bool, least: bool, kernels: bool) -> None:
     operands = laid_out(name, problem.operands(dtype, device))
     plain = [None if x is None else x.detach() for x in operands]
 
@@ -176,12 +179,12 @@ def _time(row: Row, name: str, function: Callable[..., Tensor], problem: Problem
 
     grad = torch.randn_like(forward())
     row.memory = _peak(forward, device)
-    row.forward = milliseconds(forward, device, least)
+    row.forward = milliseconds(forward, device, least, kernels)
     row.percent = 100 * problem.bytes(dtype.itemsize, False) / speed * 1e3 / row.forward
     if not backward:
         return
     row.memory_both = _peak(lambda: run(function, operands, grad), device)
-    row.both = milliseconds(lambda: run(function, operands, grad), device, least)
+    row.both = milliseconds(lambda: run(function, operands, grad), device, least, kernels)
     row.percent_both = 100 * problem.bytes(dtype.itemsize, True) / speed * 1e3 / row.both
 
 

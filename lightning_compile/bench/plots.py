@@ -12,18 +12,22 @@ import matplotlib.pyplot as plt
 
 
 def draw(found: dict[str, Any], folder: Path) -> None:
-    """percent.png, and time.png and memory.png where the run has more than one length of a shape."""
-    rows = [row for row in found["rows"] if row["forward"] is not None]
+    """percent.png, and time.png, speed.png and memory.png where the run has more than one length of a shape."""
+    rows = [dict(row) for row in found["rows"] if row["forward"] is not None]
     if not rows:
         return
     _percent(rows, found["machine"], folder / "percent.png")
     lengths: dict[tuple[str, str], list[tuple[int, dict[str, Any]]]] = {}
     for row in rows:
-        b, h, n, d = map(int, row["shape"].split(","))
-        lengths.setdefault((row["peer"], f"{b * h} heads of {d}, {row['decay']}"), []).append((n, row))
+        sizes = row["shape"].split(",")
+        b, h, n = map(int, sizes[:3])
+        lengths.setdefault((row["peer"], f"{b * h} heads of {sizes[3]}, {row['decay']}"), []).append((n, row))
+        row["speed"] = row["both"] and b * n / row["both"] / 1e3
     curves = {key: sorted(points, key=lambda p: p[0]) for key, points in lengths.items() if len({n for n, _ in points}) > 1}
     if curves:
         _against_length(curves, "both", "forward and backward, ms", folder / "time.png", found["machine"])
+        label = "million positions a second, forward and backward"
+        _against_length(curves, "speed", label, folder / "speed.png", found["machine"])
         if any(p[1]["memory_both"] for points in curves.values() for p in points):
             label = "peak memory beyond the operands, MiB"
             _against_length(curves, "memory_both", label, folder / "memory.png", found["machine"])

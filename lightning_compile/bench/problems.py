@@ -12,8 +12,8 @@ from ..errors import UnknownShape
 
 @dataclass(frozen=True)
 class Problem:
-    """Causal linear attention of B x H sequences of N positions, D features each. decay: none, head (one constant a head),
-    step (one value a head and position, whose gradient is computed too)."""
+    """Causal linear attention of B x H sequences of N positions; D features of queries and keys, E of values (0: D too). decay:
+    none, head (one constant a head), step (one value a head and position, whose gradient is computed too)."""
 
     name: str
     b: int
@@ -21,28 +21,29 @@ class Problem:
     n: int
     d: int
     decay: str = "none"
+    e: int = 0
 
     @property
     def shape(self) -> str:
-        return f"{self.b},{self.h},{self.n},{self.d}"
+        return f"{self.b},{self.h},{self.n},{self.d}" + (f"x{self.e}" if self.e else "")
 
     def bytes(self, size: int, backward: bool) -> int:
         """What must be moved at least: q, k, v and o; with the backward the first three again, the gradient of o, and three
         gradients. A log-decay of each step is read, and in the backward read again and its gradient written."""
-        tensors, decays = (11, 3) if backward else (4, 1)
+        keys, values, decays = (6, 5, 3) if backward else (2, 2, 1)
         rows = self.b * self.h * self.n
-        return rows * self.d * size * tensors + (rows * 4 * decays if self.decay == "step" else 0)
+        return rows * (keys * self.d + values * (self.e or self.d)) * size + (rows * 4 * decays if self.decay == "step" else 0)
 
     def operands(self, dtype: torch.dtype, device: torch.device, n: int | None = None) -> list[Tensor | None]:
-        """q, k, v [B, H, N, D] and the log-decay; leaves that need gradients, but for a decay a head."""
+        """q, k [B, H, N, D], v [B, H, N, E] and the log-decay; leaves that need gradients, but for a decay a head."""
         torch.manual_seed(0)
-        shape = (self.b, self.h, n or self.n, self.d)
-        q, k, v = (torch.randn(shape, device=device, dtype=dtype).requires_grad_() for _ in range(3))
+        shape, widths = (self.b, self.h, n or self.n), (self.d, self.d, self.e or self.d)
+        q, k, v = (torch.randn(*shape, x, device=device, dtype=dtype).requires_grad_() for x in widths)
         g = None
         if self.decay == "head":
             g = -torch.linspace(0.002, 0.5, self.h, device=device)
         elif self.decay == "step":
-            g = (-0.1 * torch.rand(shape[:3], device=device)).requires_grad_()
+            g = (-0.1 * torch.rand(shape, device=device)).requires_grad_()
         return [q, k, v, g]
 
 
@@ -52,6 +53,13 @@ GPU = (
     Problem("C", 1, 16, 131072, 128, "head"), Problem("D", 8, 16, 2048, 64, "head"),
     Problem("E", 1, 16, 1048576, 128, "head"),
 )  # fmt: skip
+# The number of features of keys and of values, of 128 sequences with the same number of bytes.
+WIDTHS = tuple(
+    Problem("widths", 8, 16, 8192 * 128 // (d + e) // 64 * 64, d, "head", e)
+    for d, e in ((16, 64), (64, 16), (32, 128), (64, 128), (128, 64), (128, 32), (128, 256), (256, 128), (64, 256), (256, 64))
+)
+# Tokens a second at a fixed number of heads.
+FLAT = tuple(Problem("flat", 1, h, 2**k, 64, "head") for h in (16, 64) for k in range(11, 21))
 # The number of features, of 128 sequences with the same number of bytes; of sequences; of positions.
 FEATURES = tuple(
     Problem("features", 8, 16, 8192 * 64 // d // 64 * 64, d, "head")
@@ -62,7 +70,7 @@ HEADS = tuple(
 )
 LENGTHS = tuple(Problem("lengths", 1, 16, n, 128, "head") for n in (2048, 8192, 32768, 131072, 524288, 1048576))
 CPU = tuple(Problem("cpu", 1, 8, n, 64, decay) for decay in ("none", "head") for n in (512, 2048, 8192))
-SETS = {"gpu": GPU, "features": FEATURES, "heads": HEADS, "lengths": LENGTHS, "cpu": CPU}
+SETS = {"gpu": GPU, "features": FEATURES, "widths": WIDTHS, "flat": FLAT, "heads": HEADS, "lengths": LENGTHS, "cpu": CPU}
 
 
 def chosen(names: str) -> list[Problem]:

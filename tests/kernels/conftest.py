@@ -28,7 +28,7 @@ FLOOR = {torch.float64: 5e-14, torch.float32: 1e-6, torch.float16: 5e-4, torch.b
 # The gradient of the log-decay has a budget of its own: a mistake in how it is summed shows as a multiple of eager's error.
 DECAY_FACTOR = 2.0
 # Log-decays of a step are uniform between these; a Mamba2 layer forgets in a step or two.
-STEPS = {"step": (-0.5, 0.0), "strong": (-3.0, -0.5), "weak": (-1e-3, 0.0)}
+STEPS = {"step": (-0.5, 0.0), "strong": (-3.0, -0.5), "weak": (-1e-3, 0.0), "fleeting": (-40.0, 0.0)}
 
 
 @dataclass(frozen=True)

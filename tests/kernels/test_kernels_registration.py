@@ -124,3 +124,44 @@ def test_flops_are_counted() -> None:
         linear_attention(q, q, q)[0].sum().backward()
     unit = 2 * 3 * 50 * 8 * 8 * 2
     assert counter.get_total_flops() == (2 + 5) * unit
+
+
+def test_compiled_code_calls_the_kernel_and_an_onlooker_sees_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under Inductor, forward and backward; where the tiles serve (here: are said to), so that the operator is not opened."""
+    from torch._inductor.utils import run_and_get_code
+
+    from lightning_compile import compat
+    from lightning_compile.kernels import fallback, operator, tiles
+
+    monkeypatch.setattr(tiles, "serves", lambda q, v: True)
+    monkeypatch.setattr(fallback.tiles, "forward", fallback.chunked.forward)
+    monkeypatch.setattr(fallback.tiles, "backward", fallback.chunked.backward)
+    monkeypatch.setattr(fallback.tiles, "find_forward", lambda *args: (None, (), None))
+    compat.lower_as(decompositions())
+    compat.call_as(operator.STRAIGHT)
+    case = Case(n=9, d=3, e=4, decay="step", normalizer=True)
+    args = operands(case)
+    leaves = [x for x in args if x is not None]
+
+    def run(f: object) -> list[torch.Tensor]:
+        o, z = f(*args)[:2]
+        return [o, z, *torch.autograd.grad(o.sum() + z.sum(), leaves)]
+
+    compiled = torch.compile(lambda *args: linear_attention(*args, *case.options), fullgraph=True)
+    with torch._inductor.config.patch(force_disable_caches=True):
+        found, code = run_and_get_code(run, compiled)
+    text = "\n".join(code)
+    assert text.count("torch.ops.lightning.straight(") == 1 and text.count("torch.ops.lightning.straight_backward(") == 1
+    assert "= torch.ops.lightning.linear_attention" not in text
+    for x, y in zip(found, run(lambda *args: linear_attention(*args, *case.options)), strict=True):
+        torch.testing.assert_close(x, y)
+
+    class Onlooker(TorchDispatchMode):
+        def __torch_dispatch__(self, func: object, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+            seen.append(func)
+            return func(*args, **kwargs or {})  # type: ignore[operator]
+
+    seen: list[object] = []
+    with torch.no_grad(), Onlooker():
+        torch.ops.lightning.straight(*args, *case.options)
+    assert linear_attention in seen
