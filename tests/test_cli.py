@@ -182,7 +182,22 @@ def test_the_table_of_models(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (tmp_path / "run.json").write_text(json.dumps(runs))
     assert [r["name"] for r in models.distilled(runs)] == ["hf_x"]
     status, out, _ = run(capsys, "zoo", "--models", str(tmp_path / "run.json"))
-    assert status == 0 and "| `hf_x` | transformers 5 | ssd | none | 1 of 1 | ok | 2, 0.5 | not measured |" in out
+    assert status == 0 and "| `hf_x` | transformers 5 | ssd | none | 1 of 1 | ok | 2, 0.5 |\n" in out
+
+
+def test_speed_in_the_table_of_models() -> None:
+    """A column for each kind of device, and of a package the range."""
+    rows = [{"name": name, "package": "a 1", "family": "ssd", "decay": "none", "sites": 1, "expected": 1, "verdict": "ok",
+             "output": None, "gradient": 0.5} for name in ("slow", "quick", "alone", "never")]
+    found = {"tokens": 2048, "sites": 1, "inductor_ms": 3.0, "inductor_mib": 9.5, "lightning_mib": 2.0}
+    programs = {"slow": {**found, "lightning_ms": 3.0}, "quick": {**found, "lightning_ms": 1.0},
+                "alone": {**found, "sites": 0, "lightning_ms": 3.0}, "never": {"failed": "takes longer than 9 s"}}
+    lines = models.table(rows, {"cpu": {"programs": programs}, "cuda": {"programs": {}}}).splitlines()
+    assert [line.split(" | ")[7:] for line in lines[2:]] == [
+        ["not measured", "", "1.0 at 2,048 tokens", "9.5 to 2 |"], ["not measured", "", "3.0 at 2,048 tokens", "9.5 to 2 |"],
+        ["not measured", "", "left alone at 2,048 tokens", " |"],
+        ["not measured", "", "not measured: takes longer than 9 s", " |"]]
+    assert models.packages(rows, {"cpu": {"programs": programs}}).splitlines()[2:] == ["| a 1 | 4 of 4 | 4 | 1.0 to 3.0 |"]
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -341,7 +341,7 @@ GAPS: list[tuple[Callable[..., Tensor], tuple[tuple[int, ...], ...], bool, str]]
     (grouped, GROUPED, False, ""),
     (grouped, GROUPED, True, ""),
     (unflattened, ((2, 7, 12), (2, 7, 12), (2, 7, 15)), False, ""),
-    (unflattened, ((2, 7, 12), (2, 7, 12), (2, 7, 15)), True, "LC404: no node holds s // 3"),
+    (unflattened, ((2, 7, 12), (2, 7, 12), (2, 7, 15)), True, ""),
     (merged_features, USUAL, False, ""),
     (grouped_features, GROUPED, False, ""),
     (grouped_values, ((12, 7, 2), (12, 7, 2), (3, 2, 7, 3)), False, ""),
