@@ -44,6 +44,12 @@ def _same(a: Size, b: Size) -> bool:
     return bool(a == b) or sympy.expand(sympy.sympify(a) - b) == 0
 
 
+def untied(a: Size, b: Size) -> bool:
+    """Whether nothing relates two sizes, of which at least one is dynamic: no symbol is in both."""
+    free = [sympy.sympify(s).free_symbols for s in (a, b)]
+    return any(free) and not free[0] & free[1]
+
+
 def divide(a: Size, b: Size) -> Size | None:
     """The exact quotient a / b, or None where there is none for every value of the symbols."""
     if isinstance(a, int) and isinstance(b, int):

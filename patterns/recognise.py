@@ -18,7 +18,7 @@ import torch
 from .algebra import pinned, straighten, wider
 from .clock import look
 from .codes import NearMiss, near_miss
-from .index import Index, product
+from .index import Index, product, untied
 from .match import MAX_FEATURES, Match
 from .normal_form import Read, Term, Value
 from .places import Places, SequencePosition, digits_of, innermost, ordered, position_of, sharing
@@ -101,8 +101,8 @@ def _match(value: Value, terms: list[Term], lead: Term) -> Match | NearMiss | No
     names = _variables(value, terms, lead, roles, entering)
     q, k, v, out = roles.q, roles.k, roles.v, roles.out
     query, key = position_of(q, names.i, set()), position_of(k + v, names.i, set(lead.bound) - roles.d)
-    if all(getattr(p.length, "is_Symbol", False) for p in (query, key)) and query.length != key.length:
-        raise near_miss("LC108", queries=query.length, keys=key.length)  # equal in the example, and not at every call
+    if untied(query.length, key.length):                    # equal in the example, and not at every call
+        raise near_miss("LC108", queries=query.length, keys=key.length)
     parts = [_entering_part(t, lead, names.i, query) for t in entering]
     parts += [_part(t, lead, roles, names.i, query, key) for t in terms if t not in entering]
     rows = digits_of(query.at, names.i)

@@ -151,10 +151,11 @@ class SideTable(Assembled):
             if v is None:
                 self.cut(o, scores=self.of_scores(name, args), bounds=by_name(name))
                 continue
-            self.put(o, v)
+            remains = inherits and (name in VIEWS or any(t.bound for t in v.terms) and self._opens(v, given))
+            self.put(o, v)                                      # what is asked of a tensor that is written to was asked before
             self.viewed.discard(id(o))
             self.closed.pop(id(o), None)
-            if inherits and (name in VIEWS or any(t.bound for t in v.terms) and self._opens(v, given)):
+            if remains:
                 self.attention.add(id(o))
                 if name in VIEWS:
                     self.viewed.add(id(o))

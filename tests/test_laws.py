@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import sympy
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ import lightning_compile
 from lightning_compile import rewrite
 from lightning_compile.emit import Site
 from lightning_compile.patterns import algebra
-from lightning_compile.patterns.index import Index
+from lightning_compile.patterns.index import Index, untied
 from lightning_compile.patterns.match import Match
 from lightning_compile.patterns.normal_form import Leaf, Term, Value
 from lightning_compile.patterns.states import final_state
@@ -131,3 +132,10 @@ def test_a_sign_that_is_relied_on(numbers: tuple[float, ...], sign: int) -> None
     assert relied_sign(leaf) == 0
     leaf.relied = True
     assert relied_sign(leaf) == sign
+
+
+def test_sizes_are_untied_where_no_symbol_is_in_both() -> None:
+    """Queries and keys whose lengths share a symbol may differ by padding; others are equal in the example only."""
+    n, m = sympy.symbols("n m", integer=True, positive=True)
+    assert untied(n, m) and untied(n, 48) and untied(8 * n, 4 * m)
+    assert not untied(n, 16 * n) and not untied(48, 64)
