@@ -1,4 +1,4 @@
-"""Several processes on gloo: equal to one process, with the sites rewritten."""
+"""Several processes, on gloo or with a GPU each: equal to one process, with the sites rewritten."""
 
 from __future__ import annotations
 
@@ -21,25 +21,36 @@ from lightning_compile import compat
 pytestmark = [pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="no gloo"), pytest.mark.slow]
 
 
-def _process(rank: int, processes: int, port: int, work: Callable[[int, int], None]) -> None:
+def _process(rank: int, processes: int, port: int, work: Callable[[int, int], None], device: str) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
+    if device == "cuda":
+        torch.cuda.set_device(rank)
+        torch.set_default_device(torch.device(device, rank))
     torch.manual_seed(0)
-    dist.init_process_group("gloo", rank=rank, world_size=processes)
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", rank=rank, world_size=processes)
     try:
         work(rank, processes)
     finally:
         dist.destroy_process_group()
 
 
-def in_processes(number: int, work: Callable[[int, int], None]) -> None:
+def in_processes(number: int, work: Callable[[int, int], None], device: str = "cpu") -> None:
     """Runs work(rank, number) in each; an assertion that fails in one fails here."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")                # gloo: where there is a GPU, FSDP would take it
-        mp.spawn(_process, (number, port, work), nprocs=number)
+        if device == "cpu":
+            patch.setenv("CUDA_VISIBLE_DEVICES", "")            # gloo: where there is a GPU, FSDP would take it
+        mp.spawn(_process, (number, port, work, device), nprocs=number)
+
+
+def mesh(processes: int) -> Any:
+    """All processes in a row."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return init_device_mesh("cuda" if dist.get_backend() == "nccl" else "cpu", (processes,))
 
 
 def gradients(model: nn.Module) -> list[Tensor]:
@@ -91,10 +102,9 @@ def test_fsdp() -> None:
 
 
 def _operator(rank: int, processes: int) -> None:
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
 
-    mesh = init_device_mesh("cpu", (processes,))
+    row = mesh(processes)
     q, k, v = qkv(16, batch=4, heads=4)
     g, start = -torch.rand(4, 4, 16), torch.randn(4, 4, 8, 8)
     grouped = [q, k[:, :1], v]
@@ -114,8 +124,8 @@ def _operator(rank: int, processes: int) -> None:
         for axis in (0, 1):
             def placed(x: Tensor, axis: int = axis) -> Any:
                 if x.dim() == 1:
-                    return distribute_tensor(x, mesh, [Shard(0) if axis else Replicate()])
-                return distribute_tensor(x, mesh, [Shard(axis) if x.shape[axis] > 1 else Replicate()])
+                    return distribute_tensor(x, row, [Shard(0) if axis else Replicate()])
+                return distribute_tensor(x, row, [Shard(axis) if x.shape[axis] > 1 else Replicate()])
 
             outs, grads = run([placed(x) for x in operands], how)
             assert outs[0].placements == (Shard(axis),) and not isinstance(outs[0].placements[0], Partial)
@@ -130,14 +140,13 @@ def test_the_operator_on_dtensors(processes: int) -> None:
 
 
 def _compiled(rank: int, processes: int) -> None:
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
 
-    mesh = init_device_mesh("cpu", (processes,))
+    row = mesh(processes)
     for axis in (0, 1):                                         # masks of plain tensors and tril break DTensor's own graphs
         torch._dynamo.reset()
         whole, seen = [x.requires_grad_() for x in qkv(24, batch=4, heads=4)], Quick()
-        parts = [distribute_tensor(x.detach(), mesh, [Shard(axis)]).requires_grad_() for x in whole]
+        parts = [distribute_tensor(x.detach(), row, [Shard(axis)]).requires_grad_() for x in whole]
         out, expected = torch.compile(running_sum, backend=seen)(*parts), running_sum(*whole)
         same([out.full_tensor()], [expected])
         found = torch.autograd.grad(out.square().sum(), parts)
@@ -152,7 +161,6 @@ def test_compiled_programs_on_dtensors() -> None:
 
 
 def _tensor_parallel(rank: int, processes: int) -> None:
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
     class Local(nn.Module):
@@ -169,7 +177,7 @@ def _tensor_parallel(rank: int, processes: int) -> None:
     reference, x = Local(), torch.randn(3, 24, 32)
     model, seen = copy.deepcopy(reference), Quick(traced=False)
     plan = {"q": ColwiseParallel(), "k": ColwiseParallel(), "v": ColwiseParallel(), "o": RowwiseParallel()}
-    parallelize_module(model, init_device_mesh("cpu", (processes,)), plan)
+    parallelize_module(model, mesh(processes), plan)
     out = torch.compile(model, backend=seen)(x)
     same([out], [reference(x)])
     out.square().mean().backward()
@@ -181,3 +189,11 @@ def _tensor_parallel(rank: int, processes: int) -> None:
 @pytest.mark.row("Distributed", "tensor parallel over heads (parallelize_module), 2 processes")
 def test_tensor_parallel() -> None:
     in_processes(2, _tensor_parallel)
+
+
+@pytest.mark.gpu
+@pytest.mark.row("Distributed", "NCCL, 2 processes with a GPU each: DDP, FSDP2, tensor parallel, the operator on DTensors")
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("work", [_ddp, _fsdp, _tensor_parallel, _operator])
+def test_a_gpu_each(work: Callable[[int, int], None]) -> None:
+    in_processes(2, work, "cuda")
