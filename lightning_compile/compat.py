@@ -39,7 +39,7 @@ from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 __all__ = [
     "DTENSOR_CALLS", "OLDEST_TORCH", "CustomGraphPass", "FakeTensor", "FakeTensorMode", "FloorDiv",
     "HigherOrderOperator", "Max", "Min", "Mod", "OpOverload", "OpOverloadPacket", "RestartAnalysis", "ShapeEnv",
-    "SingleLevelFunction", "SkipFrame", "TorchDispatchMode", "TracingContext", "ValueRanges", "aot_eager", "bound_sympy",
+    "SingleLevelFunction", "SkipFrame", "TorchDispatchMode", "TracingContext", "ValueRanges", "aot_eager", "bound_sympy", "boxed",
     "cache_folder", "call_as", "compile_fx", "copy_calling_convention", "counters", "cuobjdump", "detect_fake_mode", "empty_cuda",
     "enable_python_dispatcher", "enable_single_level_autograd_function", "enter_autocast", "exit_autocast",
     "fresh_fake", "inductor_names", "inductor_setting", "inductor_settings", "int_oo", "launcher", "lower_as",
@@ -53,11 +53,19 @@ no_modes = _disable_current_modes
 empty_cuda: Callable[..., torch.Tensor] | None = getattr(torch._C._dynamo.guards, "_empty_strided_cuda", None)
 
 
-def aot_eager(gm: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
-    """PyTorch's backend of that name: AOTAutograd, whose graphs run as they are. What it imports is not needed otherwise."""
-    from torch._dynamo.backends import debugging
+def aot_eager(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], run: Callable[..., Any] | None = None) -> Any:
+    """PyTorch's backend of that name: AOTAutograd, whose graphs run as they are, or by what `run` makes of each graph
+    and its inputs. What it imports is not needed otherwise."""
+    from torch._dynamo.backends import common, debugging
 
-    return debugging.aot_eager(gm, example_inputs)
+    return common.aot_autograd(fw_compiler=run)(gm, example_inputs) if run else debugging.aot_eager(gm, example_inputs)
+
+
+def boxed(f: Callable[..., Any]) -> Callable[..., Any]:
+    """f(*args) as AOTAutograd wants it: of a list that it may empty."""
+    from torch._functorch.aot_autograd import make_boxed_func
+
+    return make_boxed_func(f)
 
 
 def fresh_fake(func: OpOverload, args: tuple[Any, ...], like: FakeTensor) -> FakeTensor:
