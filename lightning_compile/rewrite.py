@@ -12,7 +12,7 @@ import torch.fx as fx
 
 from . import cost, verify
 from .building import GraphBuilder
-from .compat import FakeTensorMode
+from .compat import FakeTensorMode, pytree
 from .emit import Site, emit
 from .join import divided_by, joined
 from .kernels.operator import linear_attention
@@ -425,15 +425,16 @@ class _Pass:
         if self.parts is not None:                              # writes that were not interpreted
             todo += [n for n in self.parts.writers if n not in self.parts.active]
         waiting = [(s, n) for s, n in self.table.mutations if n is not None and self.order[n] > self.retired.get(s, -1)]
+        memory: set[int] = set()                                # of what is live
         while todo:
             n = todo.pop()
             if n not in live:
                 live.add(n)
                 todo += n.all_input_nodes
-            if not todo:
-                due = [(s, m) for s, m in waiting if m not in live and any(
-                    self.table.node_of.get(id(t)) in live for t in self.table.storages.get(s, ()))]
-                todo += [m for _, m in due]
+                memory |= {t.untyped_storage()._cdata for t in pytree.tree_leaves(self.interpreter.env.get(n))
+                           if isinstance(t, torch.Tensor)}
+            if not todo:                                        # what is written to is known by any of its names
+                todo += [m for s, m in waiting if m not in live and s in memory]
         return live
 
 

@@ -224,7 +224,7 @@ class Partition:
 
     def _is_residual(self, n: fx.Node, name: str, arguments: list[fx.Node]) -> bool:
         """A sum with a tensor that the other summand does not read continues no attention (interpret.disconnected), if the other
-        is one. With four axes it may be a state that a loop starts from, as with three if it is multiplied as it is."""
+        is one. With four axes it may be a state that a loop starts from, as with three if it is read as a state is."""
         if name not in ("add", "sub") or len(n.args) != 2 or n.kwargs or len(arguments) != 2:
             return False
         x, y = arguments
@@ -233,11 +233,13 @@ class Partition:
         return not self.reads[x] & self.reads[y] and self.examples[x].shape == self.examples[y].shape
 
     def _reads_a_state(self, user: fx.Node) -> bool:
-        """Whether a node is a product of tensors, none of them a parameter."""
+        """Whether a node is a product of tensors, none of them a parameter: a contraction, or what a sum makes one."""
         given = [self.examples[x] for x in user.all_input_nodes] + [
             getattr(x.meta.get("grapharg"), "example", None) for x in user.all_input_nodes]
-        return name_of(user) in ("matmul", "bmm", "einsum", "baddbmm") and not any(
-            isinstance(x, torch.nn.Parameter) for x in given)
+        if any(isinstance(x, torch.nn.Parameter) for x in given):
+            return False
+        summed = name_of(user) == "mul" and len(user.all_input_nodes) == 2 and any(name_of(n) == "sum" for n in user.users)
+        return summed or name_of(user) in ("matmul", "bmm", "einsum", "baddbmm")
 
     def _of_leaves(self, n: fx.Node, name: str, arguments: list[fx.Node]) -> str:
         """The kind of a function of leaves and views of leaves."""

@@ -130,11 +130,12 @@ def _complement(r: Read) -> Read | None:
     d = r.leaf.definition
     if d is None or d.masked is not None or len(d.terms) != 2:
         return None
-    one, rest = sorted(substituted(d, r.index), key=lambda t: len(t.factors))
-    gate = rest.factors[0] if len(rest.factors) == 1 else None
-    plain = one.is_number() and one.coef == 1 and rest.coef == -1 and not (rest.indicators or rest.exponent or rest.bound)
-    return replace(gate, function="complement") if plain and isinstance(gate, Read) and gate.leaf.unit and \
-        not gate.function else None
+    one, rest = sorted(d.terms, key=lambda t: len(t.factors))
+    if not (one.is_number() and one.coef == 1 and rest.coef == -1 and len(rest.factors) == 1) or (
+            rest.indicators or rest.exponent or rest.bound):
+        return None
+    (gate,) = max(substituted(d, r.index), key=lambda t: len(t.factors)).factors
+    return replace(gate, function="complement") if isinstance(gate, Read) and gate.leaf.unit and not gate.function else None
 
 
 def resolved(t: Term) -> Term:

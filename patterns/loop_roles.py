@@ -18,9 +18,10 @@ class PieceRoles:
         self.rows, self.states = rows, states
         self.queries: list[tuple[Any, ...]] = []
 
-    def of(self, t: Term, rows: set[Index], asked: set[tuple[Leaf, str]]
+    def of(self, t: Term, rows: set[Index], asked: set[tuple[Leaf, str]], shared_by_all: set[tuple[Any, ...]]
                ) -> tuple[list[Read], tuple[Index, ...], Read | None]:
-        """(queries, contracted features, state) of a term of a piece; without a state it has keys and values."""
+        """(queries, contracted features, state) of a term of a piece; without a state it has keys and values. `shared_by_all`:
+        what all terms of the piece read, as `summed_alike` tells it."""
         bound = set(t.bound)
         reads = t.reads()
         mine = [] if rows else self._known_queries(reads, bound)
@@ -44,8 +45,14 @@ class PieceRoles:
         state = wide[0] if wide else None
         q = [r for r in holders if r is not state]
         if state is None:
-            q = [r for r in q if rows & r.variables()] if rows else mine or self._not_keys(q, asked, bound - d)
-        if not self.queries and (rows or state is None and any(r.variables() & bound - d for r in holders)):
+            in_all = [r for r in q if summed_alike(r, bound) in shared_by_all]
+            known = 0 < len(in_all) < len(q)
+            q = [r for r in q if rows & r.variables()] if rows else mine or (
+                in_all if known else self._not_keys(q, asked, bound - d))
+            known = known and not {_mark(r, bound) for r in q} & {_mark(r, bound) for r in holders if r not in q}
+        else:
+            known = False
+        if not self.queries and (rows or known or state is None and any(r.variables() & bound - d for r in holders)):
             self.queries = [_mark(r, bound) for r in q]
         if not q:
             raise NotUnrolled
@@ -115,6 +122,11 @@ def _mark(r: Read, bound: set[Index]) -> tuple[Any, ...]:
     """What tells a read of one role from those of others that may share its tensor: how it is read along summed axes."""
     return (r.leaf, r.function, r.detached, *((n, a.const, tuple(sorted(map(str, a.coef.values()))))
                                   for n, a in enumerate(r.index) if set(a.coef) & bound))
+
+
+def summed_alike(r: Read, bound: set[Index]) -> tuple[Any, ...]:
+    """Equal for reads of several terms that are one, but for the names of summed variables."""
+    return (r.leaf, r.function, r.detached, *(None if set(a.coef) & bound else a for a in r.index))
 
 
 def is_sum(leaf: Leaf) -> bool:

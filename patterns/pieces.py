@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from .axes import grouped, insert, regroup
-from .index import Index, Size, mixed_radix, product, same
+from .index import Index, Size, mixed_radix, same
 from .normal_form import Value
 from .sizes import at_most
 
@@ -101,32 +101,32 @@ def stacked(values: Sequence[Value], dim: int) -> Pieces | None:
 def by_digits(pieces: Pieces) -> Pieces:
     """Pieces in whose axes are digits, where what they are made of has them: a state of heads that share keys is made of keys
     that only the first of two digits tells apart."""
-    digits: dict[int, list[tuple[Size, ...]]] = {}
+    digits: dict[int, tuple[Size, ...]] = {}                # of an axis the sizes of the most digits that a piece has
     for p in pieces.pieces:
         for n, axis in enumerate(p.value.axes):
-            if n != pieces.dim and axis and (sizes := _digits_of(axis, p.value)) and sum(map(len, sizes)) > sum(
-                    map(len, digits.get(n, ()))):
+            sizes = _digits_of(axis, p.value) if n != pieces.dim and axis else ()
+            if len(sizes) > max(len(axis), len(digits.get(n, ()))):
                 digits[n] = sizes
     if not digits:
         return pieces
     return replace(pieces, pieces=tuple(replace(p, value=_split(p.value, digits)) for p in pieces.pieces))
 
 
-def _digits_of(xs: tuple[Index, ...], value: Value) -> list[tuple[Size, ...]]:
-    """For each variable of an axis the sizes of the most digits that it has where it is read; empty where it has none."""
-    best: list[tuple[Size, ...]] = []
+def _digits_of(xs: tuple[Index, ...], value: Value) -> tuple[Size, ...]:
+    """Sizes of the most digits that an axis has where it is read."""
+    best: tuple[Size, ...] = ()
     for t in value.terms:
         for r in t.reads():
             if r.leaf.definition is not None:
                 for a, axis in zip(r.index, r.leaf.definition.axes):
-                    if len(axis) > max(len(xs), sum(map(len, best))) and a == mixed_radix(xs):
-                        best = grouped(xs, [y.size for y in axis]) or best
+                    if len(axis) > len(best) and a == mixed_radix(xs) and grouped(xs, sizes := [y.size for y in axis]):
+                        best = tuple(sizes)
     return best
 
 
-def _split(value: Value, digits: dict[int, list[tuple[Size, ...]]]) -> Value:
-    for n, groups in digits.items():
+def _split(value: Value, digits: dict[int, tuple[Size, ...]]) -> Value:
+    for n, sizes in digits.items():
         axis = value.axes[n]
-        if len(axis) == len(groups) and all(same(x.size, product(g)) for x, g in zip(axis, groups)):
+        if groups := grouped(axis, sizes):
             value = regroup(value, axis, [[Index(s) for s in g] for g in groups])
     return value

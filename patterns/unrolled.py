@@ -8,9 +8,10 @@ pieces there are, how long they are, or in which order they were computed.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,7 +36,7 @@ from .loop_forms import (
     without,
 )
 from .loop_match import weigh
-from .loop_roles import PieceRoles, is_sum
+from .loop_roles import PieceRoles, is_sum, summed_alike
 from .match import Match
 from .normal_form import Leaf, Read, Term
 from .pieces import Piece, Pieces, by_digits
@@ -91,10 +92,10 @@ class _Loop:
         rough = [self._split(p) for p in reversed(pieces.pieces)]
         self.rows = self._row_axes(rough)
         self.roles = PieceRoles(self.rows, self.states)
-        # what tells most comes first: several rows tell queries from keys, states tell keys from values
+        # what tells most comes first: several rows tell queries from keys, as several terms do; states tell keys from values
         self.order = sorted(zip(reversed(pieces.pieces), rough), key=lambda pair: (
             not any(pair[0].value.axes[n] for n in self.rows), not _reads_a_state(pair[1]),
-            -max(len(t.bound) for t in pair[1])))
+            -max(len(t.bound) for t in pair[1]), -len(pair[1])))
         self.forms: list[Form] = []
 
     def of_keys_alone(self) -> bool:
@@ -120,10 +121,11 @@ class _Loop:
         while todo:
             t = todo.pop()
             t = resolved(t)
-            if t.bound:
+            summed = [r for r in t.reads() if r.variables() & set(t.bound)]
+            if t.bound and (len(summed) != 1 or not _of_products(summed[0])):
                 done.append(t)
                 continue
-            r = next((r for r in t.reads() if not r.function and r.leaf.definition is not None
+            r = next((r for r in t.reads() if r in summed or not r.function and r.leaf.definition is not None
                       and any(x.bound for x in r.leaf.definition.terms)), None)
             if r is None or len(done) + len(todo) > 64:
                 raise NotUnrolled
@@ -140,8 +142,9 @@ class _Loop:
         asked: set[tuple[Leaf, str]] = set()                # queries of this piece, known from what it reads of states
         taken = []
         terms = sorted(terms, key=lambda t: (not _reads_a_state([t]), -len(t.bound)))  # a window tells keys from queries
+        in_all = set.intersection(*({summed_alike(r, set(t.bound)) for r in t.reads()} for t in terms))
         for t in terms:
-            taken.append(self.roles.of(t, set(digits), asked))
+            taken.append(self.roles.of(t, set(digits), asked, in_all if len(terms) > 1 else set()))
             asked |= {(r.leaf, r.function) for r in taken[-1][0]}
         if self.frame is None:
             self.frame = self.roles.frame(p.value, terms, taken)
@@ -306,16 +309,29 @@ class _Loop:
         return weigh(self.pieces, self.frame, forms, self.states, self.dtype, self._state_part,
                      self.empty)
 
-    def _with_gates(self) -> list[Form] | None:
-        """The forms with positive factors of the output as gates of what is read of the state."""
-        if not any(r.leaf.positive for f in self.forms for r in f.out):
-            return None
-        moved = []
-        for f in self.forms:
-            gates = tuple(r for r in f.out if r.leaf.positive)
-            parts = tuple(replace(p, weight=as_exponent(replace(p.weight, factors=p.weight.factors + gates))) for p in f.parts)
-            moved.append(replace(f, out=tuple(r for r in f.out if r not in gates), parts=parts))
-        return moved
+    def _with_gates(self) -> Iterator[list[Form]]:
+        """The forms with positive factors of the output as gates of what is read of the state: those that multiply, or all."""
+        def moved(gate: Callable[[Read], bool]) -> list[Form]:
+            found = []
+            for f in self.forms:
+                gates = tuple(r for r in f.out if gate(r))
+                weights = [as_exponent(replace(p.weight, factors=p.weight.factors + gates)) for p in f.parts]
+                found.append(replace(f, out=tuple(r for r in f.out if r not in gates),
+                                     parts=tuple(replace(p, weight=w) for p, w in zip(f.parts, weights))))
+            return found
+
+        positive = {r for f in self.forms for r in f.out if r.leaf.positive}
+        divisors = {r for r in positive if r.function == "reciprocal"}
+        if positive and divisors and divisors != positive:
+            yield moved(lambda r: r in positive and r not in divisors)
+        if positive:
+            yield moved(lambda r: r in positive)
+
+    def _gated(self) -> Match | None:
+        for forms in self._with_gates():
+            with contextlib.suppress(NearMiss):
+                return self._weighed(forms)
+        return None
 
     def match(self) -> Match | NearMiss | None:
         self.forms = sorted((self._form(p, parts) for p, parts in self.order), key=lambda f: f.start)
@@ -323,12 +339,9 @@ class _Loop:
         try:
             found = self._weighed(self.forms)
         except NearMiss as e:
-            if e.code not in ("LC106", "LC109", "LC201") or (gated := self._with_gates()) is None:
+            if e.code not in ("LC106", "LC109", "LC201") or (gated := self._gated()) is None:
                 raise
-            try:
-                found = self._weighed(gated)
-            except NearMiss:
-                raise e from None
+            found = gated
         for start in self.empty:
             own = same(start + 1, self.pieces.length) if found.reverse else start == 0
             if not (found.strict and own and len(self.frame.rows) == 1):
@@ -339,6 +352,12 @@ class _Loop:
 def _reads_a_state(terms: Sequence[Term]) -> bool:
     """Whether a term contracts with a leaf that is a sum of several tensors."""
     return any(is_sum(r.leaf) and set(t.bound) & r.variables() for t in terms for r in t.reads())
+
+
+def _of_products(r: Read) -> bool:
+    """Whether a read is of a leaf that is a sum of products, of which the sum over an axis makes contractions."""
+    d = r.leaf.definition
+    return not r.function and d is not None and d.masked is None and all(len(t.reads()) > 1 for t in d.terms)
 
 
 def _order(r: Read) -> Any:

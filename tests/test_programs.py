@@ -218,6 +218,24 @@ FOUND: dict[str, tuple[Program, int | None, bool]] = {
     "a gate of batch and heads that only values hold on one axis": (
         Program(replace(_BASE, b=3, heads=2, n=11, d=2, e=3, normaliser=True, feature="sigmoid", decay="step"),
                 Spelling(form="steps", work="xnd", denominator="column")), 1, False),
+    "steps from a state of three axes that is read by a product and a sum": (
+        Program(replace(_BASE, n=11, initial=True), Spelling(form="steps", work="xnd", outer="matmul", readout="sum")), 1, False),
+    "steps of heads that share keys, with a constant decay": (
+        Program(replace(_SHARED, n=5, decay="head"), Spelling(form="steps", state="ed", readout="matmul")), 1, False),
+    "the same from behind, read by a product and a sum": (
+        Program(replace(_SHARED, n=5, decay="head", reverse=True), Spelling(form="steps", readout="sum")), 1, False),
+    "batch and heads on one axis, of which keys, decays and values tell different digits apart": (
+        Program(replace(_SHARED, b=3, heads=6, n=11, decay="head", normaliser=True, feature="exp"),
+                Spelling(form="steps", work="xnd", outer="einsum", denominator="column")), 1, False),
+    "strict steps with a gate, over a clamped normaliser": (
+        Program(replace(_BASE, n=5, feature="sigmoid", decay="step", strict=True, normaliser=True),
+                Spelling(form="steps", scale_by="over")), 1, False),
+    "what steps wrote is scaled in place": (
+        Program(replace(_BASE, n=5, scale=0.5, scale_at="out"),
+                Spelling(form="steps", collect="write", scale_by="inplace")), 1, False),
+    "zero over zero at the first position": (
+        Program(replace(_BASE, feature="exp", normaliser=True), Spelling(scale_by="inplace"),
+                (("before_mask", "s = s.tril(-1)"),)), 1, False),
 }
 
 

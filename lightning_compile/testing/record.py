@@ -74,7 +74,9 @@ class _Recorder(TorchFunctionMode):
             made = self.graph.call_method(name, given, named)
         else:
             made = self.graph.call_function(func, given, named)
-        if isinstance(out, Tensor):
+        if method and out is args[0] and not name.startswith("__"):  # x.mul_(2): what follows reads x, not the call
+            made.meta["example_value"] = self.node_of[id(out)].meta["example_value"]
+        elif isinstance(out, Tensor):
             self.put(out, made)
         elif isinstance(out, (tuple, list)):
             made.meta["example_value"] = tuple(map(self.stand_in, out))
