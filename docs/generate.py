@@ -65,11 +65,13 @@ there. An empty cell: not run there yet.
   The operator called by hand knows them all.
 - **Export.** `lightning_compile.export(model, args)` is `torch.export.export` with the sites rewritten; see the
   [Python interface](api.md).
-- **Trainer of transformers.** Call `model.compile(backend="lightning")` and hand the model to the Trainer; its own option
-  `torch_compile_backend` takes only the backends that accelerate lists.
+- **Trainer of transformers, accelerate.** They take the backends that accelerate lists. `lightning_compile.allow_in_accelerate()`
+  makes `TrainingArguments(torch_compile_backend="lightning")` and `Accelerator(dynamo_backend="lightning")` work; or call
+  `model.compile(backend="lightning", options=...)` and hand the model to the Trainer.
 - **DTensor.** The operator has a sharding rule for batches and heads. Masks made of plain tensors, and `tril` of sharded
   scores, end DTensor's own graph capture before this backend sees them.
 
+- **Hopper.** An H100; caches, export and training on an H200. Processes with a GPU each: two of the same machine.
 - **torch 2.11 and 2.12.** Their Dynamo ends at `einsum` of DTensors, so that compiled programs on them begin with 2.13.
 - **AOTInductor.** Some installations of PyTorch (seen: 2.11.0+cu130) end with a signal when they load a package, even one of a
   single `Linear`. The test tries that, too, and is skipped there.

@@ -14,5 +14,6 @@ from .explain import explain  # noqa: E402
 from .exporting import export  # noqa: E402
 from .kernels.api import linear_attention  # noqa: E402
 from .report import Candidate, Report  # noqa: E402
+from .trainers import allow_in_accelerate  # noqa: E402
 
-__all__ = ["Candidate", "Report", "explain", "export", "linear_attention"]
+__all__ = ["Candidate", "Report", "allow_in_accelerate", "explain", "export", "linear_attention"]

@@ -119,5 +119,6 @@ def column() -> str:
 
     if not torch.cuda.is_available():
         return f"{torch.__version__.split('+')[0]}, CPU"
+    hopper = torch.cuda.get_device_capability() == (9, 0)       # H100 and H200 run the same kernels
     model = re.search(r"[A-Z]+\d+\w*", torch.cuda.get_device_name())
-    return f"{torch.__version__}, {model[0] if model else 'CUDA'}"
+    return f"{torch.__version__}, {'Hopper' if hopper else model[0] if model else 'CUDA'}"

@@ -21,8 +21,7 @@ OPERATOR = torch.ops.lightning.linear_attention.default
 
 def qkv(tokens: int = 32, batch: int = 3, heads: int = 2, features: int = 8, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     generator = torch.Generator().manual_seed(tokens + 7 * batch)
-    made = [torch.randn(batch, heads, tokens, features, generator=generator, device="cpu") for _ in range(3)]
-    return [x.to(torch.get_default_device(), dtype) / 2 for x in made]
+    return [torch.randn(batch, heads, tokens, features, generator=generator).to(dtype) / 2 for _ in range(3)]
 
 
 def running_sum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -26,7 +26,6 @@ def _process(rank: int, processes: int, port: int, work: Callable[[int, int], No
     torch.set_num_threads(1)
     if device == "cuda":
         torch.cuda.set_device(rank)
-        torch.set_default_device(torch.device(device, rank))
     torch.manual_seed(0)
     dist.init_process_group("nccl" if device == "cuda" else "gloo", rank=rank, world_size=processes)
     try:
@@ -46,11 +45,16 @@ def in_processes(number: int, work: Callable[[int, int], None], device: str = "c
         mp.spawn(_process, (number, port, work, device), nprocs=number)
 
 
+def device() -> str:
+    """Of this process."""
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"
+
+
 def mesh(processes: int) -> Any:
     """All processes in a row."""
     from torch.distributed.device_mesh import init_device_mesh
 
-    return init_device_mesh("cuda" if dist.get_backend() == "nccl" else "cpu", (processes,))
+    return init_device_mesh(device(), (processes,))
 
 
 def gradients(model: nn.Module) -> list[Tensor]:
@@ -60,8 +64,8 @@ def gradients(model: nn.Module) -> list[Tensor]:
 
 
 def _ddp(rank: int, processes: int) -> None:
-    reference = Model(4, width=256)
-    model, seen, x = copy.deepcopy(reference), Quick(), torch.randn(2 * processes, 24, 256)
+    reference = Model(4, width=256).to(device())
+    model, seen, x = copy.deepcopy(reference), Quick(), torch.randn(2 * processes, 24, 256).to(device())
     parallel = torch.nn.parallel.DistributedDataParallel(model, bucket_cap_mb=2)
     mine = x[2 * rank : 2 * rank + 2]
     out = torch.compile(parallel, backend=seen)(mine)
@@ -80,8 +84,8 @@ def test_ddp() -> None:
 def _fsdp(rank: int, processes: int) -> None:
     from torch.distributed.fsdp import fully_shard
 
-    reference = Model(3)
-    model, seen, x = copy.deepcopy(reference), Quick(), torch.randn(3, 24, 16)
+    reference = Model(3).to(device())
+    model, seen, x = copy.deepcopy(reference), Quick(), torch.randn(3, 24, 16).to(device())
     for block in model.blocks:
         fully_shard(block)
         block.compile(backend=seen)
@@ -105,8 +109,7 @@ def _operator(rank: int, processes: int) -> None:
     from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
 
     row = mesh(processes)
-    q, k, v = qkv(16, batch=4, heads=4)
-    g, start = -torch.rand(4, 4, 16), torch.randn(4, 4, 8, 8)
+    q, k, v, g, start = (x.to(device()) for x in (*qkv(16, batch=4, heads=4), -torch.rand(4, 4, 16), torch.randn(4, 4, 8, 8)))
     grouped = [q, k[:, :1], v]
 
     def run(operands: list[Any], how: dict[str, Any]) -> tuple[list[Any], list[Any]]:
@@ -174,7 +177,7 @@ def _tensor_parallel(rank: int, processes: int) -> None:
             q, k, v = (f(x).unflatten(-1, (-1, 8)).transpose(1, 2) for f in (self.q, self.k, self.v))
             return self.o(running_sum(q, k, v).transpose(1, 2).flatten(2))
 
-    reference, x = Local(), torch.randn(3, 24, 32)
+    reference, x = Local().to(device()), torch.randn(3, 24, 32).to(device())
     model, seen = copy.deepcopy(reference), Quick(traced=False)
     plan = {"q": ColwiseParallel(), "k": ColwiseParallel(), "v": ColwiseParallel(), "o": RowwiseParallel()}
     parallelize_module(model, mesh(processes), plan)
