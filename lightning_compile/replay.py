@@ -70,12 +70,12 @@ def described(func: OpOverload) -> tuple[str, bool, tuple[str, ...]]:
         a.name for a in schema.arguments)
 
 
-def run_again(record: Record, get: Callable[[Key], Tensor], sizes: Sizes, out_dtype: torch.dtype) -> list[Tensor]:
-    """The outputs of a recorded call at small sizes, in fp64 where it was of a floating-point type."""
+def run_again(record: Record, get: Callable[[Key], Tensor], sizes: Sizes, out_dtype: torch.dtype,
+              shape: tuple[int, ...]) -> list[Tensor]:
+    """The outputs of a recorded call at small sizes, the first one's as given, in fp64 where it was of a floating-point type."""
     name, mutable, arguments = described(record.func)
     named: dict[str, Any] = dict(zip(arguments, record.args))
     named.update(record.kwargs)
-    shape = sizes.shape(record.values[0].axes)
     dtype = _dtype(out_dtype)
 
     def tensor(x: Any) -> Any:
@@ -178,10 +178,11 @@ def replay(records: Sequence[Record], target: Key, inputs: Mapping[Key, Tensor],
             continue
         look()
         dtype = table.tensors[record.outputs[0][0]].dtype
-        outs = run_again(record, get, sizes, dtype)
-        for (tensor, version), v, x in zip(record.outputs, record.values, outs):
-            if tuple(x.shape) != sizes.shape(v.axes):
-                raise Unsolvable(f"{record.func} gives {tuple(x.shape)} where {sizes.shape(v.axes)} was expected")
+        shapes = [sizes.shape(v.axes) for v in record.values]
+        outs = run_again(record, get, sizes, dtype, shapes[0])
+        for (tensor, version), shape, x in zip(record.outputs, shapes, outs):
+            if x.shape != shape:
+                raise Unsolvable(f"{record.func} gives {tuple(x.shape)} where {shape} was expected")
             env.setdefault(Key(tensor, version), x)
     return env[target]
 

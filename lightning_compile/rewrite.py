@@ -200,6 +200,9 @@ class _Pass:
                 members, site = (c, z), both
                 break
         ends = self._ends(site.main, live)
+        if ends:                                                # what only the attention itself reads goes with it
+            left = self._live(c)
+            ends = [(e, state) for e, state in ends if e.node in left]
         written = False
         if ends and site.normaliser is None and inside is None:
             with_end = replace(site, final=ends[0][1])
@@ -418,19 +421,22 @@ class _Pass:
         if log.isEnabledFor(logging.DEBUG):
             log.debug(decision.line())
 
-    def _live(self) -> set[fx.Node]:
-        """Nodes that an output or an effect on something live depends on."""
+    def _live(self, without: cand.Candidate | None = None) -> set[fx.Node]:
+        """Nodes that an output or an effect on something live depends on, also once a candidate does not depend on any."""
         live: set[fx.Node] = set()
         todo = [n for n in self.gm.graph.nodes if n.op in ("output", "placeholder", "get_attr")]
         if self.parts is not None:                              # writes that were not interpreted
             todo += [n for n in self.parts.writers if n not in self.parts.active]
-        waiting = [(s, n) for s, n in self.table.mutations if n is not None and self.order[n] > self.retired.get(s, -1)]
+        retired = dict(self.retired)
+        if without is not None and without.holder is not None:
+            retired[self._storage(without)] = self.order[without.node]
+        waiting = [(s, n) for s, n in self.table.mutations if n is not None and self.order[n] > retired.get(s, -1)]
         memory: set[int] = set()                                # of what is live
         while todo:
             n = todo.pop()
             if n not in live:
                 live.add(n)
-                todo += n.all_input_nodes
+                todo += n.all_input_nodes if without is None or n is not without.node else ()
                 memory |= {t.untyped_storage()._cdata for t in pytree.tree_leaves(self.interpreter.env.get(n))
                            if isinstance(t, torch.Tensor)}
             if not todo:                                        # what is written to is known by any of its names

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from .replay import leaf_key
 def signature(site: Site, table: SideTable, regions: Sequence[list[Record]], stop: set[Key]) -> Any:
     """Of the recorded calls, the match, the values of constants among the inputs, and the leaves; `stop` are their keys."""
     s = _Signature(table, stop)
-    calls = tuple(s.call(r) for records in regions for r in records)
+    calls = tuple([s.calls(records) for records in regions])
     matches = tuple(s.match(m) for m in site.matches())
     leaves = sorted((s.name(leaf_key(leaf)), str(leaf.tensor.dtype), relied_sign(leaf))
                     for leaf in {leaf for m in site.matches() for leaf in m.leaves()})
@@ -51,33 +51,53 @@ class _Signature:
     def name(self, x: Any) -> int:
         return self.numbers.setdefault(x, len(self.numbers))
 
-    def call(self, r: Record) -> Any:
-        if (func := self.funcs.get(r.func)) is None:
-            func = self.funcs[r.func] = str(r.func)
-        given = self.argument(r.args), self.argument(r.kwargs) if r.kwargs else ()
-        outputs = tuple([self.name(Key(*k)) for k in r.outputs])
-        return func, given, outputs, tuple(self.axes(v) for v in r.values)
+    def calls(self, records: Iterable[Record]) -> str:
+        """As text: of a loop there are thousands."""
+        said: list[str] = []
+        add, numbers = said.append, self.numbers
+        for r in records:
+            if (func := self.funcs.get(r.func)) is None:
+                func = self.funcs[r.func] = str(r.func)
+            add(func)
+            for x in r.args:
+                self.argument(x, add)
+            for name in sorted(r.kwargs):
+                add(name)
+                self.argument(r.kwargs[name], add)
+            for tensor, version in r.outputs:
+                add(f">{self.name(Key(tensor, version))}")
+            for v in r.values:                              # variables by number: the sizes of all are listed once
+                for axis in v.axes:
+                    add(";")
+                    for i in axis:
+                        if (n := numbers.get(i)) is None:
+                            n = numbers[i] = len(numbers)
+                        add(str(n))
+            add("\n")
+        return " ".join(said)
 
-    def argument(self, x: Any) -> Any:
-        if type(x) in _PLAIN:
-            return x
+    def argument(self, x: Any, add: Callable[[str], None]) -> None:
         if isinstance(x, Key):
             if x not in self.numbers and x not in self.stop and (x.tensor, x.version) not in self.table.records:
                 value = self.table.values.get(x.tensor)     # known by its value: a buffer, or a number
                 self.constants.append((self.name(x), None if value is None else self.value(value)))
-            return "stop" if x in self.stop else "", self.name(x)
-        if isinstance(x, (tuple, list)):
-            return tuple([y if type(y) in _PLAIN else self.argument(y) for y in x])
-        if isinstance(x, dict):
-            return tuple((k, self.argument(y)) for k, y in sorted(x.items()))
-        if isinstance(x, (torch.SymInt, torch.SymFloat, torch.SymBool)):
-            return "symbol", str(x.node.expr)
-        return type(x).__name__, str(x)
+            add(f"{'=' if x in self.stop else '%'}{self.name(x)}")
+        elif type(x) in _PLAIN:
+            add(repr(x))
+        elif isinstance(x, (tuple, list)):
+            add("(")
+            for y in x:
+                self.argument(y, add)
+            add(")")
+        elif isinstance(x, dict):
+            self.argument(sorted(x.items()), add)
+        elif isinstance(x, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+            add(f"symbol {x.node.expr}")
+        else:
+            add(f"{type(x).__name__} {x}")
 
     def axes(self, v: Value) -> Any:
-        """By number: the sizes of all variables are listed once."""
-        numbers = self.numbers
-        return tuple([tuple([numbers.setdefault(x, len(numbers)) for x in axis]) for axis in v.axes])
+        return tuple([tuple(map(self.name, axis)) for axis in v.axes])
 
     def affine(self, a: Affine) -> Any:
         return str(a.const), tuple(sorted((self.name(x), str(c)) for x, c in a.coef.items()))

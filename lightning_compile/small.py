@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -71,7 +72,7 @@ class Sizes:
                 todo.append(x.window[0])
             if x.padded:
                 todo.append(x.padded[0])
-        return sorted(seen, key=lambda x: x.id)
+        return sorted(seen, key=operator.attrgetter("id"))
 
     def _same_axis(self, start: Iterable[Index]) -> frozenset[Index]:
         """Variables that run along the same axis as the given digits: compared, renamed, sliced, padded, split or put
@@ -124,10 +125,11 @@ class Sizes:
         for x, y in self.compared:
             add(functools.partial(self._by_difference, x, y, 0), (x, y))
         for x in every:
-            if (x.window or x.padded) and (tie := self._tied(x)) is not None:
-                add(functools.partial(self._by_difference, x, *tie), (x, tie[0]))
-            if self.tiles and (tile := _tile(x)) is not None:
-                add(functools.partial(self._by_tiles, x, *tile), (x, tile[0]))
+            if x.window or x.padded:
+                if (tie := self._tied(x)) is not None:
+                    add(functools.partial(self._by_difference, x, *tie), (x, tie[0]))
+                if self.tiles and (tile := _tile(x)) is not None:
+                    add(functools.partial(self._by_tiles, x, *tile), (x, tile[0]))
             for group in x.splits:
                 if len(group) == 1:                         # another name, as most variables of a loop are
                     names.setdefault(x, []).append(group[0])
@@ -188,7 +190,13 @@ class Sizes:
         return hint(x.size, self.symbols) if n is None else n
 
     def shape(self, axes: Sequence[Sequence[Index]]) -> tuple[int, ...]:
-        return tuple([product([self.of(x) for x in axis]) for axis in axes])
+        known, found = self.known, []
+        for axis in axes:
+            size = 1
+            for x in axis:
+                size *= self.of(x) if (n := known.get(x)) is None else n
+            found.append(size)
+        return tuple(found)
 
     def number(self, x: Any) -> Any:
         """A number for an int, a SymInt, a SymFloat or an expression."""

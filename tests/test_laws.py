@@ -18,9 +18,9 @@ import lightning_compile
 from lightning_compile import rewrite
 from lightning_compile.emit import Site
 from lightning_compile.patterns import algebra
-from lightning_compile.patterns.index import Index, untied
+from lightning_compile.patterns.index import Index, untied, var
 from lightning_compile.patterns.match import Match
-from lightning_compile.patterns.normal_form import Leaf, Term, Value
+from lightning_compile.patterns.normal_form import Leaf, Position, Term, Value, constant
 from lightning_compile.patterns.states import final_state
 from lightning_compile.signature import relied_sign
 from lightning_compile.small import Sizes, evaluate
@@ -52,6 +52,46 @@ def test_a_sum_up_to_a_position_of_a_constant() -> None:
     v = Value(((i,),), (Term(2),))
     summed = algebra.cumsum(v, 0, torch.float64)
     assert evaluate(summed, summed.terms, Sizes({i: 5}, [i], {}), {}).tolist() == [2.0, 4.0, 6.0, 8.0, 10.0]
+
+
+ROWS, COLUMNS = Index(5), Index(7)
+
+
+def positions(x: Index, *axes: tuple[Index, ...]) -> Value:
+    return Value(axes or ((x,),), (Term(1, (Position(var(x)),)),))
+
+
+def as_tensor(v: Value) -> Tensor:
+    """A value of positions, by brute force."""
+    variables = [x for axis in v.axes for x in axis]
+    return evaluate(v, v.terms, Sizes({x: int(x.size) for x in variables}, variables, {}), {})
+
+
+I, J = torch.arange(5.0).double()[:, None].expand(5, 7), torch.arange(7.0).double().expand(5, 7)
+GRID = ((ROWS,), (COLUMNS,))
+ON_POSITIONS: dict[str, tuple[Callable[[Value, Value], Value], Tensor]] = {
+    "abs": (lambda i, j: algebra.absolute(algebra.add(i, j, -1)), (I - J).abs()),
+    "at least": (lambda i, j: algebra.clamp(algebra.add(i, j, -1), -2, None), (I - J).clamp(min=-2)),
+    "at most": (lambda i, j: algebra.clamp(algebra.add(i, j, -1), None, 1), (I - J).clamp(max=1)),
+    "between": (lambda i, j: algebra.clamp(algebra.add(i, j, -1), -2, 1), (I - J).clamp(-2, 1)),
+    "a sum over an axis": (lambda i, j: algebra.sum_over(algebra.add(i, j, -1), [1], False, torch.float64), (I - J).sum(1)),
+    "a sum over an axis that a term does not use": (
+        lambda i, j: algebra.sum_over(algebra.multiply(i, Value(GRID, (Term(1),))), [1], True, torch.float64), I.sum(1, True)),
+    **{name: (lambda i, j, name=name: algebra.compare(name, i, j), getattr(torch, name)(I, J).double())
+       for name in ("le", "lt", "ge", "gt", "eq", "ne")},
+    **{f"a mask {name} {c}": (lambda i, j, name=name, c=c: algebra.compare(name, algebra.compare("le", i, j), constant(c)),
+                              getattr(torch, name)((I <= J).double(), torch.tensor(c)).double())
+       for name in ("le", "lt", "ge", "gt", "eq", "ne") for c in (0, 0.5, 1, 2)},
+    **{f"{c} {name} a mask": (lambda i, j, name=name, c=c: algebra.compare(name, constant(c), algebra.compare("le", i, j)),
+                              getattr(torch, name)(torch.tensor(float(c)).double(), (I <= J).double()).double())
+       for name in ("le", "lt", "ge", "gt", "eq", "ne") for c in (0, 0.5, 1, 2)}}
+
+
+@pytest.mark.parametrize("name", ON_POSITIONS)
+def test_a_function_of_positions_is_torchs(name: str) -> None:
+    rule, wanted = ON_POSITIONS[name]
+    v = rule(positions(ROWS, (ROWS,), ()), positions(COLUMNS, (), (COLUMNS,)))
+    assert torch.equal(as_tensor(v).expand(wanted.shape), wanted)
 
 
 # ----------------------------------------------------------------------------------------------------------- final states
