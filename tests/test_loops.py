@@ -56,9 +56,11 @@ def fresh() -> None:
 
 @pytest.mark.parametrize("name", LOOPS)
 def test_a_loop_is_one_site(name: str) -> None:
-    """A sum of the same pairs of positions as the attention, of which each step makes the same, is the operator's normaliser."""
+    """A sum of the same pairs of positions as the attention, of which each step makes the same, is the operator's normaliser. The
+    last piece of most loops reads the last state: that goes with the loop."""
     report = lightning_compile.explain(LOOPS[name], *inputs(), options=OPTIONS)
     assert len(report.rewritten) == 1, str(report)
+    assert ("final state" in str(report)) == ("to_a_state" in name), str(report)
     if name in (*NORMALISED, *LEFT):
         assert ("with its normaliser" in str(report)) == (name in NORMALISED), str(report)
 
