@@ -49,6 +49,25 @@ def state_in_place(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 @loop
+def written_and_cast(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    s, out = zeros(q, v), torch.empty_like(v)
+    for t in range(q.shape[2]):
+        s = s + torch.einsum("bhd,bhe->bhde", k[:, :, t], v[:, :, t])
+        out[:, :, t] = torch.einsum("bhde,bhd->bhe", s, q[:, :, t])
+    return out.to(torch.float64)                            # the tensor itself, where it has that dtype
+
+
+@loop
+def written_and_scaled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    s, out = zeros(q, v), torch.zeros_like(v)
+    for t in range(q.shape[2]):
+        s = s + torch.einsum("bhd,bhe->bhde", k[:, :, t], v[:, :, t])
+        out[:, :, t] = torch.einsum("bhde,bhd->bhe", s, q[:, :, t])
+    out.mul_(0.5)                                           # what follows reads `out`, not this call
+    return out
+
+
+@loop
 def state_in_place_decayed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     s, out = zeros(q, v), torch.zeros_like(v)
     for t in range(q.shape[2]):
