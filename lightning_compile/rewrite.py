@@ -436,9 +436,10 @@ class _Pass:
             n = todo.pop()
             if n not in live:
                 live.add(n)
-                todo += n.all_input_nodes if without is None or n is not without.node else ()
-                held = self.interpreter.env.get(n) if n.op != "output" else None  # what it returned may be replaced by now
-                memory |= {t.untyped_storage()._cdata for t in pytree.tree_leaves(held) if isinstance(t, torch.Tensor)}
+                if without is None or n is not without.node:
+                    todo += n.all_input_nodes
+                    held = self.interpreter.env.get(n) if n.op != "output" else None  # what it returned may be replaced by now
+                    memory |= {t.untyped_storage()._cdata for t in pytree.tree_leaves(held) if isinstance(t, torch.Tensor)}
             if not todo:                                        # what is written to is known by any of its names
                 todo += [m for s, m in waiting if m not in live and s in memory]
         return live
