@@ -120,6 +120,23 @@ def _at_border(S_BORDER, border, cc, oc, CONTRACT: tl.constexpr, OUT: tl.constex
     return at, (cc < CONTRACT)[:, None] & (oc < OUT)[None, :]
 
 
+@triton.jit
+def _leave(state, column, S_BORDER, X_BORDER, border, cc, oc, CONTRACT: tl.constexpr, OUT: tl.constexpr, COLUMN: tl.constexpr):
+    there, there_is = _at_border(S_BORDER, border, cc, oc, CONTRACT, OUT)
+    tl.store(there, state.to(S_BORDER.dtype.element_ty), mask=there_is)
+    if COLUMN:
+        tl.store(X_BORDER + border * OUT + oc, column, mask=oc < OUT)
+
+
+@triton.jit
+def _passing(state, column, met, X_BORDER, border, oc, OUT: tl.constexpr, COLUMN: tl.constexpr):
+    """The product of two states, and of their columns."""
+    passing = tl.sum(state * met.to(state.dtype))
+    if COLUMN:
+        passing += tl.sum(column * tl.load(X_BORDER + border * OUT + oc, mask=oc < OUT, other=0.0), 0)
+    return passing
+
+
 # What changes with the batch and the length is not specialised on: a new length must not compile anything. ALIGN says
 # of which power of two (in elements, at most 16) all head and batch strides are multiples, so that loads stay wide.
 @triton.jit(
@@ -154,7 +171,8 @@ def sweep(
     SUM: row sums of O * W for the log-decay's gradient, SUMS [parts, B*H, N], own positions left out. PAIRS: those inside of
     the chunk too, added to the rows, taken off the columns. A block has SPLIT parts, and with PAIRS one more of sums of columns.
     At every BETWEEN positions OF_QUERIES leaves its state, S_BORDER [B*H, borders, CONTRACT, OUT], and OF_KEYS writes the product
-    of its own with that, PASSING [blocks, B*H, borders].
+    of its own with that, PASSING [blocks, B*H, borders]. Where that is at each chunk the states are those that enter it, the
+    product is of what passes all of it, and the pairs' rows are SPLIT parts of their own.
     SKIP: what leaves the last segment is not asked for. ALIKE: all tiles lie alike.
     """
     BLOCKS: tl.constexpr = (OUT + BO - 1) // BO
@@ -164,6 +182,7 @@ def sweep(
     batch, head = (bh // heads).to(tl.int64), bh % heads
     bh = bh.to(tl.int64)
     rows, cc, oc = tl.arange(0, C), tl.arange(0, BC), block * BO + tl.arange(0, BO)
+    EACH: tl.constexpr = BETWEEN == C
     C_MASK: tl.constexpr = 0 if BC == CONTRACT else CONTRACT
     O_MASK: tl.constexpr = 0 if OUT % BO == 0 else OUT
 
@@ -224,7 +243,8 @@ def sweep(
     if SKIP and segment == (0 if REVERSE else segments - 1):
         count = 0
     all_heads = tl.num_programs(0) // (segments * BLOCKS)
-    sum_row = block.to(tl.int64) * (SPLIT + (1 if PAIRS else 0)) * all_heads + bh
+    PARTS: tl.constexpr = SPLIT * 2 if PAIRS and EACH else SPLIT
+    sum_row = block.to(tl.int64) * (PARTS + (1 if PAIRS else 0)) * all_heads + bh
     # with a number of its own, or Triton fetches ahead only what products read; what a chunk needs of addresses is cheaper made
     # again than held in registers
     for step in tl.range(0, count, num_stages=STAGES, disable_licm=True):
@@ -234,7 +254,9 @@ def sweep(
         valid = rows < filled
         b = _load_tile(B, b_base + t64 * b_n, b_n, b_d, rows, valid, cc, C_MASK)
         v = _load_tile(V, v_base + t64 * v_n, v_n, v_d, rows, valid, oc, O_MASK)
-        if SUM != 0:
+        if SUM != 0 and EACH:
+            at_border = bh * borders + t // C
+        elif SUM != 0:
             border = t if REVERSE else t + C  # that the state comes to
             borders_here = (border % BETWEEN == 0) & (border > 0) & (border < n)
             at_border = bh * borders + border // BETWEEN - 1
@@ -339,11 +361,15 @@ def sweep(
                 scores *= weights
                 if PAIRS:  # both sums of one product, so that their errors cancel as they do
                     pairs = tl.where(rows[:, None] != rows[None, :], others * scores, 0.0)
-                    row_sums += _row_sums(pairs, SPLIT)
                     of_columns = -tl.sum(pairs, 0)
                     if SMALL:
                         of_columns *= late
-                    tl.store(SUMS + (sum_row + SPLIT * all_heads) * n + t64 + rows, of_columns, mask=valid)
+                    if EACH:
+                        at = SUMS + (sum_row + (SPLIT + tl.arange(0, SPLIT)) * all_heads)[None, :] * n + (t64 + rows)[:, None]
+                        tl.store(at, _row_sums(pairs, SPLIT), mask=valid[:, None])
+                    else:
+                        row_sums += _row_sums(pairs, SPLIT)
+                    tl.store(SUMS + (sum_row + PARTS * all_heads) * n + t64 + rows, of_columns, mask=valid)
                 if COMPANION:
                     others = _operand(others * weights, DOT, PRECISION)
                 if COLUMN == ON_VALUE:
@@ -382,6 +408,13 @@ def sweep(
 
         if DECAY != 0:
             across = _exp2_of(total, ACC) if DECAY == 2 else tl.exp2(log_across)
+            if SUM == OF_QUERIES and EACH:
+                _leave(state, column, S_BORDER, X_BORDER, at_border, cc, oc, CONTRACT, OUT, ON_OUT)
+            elif SUM == OF_KEYS and EACH:
+                there, there_is = _at_border(S_BORDER, at_border, cc, oc, CONTRACT, OUT)
+                met = tl.load(there, mask=there_is, other=0.0)
+                passing = _passing(state, column, met, X_BORDER, at_border, oc, OUT, ON_OUT)
+                tl.store(PASSING + block.to(tl.int64) * all_heads * borders + at_border, passing * (across * out_scale))
             state *= across
             column *= across
         if COLUMN == ON_VALUE:  # here it needs fewer registers, measured
@@ -389,20 +422,15 @@ def sweep(
         elif COLUMN != NO_COLUMN:
             column += gained
         state = _dot_add(tl.trans(_operand(b, DOT, PRECISION)), added, state, PRECISION, ACC)
-        if SUM == OF_QUERIES:
+        if SUM == OF_QUERIES and not EACH:
             if borders_here:  # rounded as products read it
-                there, there_is = _at_border(S_BORDER, at_border, cc, oc, CONTRACT, OUT)
-                tl.store(there, state.to(S_BORDER.dtype.element_ty), mask=there_is)
-                if ON_OUT:
-                    tl.store(X_BORDER + at_border * OUT + oc, column, mask=oc < OUT)
-        elif SUM == OF_KEYS:
+                _leave(state, column, S_BORDER, X_BORDER, at_border, cc, oc, CONTRACT, OUT, ON_OUT)
+        elif SUM == OF_KEYS and not EACH:
             if borders_here:  # the product of the two: all that passes, from keys to queries
                 if not AHEAD:
                     there, there_is = _at_border(S_BORDER, at_border, cc, oc, CONTRACT, OUT)
                     met = tl.load(there, mask=there_is, other=0.0)
-                passing = tl.sum(state * met.to(ACC))
-                if ON_OUT:
-                    passing += tl.sum(column * tl.load(X_BORDER + at_border * OUT + oc, mask=oc < OUT, other=0.0), 0)
+                passing = _passing(state, column, met, X_BORDER, at_border, oc, OUT, ON_OUT)
                 tl.store(PASSING + block.to(tl.int64) * all_heads * borders + at_border, passing * out_scale)
 
     if HAS_OUT:
