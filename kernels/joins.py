@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .sweep import LOG2E, i64
+from .arithmetic import LOG2E, i64
 
 # What is known of the running sum at an end of the sequence.
 UNKNOWN = tl.constexpr(0)
