@@ -265,14 +265,14 @@ def sweep(
                 scores *= weights
                 if PAIRS:  # both sums of one product, so that their errors cancel as they do
                     pairs = tl.where(rows[:, None] != rows[None, :], others * scores, 0.0)
-                    of_columns = -sums_of_columns(pairs, EACH)
-                    if SMALL:
-                        of_columns *= late
                     if EACH:
                         at = SUMS + (sum_row + (SPLIT + tl.arange(0, SPLIT)) * all_heads)[None, :] * n + (t64 + rows)[:, None]
                         tl.store(at, sums_of_rows(pairs, SPLIT, EACH), mask=valid[:, None])
                     else:
                         row_sums += sums_of_rows(pairs, SPLIT, EACH)
+                    of_columns = -sums_of_columns(pairs, EACH)
+                    if SMALL:
+                        of_columns *= late
                     tl.store(SUMS + (sum_row + PARTS * all_heads) * n + t64 + rows, of_columns, mask=valid)
                 if COMPANION:
                     others = as_operand(others * weights, DOT, PRECISION)
