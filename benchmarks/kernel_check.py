@@ -247,7 +247,7 @@ SHAPES = (
     Shape(4, 8, 8192, 256, "head"),
 )
 # Those that are timed in fp32 too.
-SINGLE = (1, 3, 5, 8)
+SINGLE = (1, 3, 5, 6, 8)
 
 
 def copy_speed() -> float:
