@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import signal
 import statistics
 import threading
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..compat import short_searches
 from .peers import PEERS, definition, function_of, laid_out
 from .problems import Problem
 
@@ -121,24 +121,6 @@ def within(seconds: float, row: Row) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-
-
-@contextlib.contextmanager
-def short_searches() -> Iterator[None]:
-    """Where Triton chooses among kernels by trying them, each is tried for 15 ms instead of 125."""
-    try:
-        from triton.runtime import driver
-        from triton.testing import do_bench
-
-        active = driver.active
-    except Exception:  # no Triton, or no device that it knows
-        yield
-        return
-    active.get_benchmarker = lambda: functools.partial(do_bench, warmup=3, rep=12)
-    try:
-        yield
-    finally:
-        del active.get_benchmarker
 
 
 def first_calls(row: Row, problem: Problem, dtype: torch.dtype, device: torch.device) -> None:
