@@ -190,6 +190,7 @@ MUTANTS = [
          ("tl.maximum(filled - 1 - rows, 0)", "tl.maximum(filled - rows, 0)"),
          ("log_across = g * filled.to(ACC)", "log_across = g * C"),
          ("            state *= across\n", ""),
+         ("passing * (across * out_scale)", "passing * out_scale"),
          ("of_columns = -sums_of_columns(pairs, EACH)", "of_columns = sums_of_columns(pairs, EACH)"),
          ("(head // a_group).to(tl.int64) * a_h", "(head % a_group).to(tl.int64) * a_h")),
     *_of("kernels/joins.py", "tiles",
