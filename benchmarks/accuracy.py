@@ -4,13 +4,15 @@
     python benchmarks/accuracy.py --peers "lightning;chunks" --lengths 512     anywhere
 
 The budget: at most 1.05 times the best of the others. fp64 goes block by block (benchmarks/numerics.py). Ends with 1 if a result
-is out of its budget, or if nobody else could be measured.
+is out of its budget, or if nobody else could be measured. With --first others do not search among their kernels, which takes most
+of the time, but run the first configuration of each.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import gc
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,6 +62,15 @@ def errors(problem: Problem, peers: Sequence[str], dtype: torch.dtype, device: t
     return found
 
 
+def first_configurations() -> None:
+    """Leaves one configuration to whatever Triton would search among."""
+    from triton.runtime.autotuner import Autotuner
+
+    for x in gc.get_objects():
+        if isinstance(x, Autotuner):
+            x.configs = x.configs[:1]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 16384, 131072])
@@ -67,10 +78,16 @@ def main() -> int:
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--peers", default="lightning;fla;fla, fused", help="by name, separated by semicolons; lightning first")
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--first", action="store_true", help="the first configuration of others' kernels")
     parser.add_argument("--out", type=Path, help="file for the table")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     peers = args.peers.split(";")
+    if args.first:
+        import fla.ops.linear_attn
+        import fla.ops.simple_gla  # noqa: F401
+
+        first_configurations()
     about = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     lines = [f"{about}, torch {torch.__version__}, {args.dtype}, {args.heads} heads, {datetime.date.today()}", "",
              f"| N, D | decay | | {' | '.join(peers)} | of the best other |", "|---" * (len(peers) + 4) + "|"]

@@ -190,12 +190,14 @@ MUTANTS = [
          ("tl.maximum(filled - 1 - rows, 0)", "tl.maximum(filled - rows, 0)"),
          ("log_across = g * filled.to(ACC)", "log_across = g * C"),
          ("            state *= across\n", ""),
-         ("of_columns = -tl.sum(pairs, 0)", "of_columns = tl.sum(pairs, 0)"),
+         ("passing * (across * out_scale)", "passing * out_scale"),
+         ("of_columns = -sums_of_columns(pairs, EACH)", "of_columns = sums_of_columns(pairs, EACH)"),
          ("(head // a_group).to(tl.int64) * a_h", "(head % a_group).to(tl.int64) * a_h")),
     *_of("kernels/joins.py", "tiles",
          ("sums = keys - queries if REVERSE", "sums = queries - keys if REVERSE"),
          ("    gradient += tl.where(share > 0.0, missed * share, 0.0)\n", ""),
-         ("gradient = tl.where(t == 0, 0.0, gradient)", "gradient = gradient")),
+         ("behind, before = keys + pairs, queries", "behind, before = keys - pairs, queries"),
+         ("behind, before = queries - pairs, keys", "behind, before = queries, keys")),
 ]
 
 

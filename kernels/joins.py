@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .sweep import LOG2E, i64
+from .arithmetic import LOG2E, i64
 
 # What is known of the running sum at an end of the sequence.
 UNKNOWN = tl.constexpr(0)
@@ -104,5 +104,39 @@ def join_sums(
     share = tl.where((all_squares > 0.0) & (all_squares < float("inf")) & known, so_far / all_squares, 0.0)
     gradient += tl.where(share > 0.0, missed * share, 0.0)
     if REVERSE:  # only differences of running sums matter, and none of them holds step 1
+        gradient = tl.where(t == 0, 0.0, gradient)
+    tl.store(OUT + bh * n + t, gradient.to(OUT.dtype.element_ty), mask=t < n)
+
+
+@triton.jit(do_not_specialize=["n", "chunks"])
+def join_chunks(
+    QUERIES, KEYS, PASSING, OUT, n, chunks, query_parts, key_parts, passing_parts,
+    C: tl.constexpr, SPLIT: tl.constexpr, REVERSE: tl.constexpr,
+):  # fmt: skip
+    """OUT [B*H, N], the gradient of each step's log-decay, from sums at each chunk: nothing that is large is taken off again.
+
+    A step is passed by what passes all of its chunk (PASSING), by what reaches a query at or behind it from before the chunk, by
+    what goes from a key before it to behind the chunk (reversed: the other way round), and by pairs inside of the chunk. KEYS has
+    SPLIT parts of sums, as many and one more of pairs, for each block.
+    """
+    bh, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    t = chunk * C + (C - 1 - tl.arange(0, C))  # back to front, as the sums run
+    queries, keys, pairs = tl.zeros([C], tl.float64), tl.zeros([C], tl.float64), tl.zeros([C], tl.float64)
+    passing = tl.full([], 0.0, tl.float64)
+    for i in range(0, passing_parts):
+        passing += tl.load(PASSING + (i * tl.num_programs(0) + bh) * chunks + chunk).to(tl.float64)
+    for i in range(0, query_parts):
+        queries += tl.load(QUERIES + (i * tl.num_programs(0) + bh) * n + t, mask=t < n, other=0.0).to(tl.float64)
+    for i in range(0, key_parts):
+        x = tl.load(KEYS + (i * tl.num_programs(0) + bh) * n + t, mask=t < n, other=0.0).to(tl.float64)
+        of_state = i % (2 * SPLIT + 1) < SPLIT
+        keys += tl.where(of_state, x, 0.0)
+        pairs += tl.where(of_state, 0.0, x)
+    if REVERSE:
+        behind, before = keys + pairs, queries
+    else:
+        behind, before = queries - pairs, keys
+    gradient = passing + tl.cumsum(behind, 0) + (tl.sum(before, 0) - tl.cumsum(before, 0))
+    if REVERSE:  # nothing passes step 1
         gradient = tl.where(t == 0, 0.0, gradient)
     tl.store(OUT + bh * n + t, gradient.to(OUT.dtype.element_ty), mask=t < n)

@@ -12,9 +12,22 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-i64 = tl.int64  # as an annotation, which Triton reads by its name
-LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
+from .arithmetic import (
+    LOG2E,
+    as_operand,
+    dot,
+    dot_add,
+    exp2_and,
+    exp2_of,
+    i64,
+    leave_at_border,
+    load_tile,
+    place_at_border,
+    product_of_states,
+    store_tile,
+    sums_of_columns,
+    sums_of_rows,
+)
 
 # How the normaliser's column takes part in a sweep.
 NO_COLUMN = tl.constexpr(0)
@@ -26,98 +39,6 @@ ON_STATE = tl.constexpr(4)  # value has the column x, for the state and for a co
 # What a sweep of the backward sums for the log-decay's gradient. One of the two also sums the pairs inside of its chunks.
 OF_QUERIES = tl.constexpr(1)  # with grad_q: q.grad_q of what came before the chunk; leaves its state at borders
 OF_KEYS = tl.constexpr(2)  # with grad_k: k.grad_k of what lies behind the chunk; multiplies its state with the one left
-
-
-@triton.jit
-def _load_tile(pointer, offset, stride_row, stride_col, rows, valid, cols, WIDTH: tl.constexpr):
-    """Rows of a tile, zero outside the sequence and beyond the operand's features. WIDTH 0: columns need no mask."""
-    mask = valid[:, None]
-    if WIDTH != 0:
-        mask = mask & (cols < WIDTH)[None, :]
-    return tl.load(pointer + offset + rows[:, None] * stride_row + cols[None, :] * stride_col, mask=mask, other=0.0)
-
-
-@triton.jit
-def _store_tile(pointer, offset, stride_row, rows, valid, cols, x, WIDTH: tl.constexpr):
-    mask = valid[:, None]
-    if WIDTH != 0:
-        mask = mask & (cols < WIDTH)[None, :]
-    tl.store(pointer + offset + rows[:, None] * stride_row + cols[None, :], x.to(pointer.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _operand(x, DOT: tl.constexpr, PRECISION: tl.constexpr):
-    """A tile as a dot takes it. Tensor cores cut fp32 to TF32; half a unit more makes that rounding, as cuBLAS does."""
-    x = x.to(DOT)
-    if PRECISION == "tf32" and x.dtype == tl.float32:
-        x = (x.to(tl.int32, bitcast=True) + 0x1000).to(tl.float32, bitcast=True)
-    return x
-
-
-@triton.jit
-def _parts(x):
-    """fp32 as a sum of three numbers of bfloat16, exact but for what is below 2^-24 of it."""
-    high = x.to(tl.bfloat16)
-    rest = x - high.to(tl.float32)
-    middle = rest.to(tl.bfloat16)
-    return high, middle, (rest - middle.to(tl.float32)).to(tl.bfloat16)
-
-
-@triton.jit
-def _dot(a, b, PRECISION: tl.constexpr, ACC: tl.constexpr):
-    """a @ b. "bf16x6": fp32 in six products of bfloat16, the small ones first."""
-    if PRECISION == "bf16x6":
-        a_high, a_middle, a_low = _parts(a)
-        b_high, b_middle, b_low = _parts(b)
-        x = tl.dot(a_low, b_high, out_dtype=ACC)
-        x = tl.dot(a_middle, b_middle, x, out_dtype=ACC)
-        x = tl.dot(a_high, b_low, x, out_dtype=ACC)
-        x = tl.dot(a_middle, b_high, x, out_dtype=ACC)
-        x = tl.dot(a_high, b_middle, x, out_dtype=ACC)
-        x = tl.dot(a_high, b_high, x, out_dtype=ACC)
-    else:
-        x = tl.dot(a, b, input_precision=PRECISION, out_dtype=ACC)
-    return x
-
-
-@triton.jit
-def _dot_add(a, b, c, PRECISION: tl.constexpr, ACC: tl.constexpr):
-    """a @ b + c, in fp32 rounded once: tensor cores cut what they add to."""
-    if PRECISION == "bf16x6":
-        x = c + _dot(a, b, PRECISION, ACC)
-    else:
-        x = tl.dot(a, b, c, input_precision=PRECISION, out_dtype=ACC)
-    return x
-
-
-@triton.jit
-def _exp2(x, lost):
-    """2^(x + lost), where lost is what rounding has taken from x."""
-    y = tl.exp2(x)
-    return y + y * (lost * LN2)
-
-
-@triton.jit
-def _exp2_of(x, ACC: tl.constexpr):
-    """2^x in ACC, of a number that may be of a wider type: exponents of -30 in fp32 would make errors of 1e-6."""
-    if x.dtype == ACC:
-        return tl.exp2(x)
-    rounded = x.to(ACC)
-    return _exp2(rounded, (x - rounded.to(x.dtype)).to(ACC))
-
-
-@triton.jit
-def _row_sums(x, SPLIT: tl.constexpr):
-    """[C, SPLIT]: sums of each part of the columns. As many parts as groups of four warps share a row, and no sum waits for
-    another group."""
-    return tl.sum(tl.reshape(x, [x.shape[0], SPLIT, x.shape[1] // SPLIT]), 2)
-
-
-@triton.jit
-def _at_border(S_BORDER, border, cc, oc, CONTRACT: tl.constexpr, OUT: tl.constexpr):
-    """Where the state at a border of two blocks of steps lies, and what of it there is."""
-    at = S_BORDER + border * CONTRACT * OUT + cc[:, None] * OUT + oc[None, :]
-    return at, (cc < CONTRACT)[:, None] & (oc < OUT)[None, :]
 
 
 # What changes with the batch and the length is not specialised on: a new length must not compile anything. ALIGN says
@@ -154,7 +75,8 @@ def sweep(
     SUM: row sums of O * W for the log-decay's gradient, SUMS [parts, B*H, N], own positions left out. PAIRS: those inside of
     the chunk too, added to the rows, taken off the columns. A block has SPLIT parts, and with PAIRS one more of sums of columns.
     At every BETWEEN positions OF_QUERIES leaves its state, S_BORDER [B*H, borders, CONTRACT, OUT], and OF_KEYS writes the product
-    of its own with that, PASSING [blocks, B*H, borders].
+    of its own with that, PASSING [blocks, B*H, borders]. Where that is at each chunk the states are those that enter it, the
+    product is of what passes all of it, and the pairs' rows are SPLIT parts of their own.
     SKIP: what leaves the last segment is not asked for. ALIKE: all tiles lie alike.
     """
     BLOCKS: tl.constexpr = (OUT + BO - 1) // BO
@@ -164,6 +86,7 @@ def sweep(
     batch, head = (bh // heads).to(tl.int64), bh % heads
     bh = bh.to(tl.int64)
     rows, cc, oc = tl.arange(0, C), tl.arange(0, BC), block * BO + tl.arange(0, BO)
+    EACH: tl.constexpr = BETWEEN == C
     C_MASK: tl.constexpr = 0 if BC == CONTRACT else CONTRACT
     O_MASK: tl.constexpr = 0 if OUT % BO == 0 else OUT
 
@@ -224,7 +147,8 @@ def sweep(
     if SKIP and segment == (0 if REVERSE else segments - 1):
         count = 0
     all_heads = tl.num_programs(0) // (segments * BLOCKS)
-    sum_row = block.to(tl.int64) * (SPLIT + (1 if PAIRS else 0)) * all_heads + bh
+    PARTS: tl.constexpr = SPLIT * 2 if PAIRS and EACH else SPLIT
+    sum_row = block.to(tl.int64) * (PARTS + (1 if PAIRS else 0)) * all_heads + bh
     # with a number of its own, or Triton fetches ahead only what products read; what a chunk needs of addresses is cheaper made
     # again than held in registers
     for step in tl.range(0, count, num_stages=STAGES, disable_licm=True):
@@ -232,14 +156,16 @@ def sweep(
         t64 = t.to(tl.int64)
         filled = tl.minimum(n - t, C)
         valid = rows < filled
-        b = _load_tile(B, b_base + t64 * b_n, b_n, b_d, rows, valid, cc, C_MASK)
-        v = _load_tile(V, v_base + t64 * v_n, v_n, v_d, rows, valid, oc, O_MASK)
-        if SUM != 0:
+        b = load_tile(B, b_base + t64 * b_n, b_n, b_d, rows, valid, cc, C_MASK)
+        v = load_tile(V, v_base + t64 * v_n, v_n, v_d, rows, valid, oc, O_MASK)
+        if SUM != 0 and EACH:
+            at_border = bh * borders + t // C
+        elif SUM != 0:
             border = t if REVERSE else t + C  # that the state comes to
             borders_here = (border % BETWEEN == 0) & (border > 0) & (border < n)
             at_border = bh * borders + border // BETWEEN - 1
             if SUM == OF_KEYS and AHEAD:  # fetched ahead like the tiles, where there is room
-                there, there_is = _at_border(S_BORDER, at_border, cc, oc, CONTRACT, OUT)
+                there, there_is = place_at_border(S_BORDER, at_border, cc, oc, CONTRACT, OUT)
                 rows_there = tl.where(borders_here, CONTRACT, 0)
                 met = tl.load(there, mask=there_is & (cc < rows_there)[:, None], other=0.0)
         if COLUMN == ON_LEFT or COLUMN == ON_RIGHT or COLUMN == ON_STATE:
@@ -254,16 +180,16 @@ def sweep(
             total = tl.load(G + bh * padded + t64 + C - 1)
             exact = tl.load(G + bh * padded + t64 + rows)  # behind the end: as at the end
             reached = exact.to(ACC)
-            until = _exp2_of(total - exact, ACC)
+            until = exp2_of(total - exact, ACC)
             log_across = total.to(ACC)
         if DECAY == 0:
             kept = tl.full([C], 1.0, ACC)
-            added = _operand(v, DOT, PRECISION)
+            added = as_operand(v, DOT, PRECISION)
         else:
-            since = _exp2_of(exact, ACC) if DECAY == 2 else tl.exp2(reached)
+            since = exp2_of(exact, ACC) if DECAY == 2 else tl.exp2(reached)
             kept = since if REVERSE else until
             # sums and products with a tile's numbers come first, so that it need not stay in registers
-            added = _operand(v.to(ACC) * kept[:, None], DOT, PRECISION)
+            added = as_operand(v.to(ACC) * kept[:, None], DOT, PRECISION)
             if HAS_TOTAL:
                 passed += log_across
         if COLUMN == ON_STATE:
@@ -276,7 +202,7 @@ def sweep(
         if OUTPUT:
             # Tiles are named where they are first read: what is read as numbers, and not by products alone, comes into
             # registers there.
-            value, held = _operand(v, DOT, PRECISION), _operand(state * early if SMALL else state, DOT, PRECISION)
+            value, held = as_operand(v, DOT, PRECISION), as_operand(state * early if SMALL else state, DOT, PRECISION)
             if DECAY == 0:
                 weight = tl.full([C], 1.0, ACC)
             else:
@@ -285,38 +211,38 @@ def sweep(
             if not SMALL:
                 weight = alone
             if COMPANION or SUM != 0:
-                w = _load_tile(W, w_base + t64 * w_n, w_n, w_d, rows, valid, oc, O_MASK)
-                other = _operand(w, DOT, PRECISION)
-            a = _load_tile(A, a_base + t64 * a_n, a_n, a_d, rows, valid, cc, C_MASK)
-            left, right = _operand(a, DOT, PRECISION), _operand(b, DOT, PRECISION)
+                w = load_tile(W, w_base + t64 * w_n, w_n, w_d, rows, valid, oc, O_MASK)
+                other = as_operand(w, DOT, PRECISION)
+            a = load_tile(A, a_base + t64 * a_n, a_n, a_d, rows, valid, cc, C_MASK)
+            left, right = as_operand(a, DOT, PRECISION), as_operand(b, DOT, PRECISION)
 
             # Always so, which Triton does not know. On Hopper it gives all rows to each group of four warps where a product goes
             # into another one; it does not look out of a branch, so that here each group computes half of the columns.
             always = step < count if BRANCH else True
             if always:
                 if COMPANION:  # left and right, value and state the other way round
-                    r = _dot(other, tl.trans(held), PRECISION, ACC)
+                    r = dot(other, tl.trans(held), PRECISION, ACC)
                     r *= weight[:, None]
                     if COLUMN == ON_STATE:
                         r += alone[:, None] * column[None, :]
                     if SUM != 0:  # v.grad_v is k.grad_k, but for the normaliser
-                        row_sums = _row_sums(r * a.to(ACC), SPLIT)
+                        row_sums = sums_of_rows(r * a.to(ACC), SPLIT, EACH)
                         if COLUMN == ON_RIGHT:
-                            row_sums += _row_sums(alone[:, None] * w.to(ACC) * column[None, :], SPLIT)
+                            row_sums += sums_of_rows(alone[:, None] * w.to(ACC) * column[None, :], SPLIT, EACH)
                 else:
-                    o = _dot(left, held, PRECISION, ACC)
+                    o = dot(left, held, PRECISION, ACC)
                     o *= weight[:, None]
                     if COLUMN == ON_LEFT:
                         o += (alone * x)[:, None] * column[None, :]
                     elif COLUMN == ON_RIGHT:
                         o += alone[:, None] * column[None, :]
                     if SUM != 0:
-                        row_sums = _row_sums(o * w.to(ACC), SPLIT)
+                        row_sums = sums_of_rows(o * w.to(ACC), SPLIT, EACH)
                 if COMPANION or PAIRS:
-                    others = _dot(other, tl.trans(value), PRECISION, ACC)
+                    others = dot(other, tl.trans(value), PRECISION, ACC)
                     if COLUMN == ON_STATE:
                         others += x[None, :]
-                scores = _dot(left, tl.trans(right), PRECISION, ACC)
+                scores = dot(left, tl.trans(right), PRECISION, ACC)
                 if COLUMN == ON_LEFT:
                     scores += x[:, None]
                 elif COLUMN == ON_RIGHT:
@@ -330,7 +256,7 @@ def sweep(
                         between = whole[None, :] - whole[:, None] if REVERSE else whole[:, None] - whole[None, :]
                         parts = part[None, :] - part[:, None] if REVERSE else part[:, None] - part[None, :]
                         steps = between + parts
-                        weights = _exp2(tl.where(allowed, steps, float("-inf")), parts - (steps - between)) * rounded
+                        weights = exp2_and(tl.where(allowed, steps, float("-inf")), parts - (steps - between)) * rounded
                     else:
                         steps = reached[None, :] - reached[:, None] if REVERSE else reached[:, None] - reached[None, :]
                         weights = tl.exp2(tl.where(allowed, steps, float("-inf"))) * rounded
@@ -339,16 +265,20 @@ def sweep(
                 scores *= weights
                 if PAIRS:  # both sums of one product, so that their errors cancel as they do
                     pairs = tl.where(rows[:, None] != rows[None, :], others * scores, 0.0)
-                    row_sums += _row_sums(pairs, SPLIT)
-                    of_columns = -tl.sum(pairs, 0)
+                    if EACH:
+                        at = SUMS + (sum_row + (SPLIT + tl.arange(0, SPLIT)) * all_heads)[None, :] * n + (t64 + rows)[:, None]
+                        tl.store(at, sums_of_rows(pairs, SPLIT, EACH), mask=valid[:, None])
+                    else:
+                        row_sums += sums_of_rows(pairs, SPLIT, EACH)
+                    of_columns = -sums_of_columns(pairs, EACH)
                     if SMALL:
                         of_columns *= late
-                    tl.store(SUMS + (sum_row + SPLIT * all_heads) * n + t64 + rows, of_columns, mask=valid)
+                    tl.store(SUMS + (sum_row + PARTS * all_heads) * n + t64 + rows, of_columns, mask=valid)
                 if COMPANION:
-                    others = _operand(others * weights, DOT, PRECISION)
+                    others = as_operand(others * weights, DOT, PRECISION)
                 if COLUMN == ON_VALUE:
                     of_scores = tl.sum(scores, 1)
-                scores = _operand(scores, DOT, PRECISION)
+                scores = as_operand(scores, DOT, PRECISION)
             else:
                 scores = tl.zeros([C, C], DOT)
                 if COMPANION:
@@ -368,41 +298,43 @@ def sweep(
                 at = SUMS + (sum_row + tl.arange(0, SPLIT) * all_heads)[None, :] * n + (t64 + rows)[:, None]
                 tl.store(at, row_sums * late if SMALL else row_sums, mask=valid[:, None])
             if COMPANION:
-                r = _dot_add(others, right, r, PRECISION, ACC)
-                _store_tile(R, r_base + t64 * r_n, r_n, rows, valid, cc, r * late if SMALL else r, C_MASK)
+                r = dot_add(others, right, r, PRECISION, ACC)
+                store_tile(R, r_base + t64 * r_n, r_n, rows, valid, cc, r * late if SMALL else r, C_MASK)
                 if always:
-                    o = _dot(left, held, PRECISION, ACC)
+                    o = dot(left, held, PRECISION, ACC)
                     o *= weight[:, None]
                     if COLUMN == ON_RIGHT:
                         o += alone[:, None] * column[None, :]
                 else:
                     o = tl.zeros([C, BO], ACC)
-            o = _dot_add(scores, value, o, PRECISION, ACC)
-            _store_tile(O, o_base + t64 * o_n, o_n, rows, valid, oc, o * late if SMALL else o, O_MASK)
+            o = dot_add(scores, value, o, PRECISION, ACC)
+            store_tile(O, o_base + t64 * o_n, o_n, rows, valid, oc, o * late if SMALL else o, O_MASK)
 
         if DECAY != 0:
-            across = _exp2_of(total, ACC) if DECAY == 2 else tl.exp2(log_across)
+            across = exp2_of(total, ACC) if DECAY == 2 else tl.exp2(log_across)
+            if SUM == OF_QUERIES and EACH:
+                leave_at_border(state, column, S_BORDER, X_BORDER, at_border, cc, oc, CONTRACT, OUT, ON_OUT)
+            elif SUM == OF_KEYS and EACH:
+                there, there_is = place_at_border(S_BORDER, at_border, cc, oc, CONTRACT, OUT)
+                met = tl.load(there, mask=there_is, other=0.0)
+                passing = product_of_states(state, column, met, X_BORDER, at_border, oc, OUT, ON_OUT, EACH)
+                tl.store(PASSING + block.to(tl.int64) * all_heads * borders + at_border, passing * (across * out_scale))
             state *= across
             column *= across
         if COLUMN == ON_VALUE:  # here it needs fewer registers, measured
             column += tl.sum(b.to(ACC) * kept[:, None], 0)
         elif COLUMN != NO_COLUMN:
             column += gained
-        state = _dot_add(tl.trans(_operand(b, DOT, PRECISION)), added, state, PRECISION, ACC)
-        if SUM == OF_QUERIES:
+        state = dot_add(tl.trans(as_operand(b, DOT, PRECISION)), added, state, PRECISION, ACC)
+        if SUM == OF_QUERIES and not EACH:
             if borders_here:  # rounded as products read it
-                there, there_is = _at_border(S_BORDER, at_border, cc, oc, CONTRACT, OUT)
-                tl.store(there, state.to(S_BORDER.dtype.element_ty), mask=there_is)
-                if ON_OUT:
-                    tl.store(X_BORDER + at_border * OUT + oc, column, mask=oc < OUT)
-        elif SUM == OF_KEYS:
+                leave_at_border(state, column, S_BORDER, X_BORDER, at_border, cc, oc, CONTRACT, OUT, ON_OUT)
+        elif SUM == OF_KEYS and not EACH:
             if borders_here:  # the product of the two: all that passes, from keys to queries
                 if not AHEAD:
-                    there, there_is = _at_border(S_BORDER, at_border, cc, oc, CONTRACT, OUT)
+                    there, there_is = place_at_border(S_BORDER, at_border, cc, oc, CONTRACT, OUT)
                     met = tl.load(there, mask=there_is, other=0.0)
-                passing = tl.sum(state * met.to(ACC))
-                if ON_OUT:
-                    passing += tl.sum(column * tl.load(X_BORDER + at_border * OUT + oc, mask=oc < OUT, other=0.0), 0)
+                passing = product_of_states(state, column, met, X_BORDER, at_border, oc, OUT, ON_OUT, EACH)
                 tl.store(PASSING + block.to(tl.int64) * all_heads * borders + at_border, passing * out_scale)
 
     if HAS_OUT:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from .plan import Buffer, Plan
-from .schedule import HOPPER, Schedule, precision, products, schedule
+from .schedule import HOPPER, Schedule, products, schedule
 from .spec import Decay
 
 DECAYS = {"none": 0, "head": 1, "step": 2}
@@ -23,7 +23,8 @@ UNKNOWN, NOTHING, GIVEN = range(3)
 # borders are D * E / BETWEEN numbers a position.
 BETWEEN = 256
 FETCHED = 128 * 128  # elements of a state of 16 bits that a pair on Hopper can fetch ahead
-BETWEEN_SINGLE = 128  # in TF32 the sums of 256 steps err 2.5 times as much as eager's
+# In fp32 each chunk's: then nothing cancels. Products take longer there than states do.
+EACH = 64
 # Positions that a program of the log-decay's sums takes, and elements of a state that one of the scan takes.
 SUMMED, SCANNED = 1024, 1024
 
@@ -39,7 +40,7 @@ class State:
 @dataclass(frozen=True)
 class Sums:
     """What a sweep leaves for the log-decay's gradient: rows [parts, B*H, N] to be added, pairs inside of its chunks among
-    them or not.
+    them or not, from blocks that have `split` parts (with pairs, and at each chunk, twice that and one).
 
     At borders that with grad_q leaves its state [B*H, borders, E, D], in the operands' dtype, a normaliser's column
     [B*H, borders, D] with it; that with grad_k the product of its own with it, [blocks, B*H, borders].
@@ -47,6 +48,7 @@ class Sums:
 
     which: int
     pairs: bool
+    split: int
     rows: Buffer
     states: State
     passing: Buffer | None = None
@@ -77,9 +79,13 @@ class Sweeps:
 
     @property
     def between(self) -> int:
-        """Steps between borders: fewer where one TF32 (or bfloat16) product stands for one of fp32."""
-        single = self.operand == torch.float32 and precision(self.operand)[1] == "tf32"
-        return BETWEEN_SINGLE if single else BETWEEN
+        """Steps between borders."""
+        return EACH if self.each else BETWEEN
+
+    @property
+    def each(self) -> bool:
+        """Whether there are borders at each chunk."""
+        return self.operand.itemsize > 2
 
     @property
     def fetched(self) -> int:
@@ -88,8 +94,8 @@ class Sweeps:
 
     @property
     def borders(self) -> int:
-        """Of a sequence: where the sums for the log-decay's gradient start anew."""
-        return (self.shape[2] - 1) // self.between
+        """Of a sequence: where the sums for the log-decay's gradient start anew. At each chunk: chunks."""
+        return -(-self.shape[2] // EACH) if self.each else (self.shape[2] - 1) // self.between
 
     def _decays(self, chunk: int) -> Buffer | None:
         """The log-decay as a sweep with such chunks reads it; a decay of each step is summed once for all of them."""
@@ -262,29 +268,41 @@ class Sweeps:
             self.plan.empty((heads, borders, e, d), self.operand),
             self.plan.empty((heads, borders, d), self.acc) if column else None,
         )
-        return Sums(OF_QUERIES, pairs, self._rows(plan, blocks, pairs), states)
+        return Sums(OF_QUERIES, pairs, plan.split, self._rows(plan, blocks, pairs), states)
 
     def sums_of_keys(self, plan: Schedule, blocks: int, queries: Sums) -> Sums:
         """Room for what the sweep for grad_k leaves, which finds at borders what that for grad_q has left."""
         passing = self.plan.empty((blocks, self.shape[0] * self.shape[1], self.borders), self.acc)
         pairs = not queries.pairs
-        return Sums(OF_KEYS, pairs, self._rows(plan, blocks, pairs), queries.states, passing)
+        return Sums(OF_KEYS, pairs, plan.split, self._rows(plan, blocks, pairs), queries.states, passing)
 
     def _rows(self, plan: Schedule, blocks: int, pairs: bool) -> Buffer:
         b, heads, n = self.shape
-        return self.plan.empty((blocks * (plan.split + pairs), b * heads, n), self.acc)
+        assert plan.chunk == EACH or not self.each
+        parts = plan.split * 2 if pairs and self.each else plan.split
+        return self.plan.empty((blocks * (parts + pairs), b * heads, n), self.acc)
 
     def decay_gradient(
         self, queries: Sums, keys: Sums, ends: Sequence[tuple[int, Buffer | None]], reverse: bool, dtype: torch.dtype
     ) -> Buffer:
         """The gradient of each step's log-decay, [B, H, N]; ends: what is known of what passes the start and the end of the
-        sequence, [B, H] where it is given."""
-        from .joins import join_sums
+        sequence, [B, H] where it is given. With borders at each chunk nobody asks."""
+        from .joins import join_chunks, join_sums
 
         b, heads, n = self.shape
         steps = self.plan.empty(self.shape, dtype)
         passing = keys.passing
         assert passing is not None
+        if self.each:
+            assert keys.pairs and not queries.pairs
+            self.plan.launch(
+                join_chunks,
+                (b * heads, self.borders),
+                (queries.rows, keys.rows, passing, steps),
+                (n, self.borders, queries.rows.shape[0], keys.rows.shape[0], passing.shape[0]),
+                {"C": EACH, "SPLIT": keys.split, "REVERSE": reverse},
+            )
+            return steps
         self.plan.launch(
             join_sums,
             (b * heads, self.borders + 1),

@@ -371,11 +371,13 @@ def plan_backward(
     grad_decay = call.nothing()
     if need_decay and sums_q is not None and sums_k is not None and given[3] is not None:
         log_decay = given[3]
-        # as the sweeps read it: without the scale, but for fp16, where a scale below one comes before the rounding
-        read = (1.0 if reverse else 1 / scale) * (min(scale, 1.0) if call.dtype == torch.float16 else 1.0)
-        # a state that decays before it is read passes nothing that is taken off again: there it counts as it is
-        begins = _at_end(plan, call.start, grad_start, read, call.dtype if reverse else acc, acc)
-        ends = [begins, _at_end(plan, end, final, read, call.dtype, acc)]
+        ends: list[tuple[int, Buffer | None]] = []
+        if not sweeps.each:
+            # as the sweeps read it: without the scale, but for fp16, where a scale below one comes before the rounding
+            read = (1.0 if reverse else 1 / scale) * (min(scale, 1.0) if call.dtype == torch.float16 else 1.0)
+            # a state that decays before it is read passes nothing that is taken off again: there it counts as it is
+            begins = _at_end(plan, call.start, grad_start, read, call.dtype if reverse else acc, acc)
+            ends = [begins, _at_end(plan, end, final, read, call.dtype, acc)]
         steps = sweeps.decay_gradient(sums_q, sums_k, ends[::-1] if reverse else ends, reverse, log_decay.dtype)
         grad_decay = steps
         if log_decay.dim() == 1:

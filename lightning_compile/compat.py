@@ -15,6 +15,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,8 @@ __all__ = [
     "cache_folder", "call_as", "compile_fx", "copy_calling_convention", "counters", "cuobjdump", "detect_fake_mode", "empty_cuda",
     "enable_python_dispatcher", "enable_single_level_autograd_function", "enter_autocast", "exit_autocast",
     "fresh_fake", "inductor_names", "inductor_setting", "inductor_settings", "int_oo", "launcher", "lower_as",
-    "no_modes", "observed", "other_driver", "pytree", "release", "shard", "statically_known_true", "tangents_are_on",
-    "trace_structured", "with_tangents"]
+    "no_modes", "observed", "other_driver", "pytree", "release", "shard", "short_searches", "statically_known_true",
+    "tangents_are_on", "trace_structured", "with_tangents"]
 
 OLDEST_TORCH = (2, 11)
 
@@ -260,6 +261,24 @@ def launcher(compiled: Any, grid: tuple[int, ...], device: torch.device) -> Call
             run(x, y, z, stream(index), function, packed, None, None, None, *args)
 
     return launch
+
+
+@contextmanager
+def short_searches() -> Iterator[None]:
+    """Where Triton chooses among kernels by trying them, each is tried for 15 ms instead of 125."""
+    try:
+        from triton.runtime import driver
+        from triton.testing import do_bench
+
+        active = driver.active
+    except Exception:  # no Triton, or no device that it knows
+        yield
+        return
+    active.get_benchmarker = lambda: partial(do_bench, warmup=3, rep=12)
+    try:
+        yield
+    finally:
+        del active.get_benchmarker
 
 
 def cuobjdump() -> str:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import importlib
+import importlib.util
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import torch
 
 from lightning_compile.bench import command, peers, problems
 from lightning_compile.cli import main
+from lightning_compile.kernels.operator import linear_attention
 
 
 @pytest.fixture(autouse=True)
@@ -119,6 +123,34 @@ def test_values_may_have_a_width_of_their_own(tmp_path: Path, monkeypatch: pytes
     assert main(["bench", "--shapes", "tiny", "--peers", "lightning;quadratic;chunks", "--json", "--out", str(tmp_path)]) == 0
     rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
     assert all(row["shape"] == "1,2,70,16x24" and row["both"] > 0 and not row["note"] for row in rows)
+
+
+@pytest.mark.parametrize("decay", ["none", "head", "step"])
+@pytest.mark.parametrize("peer", ["TFLA", "Mamba2"])
+def test_what_others_compute_of_their_operands_is_said_by_the_operator(peer: str, decay: str) -> None:
+    """Gates and step sizes stand for the same decays; TFLA scales, and Mamba2's steps multiply values too."""
+    problem = problems.Problem("tiny", 1, 2, 70, 16, decay)
+    *tiles, g = problem.operands(torch.float64, torch.device("cpu"))
+    theirs = peers.laid_out(peer, [*tiles, g])
+    assert all(x is None or y is None or x.requires_grad == y.requires_grad for x, y in zip([*tiles, g], theirs))
+    q, k, v = tiles
+    if peer == "Mamba2" and decay == "step":
+        v = -v * g[..., None]
+    expected = linear_attention(q, k, v, g)[0] * (q.shape[3] ** -0.5 if peer == "TFLA" else 1.0)
+    torch.testing.assert_close(peers.definition(peer)(*theirs), expected, rtol=1e-5, atol=1e-5)  # gates are fp32
+    assert peers.function_of(peer, problem, torch.device("cpu"), 2) == "needs CUDA"
+
+
+def test_submodules_of_a_package_that_does_not_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wants_extensions").mkdir()
+    (tmp_path / "wants_extensions" / "__init__.py").write_text("raise ImportError('no extension')\n")
+    (tmp_path / "wants_extensions" / "part.py").write_text("here = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for _ in range(2):
+        peers._triton_part("wants_extensions")
+        assert importlib.import_module("wants_extensions.part").here == 1 and importlib.util.find_spec("wants_extensions")
+    for name in ("wants_extensions", "wants_extensions.part"):
+        monkeypatch.delitem(sys.modules, name)
 
 
 def test_plots_are_drawn_of_lengths_and_widths(tmp_path: Path) -> None:

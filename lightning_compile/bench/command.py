@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--row-seconds", type=float, default=60,
                         help="the most that one peer may take on one shape, compiling included")
     parser.add_argument("--first-seconds", type=float, default=0,
-                        help="the most that its first calls may take, for peers that search among their kernels; 0: of the row's")
+                        help="the most that its first calls may take, for peers that search among their kernels, each of which "
+                             "is then tried for 15 ms; 0: of the row's")
     parser.add_argument("--least", action="store_true", help="on a CPU that others use too: the least time, not the median")
     parser.add_argument("--kernels", action="store_true", help="on a GPU: short calls as CUDA graphs, without the host's time")
     parser.add_argument("--seconds", type=float, default=0, help="the most that all may take; 0: as long as it takes")

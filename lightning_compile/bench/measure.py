@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels import reference
-from .peers import PEERS, function_of, laid_out
+from ..compat import short_searches
+from .peers import PEERS, definition, function_of, laid_out
 from .problems import Problem
 
 CHECKED = 512  # positions on which errors are measured
-WORST = 0.03  # relative L2 error from which on a result counts as wrong, in 16 bits; a hundredth of that in fp32
+WORST = 0.05  # relative L2 error from which on a result counts as wrong, in 16 bits; a hundredth of that in fp32
 
 
 @dataclass
@@ -60,7 +60,10 @@ def milliseconds(function: Callable[[], Any], device: torch.device, least: bool 
         from triton.testing import do_bench, do_bench_cudagraph
 
         found = float(do_bench(function, warmup=20, rep=100, return_mode="median"))
-        return float(do_bench_cudagraph(function, rep=50, return_mode="median")) if kernels and found < 2 else found
+        if kernels and found < 2:
+            with contextlib.suppress(Exception):  # some wait for the device in the middle
+                found = float(do_bench_cudagraph(function, rep=50, return_mode="median"))
+        return found
     function()
     times: list[float] = []
     while len(times) < 3 or (sum(times) < (4 if least else 1) and len(times) < 50):
@@ -82,13 +85,13 @@ def run(function: Callable[..., Tensor], operands: list[Tensor | None], grad: Te
 def errors(name: str, function: Callable[..., Tensor], problem: Problem, dtype: torch.dtype, device: torch.device,
            backward: bool = True) -> list[float]:
     """Relative L2 errors of the output and of each gradient on the first positions, against the definition in fp64."""
-    operands = problem.operands(dtype, device, min(CHECKED, problem.n))
+    operands = laid_out(name, problem.operands(dtype, device, min(CHECKED, problem.n)))
     v = operands[2]
     assert v is not None
     grad = torch.randn(v.shape, device=device, dtype=dtype)
     wide = [None if x is None else x.detach().double().requires_grad_(x.requires_grad) for x in operands]
-    exact = run(lambda *args: reference.linear_attention(*args)[0], wide, grad.double() if backward else None)
-    found = run(function, laid_out(name, operands), grad if backward else None)
+    exact = run(definition(name), wide, grad.double() if backward else None)
+    found = run(function, operands, grad if backward else None)
     return [float((x.double() - y).norm() / y.norm()) for x, y in zip(found, exact)]
 
 
@@ -127,10 +130,11 @@ def first_calls(row: Row, problem: Problem, dtype: torch.dtype, device: torch.de
         function = function_of(row.peer, problem, device, dtype.itemsize)
         if not isinstance(function, str) and not row.peer.endswith("compiled"):
             operands = laid_out(row.peer, problem.operands(dtype, device))
-            assert operands[0] is not None
-            run(function, operands, torch.randn_like(operands[0]))
-            if PEERS[row.peer][1]:
-                errors(row.peer, function, problem, dtype, device)
+            assert operands[2] is not None
+            with short_searches():
+                run(function, operands, torch.randn_like(operands[2]))
+                if PEERS[row.peer][1]:
+                    errors(row.peer, function, problem, dtype, device)
 
 
 def measure(row: Row, problem: Problem, dtype: torch.dtype, device: torch.device, speed: float, least: bool = False,

@@ -168,6 +168,18 @@ def kernels_do_not_fail() -> Any:
     assert not fallback._told, fallback._told
 
 
+@pytest.fixture(params=["borders as chosen", "at every 256th step"])
+def borders(request: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Both ways to sum the log-decay's gradient. The tiles take the second for 16 bits alone, in which little can be tested."""
+    from lightning_compile.kernels import sweeps, tiles
+
+    if request.param == "at every 256th step":
+        monkeypatch.setattr(sweeps.Sweeps, "each", False)
+    tiles.plans.clear()
+    yield
+    tiles.plans.clear()
+
+
 @pytest.fixture(autouse=True)
 def highest_precision() -> Any:
     """fp32 products in fp32, whatever an earlier test set."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lightning_compile.kernels.schedule import SEGMENT, precision, products, schedule, segments
 from lightning_compile.kernels.spec import Specification, differentiate
-from lightning_compile.kernels.sweeps import BETWEEN, BETWEEN_SINGLE
+from lightning_compile.kernels.sweeps import BETWEEN, EACH
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -45,7 +45,8 @@ def test_schedules_hold_the_features_and_chunks_divide_segments(
         assert kind.startswith("pair")
         return
     assert plan.contract >= contract and plan.contract & (plan.contract - 1) == 0
-    assert SEGMENT % plan.chunk == 0 and BETWEEN % plan.chunk == 0 and BETWEEN_SINGLE % plan.chunk == 0
+    assert SEGMENT % plan.chunk == 0 and BETWEEN % plan.chunk == 0
+    assert plan.chunk == EACH or dtype.itemsize == 2 or kind != "output with sums"
     # narrower than this, or 32 with masked columns that are read in parts of 8 bytes, is wrong on Hopper
     assert plan.out >= 32
     if dtype == torch.float32 and plan.out == 32:  # products in parts of bfloat16: with few features alone

@@ -45,12 +45,14 @@ def differentiable(case: Case) -> tuple[object, list[torch.Tensor]]:
     return function, [x for x in inputs if x is not None]
 
 
+@pytest.mark.usefixtures("borders")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_gradients_are_derivatives(case: Case) -> None:
     function, leaves = differentiable(case)
     assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
 
 
+@pytest.mark.usefixtures("borders")
 @pytest.mark.parametrize("case", [
     SMALL.but(n=67, d=1, e=1, decay="step", initial=True, final=True),
     pytest.param(SMALL.but(n=67, d=1, e=1, decay="step", normalizer=True, reverse=True), marks=pytest.mark.slow),

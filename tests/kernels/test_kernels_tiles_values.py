@@ -33,6 +33,7 @@ def test_tiles_agree_with_the_definition_at_every_length(dtype: torch.dtype, n: 
     assert_as_near_as_eager(linear_attention, case.but(strict=True))
 
 
+@pytest.mark.usefixtures("borders")
 @pytest.mark.parametrize("case", [
     Case(n=300, d=64, e=64, batch=1, heads=(1, 1, 2), decay="strong"),
     Case(n=300, d=64, e=64, batch=1, heads=(1, 1, 2), decay="weak"),
@@ -41,6 +42,7 @@ def test_tiles_agree_with_the_definition_at_every_length(dtype: torch.dtype, n: 
     Case(n=600, d=64, e=64, batch=1, heads=(1, 1, 1), decay="head", initial=True, final=True, strict=True),
     Case(n=600, d=64, e=64, batch=1, heads=(1, 1, 1), decay="strong", normalizer=True, dtype=torch.float16),
     Case(n=600, d=64, e=64, batch=1, heads=(1, 1, 1), decay="weak", dtype=torch.float16),
+    Case(n=300, d=64, e=64, batch=1, heads=(1, 1, 1), decay="step", reverse=True, strict=True, reset=True),
 ], ids=str)  # fmt: skip
 def test_the_gradient_of_a_decay_is_as_near_as_eager(case: Case) -> None:
     """A step's own position cancels, however little is left beside it; its sum starts anew at each border."""
@@ -48,8 +50,8 @@ def test_the_gradient_of_a_decay_is_as_near_as_eager(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case, factor", [
-    (Case(n=300, d=64, e=64, batch=1, heads=(1, 1, 2), decay="fleeting", initial=True, final=True), 4.0),
-    (Case(n=513, d=64, e=64, batch=1, decay="weak", initial=True, final=True), 1.3),
+    (Case(n=300, d=64, e=64, batch=1, heads=(1, 1, 2), decay="fleeting", initial=True, final=True), 1.3),
+    (Case(n=513, d=64, e=64, batch=1, decay="weak", initial=True, final=True), 1.6),
     (Case(n=513, d=64, e=64, batch=1, decay="step", dtype=torch.float16, initial=True, final=True), 1.2),
     (Case(n=513, d=64, e=64, batch=1, decay="weak", dtype=torch.float16, initial=True, final=True), 1.15),
 ], ids=str)  # fmt: skip
