@@ -9,6 +9,9 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import matplotlib.ticker
+
+DECAYS = {"none": "no decay", "head": "a decay a head", "step": "a decay a step"}
 
 
 def draw(found: dict[str, Any], folder: Path) -> None:
@@ -21,7 +24,7 @@ def draw(found: dict[str, Any], folder: Path) -> None:
     for row in rows:
         sizes = row["shape"].split(",")
         b, h, n = map(int, sizes[:3])
-        lengths.setdefault((row["peer"], f"{b * h} heads of {sizes[3]}, {row['decay']}"), []).append((n, row))
+        lengths.setdefault((row["peer"], f"{b * h} heads of {sizes[3]}, {DECAYS.get(row['decay'], row['decay'])}"), []).append((n, row))
         row["speed"] = row["both"] and b * n / row["both"] / 1e3
     curves = {key: sorted(points, key=lambda p: p[0]) for key, points in lengths.items() if len({n for n, _ in points}) > 1}
     if curves:
@@ -53,11 +56,19 @@ def _percent(rows: list[dict[str, Any]], about: dict[str, Any], path: Path) -> N
 def _against_length(curves: dict[tuple[str, str], list[tuple[int, dict[str, Any]]]], column: str, label: str, path: Path,
                     about: dict[str, Any]) -> None:
     figure, axis = plt.subplots(figsize=(8, 5), constrained_layout=True)
+    shown: list[tuple[int, float]] = []
     for (peer, kind), points in curves.items():
-        points = [(n, row[column]) for n, row in points if row[column]]
-        if points:
-            axis.plot(*zip(*points), marker="o", label=f"{peer}: {kind}", linewidth=2 if peer == "lightning" else 1)
+        drawn = [(n, row[column]) for n, row in points if row[column]]
+        if drawn:
+            axis.plot(*zip(*drawn), marker="o", label=f"{peer}: {kind}", linewidth=2 if peer == "lightning" else 1)
+            shown += drawn
     axis.set(xscale="log", yscale="log", xlabel="positions", ylabel=label, title=f"{about['device']}, {about['date']}")
+    lengths = sorted({n for n, _ in shown})
+    axis.set_xticks(lengths, [f"{n >> 20} M" if n >= 1 << 20 else f"{n >> 10} k" if n >= 1 << 10 else str(n) for n in lengths])
+    axis.set_xticks([], minor=True)
+    axis.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+    few = max(y for _, y in shown) < 20 * min(y for _, y in shown)  # with more decades there is no room for more labels
+    axis.yaxis.set_minor_formatter((lambda y, _: f"{y:g}") if few else matplotlib.ticker.NullFormatter())
     axis.grid(alpha=0.3)
     axis.legend(fontsize=7)
     figure.savefig(path, dpi=130)
