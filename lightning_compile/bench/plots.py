@@ -24,7 +24,8 @@ def draw(found: dict[str, Any], folder: Path) -> None:
     for row in rows:
         sizes = row["shape"].split(",")
         b, h, n = map(int, sizes[:3])
-        lengths.setdefault((row["peer"], f"{b * h} heads of {sizes[3]}, {DECAYS.get(row['decay'], row['decay'])}"), []).append((n, row))
+        kind = f"{b * h} heads of {sizes[3]}, {DECAYS.get(row['decay'], row['decay'])}"
+        lengths.setdefault((row["peer"], kind), []).append((n, row))
         row["speed"] = row["both"] and b * n / row["both"] / 1e3
     curves = {key: sorted(points, key=lambda p: p[0]) for key, points in lengths.items() if len({n for n, _ in points}) > 1}
     if curves:
