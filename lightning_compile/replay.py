@@ -144,6 +144,8 @@ def run_again(record: Record, get: Callable[[Key], Tensor], sizes: Sizes, out_dt
     args, kwargs = small(record.args), {k: small(a) for k, a in record.kwargs.items()}
     kwargs = {k: torch.device("cpu") if isinstance(a, torch.device) else a for k, a in kwargs.items()
               if k not in ("layout", "pin_memory", "memory_format")}
+    if "dtype" in arguments and not record.keys:            # made of numbers (linspace), of the dtype that is the default
+        kwargs["dtype"] = dtype
     if mutable:
         args = (args[0].clone(), *args[1:])
     out = record.func(*args, **kwargs)

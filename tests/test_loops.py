@@ -65,6 +65,20 @@ def test_a_loop_is_one_site(name: str) -> None:
         assert ("with its normaliser" in str(report)) == (name in NORMALISED), str(report)
 
 
+def test_rates_of_the_default_dtype() -> None:
+    """What is made of numbers alone is made in fp64 when the check runs it again, as if its dtype had been given."""
+    def retention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        rate = 1 - torch.exp(torch.linspace(-3.5, -6.2, q.shape[1]))[:, None, None]
+        s, out = q.new_zeros(2, 2, 4, 6), []
+        for t in range(N):
+            s = rate * s + k[:, :, t, :, None] * v[:, :, t, None]
+            out.append((q[:, :, t, None] @ s)[:, :, 0])
+        return torch.stack(out, 2)
+
+    report = lightning_compile.explain(retention, *(x.detach().float() for x in inputs()), options=OPTIONS)
+    assert len(report.rewritten) == 1, str(report)
+
+
 @pytest.mark.parametrize("name", NOT_LOOPS)
 def test_a_look_alike_is_none(name: str) -> None:
     report = lightning_compile.explain(NOT_LOOPS[name], *inputs(), options=OPTIONS)
