@@ -174,6 +174,9 @@ def borders(request: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     from lightning_compile.kernels import sweeps, tiles
 
     if request.param == "at every 256th step":
+        case = request.node.callspec.params["case"]
+        if case.decay == "none" or case.dtype.itemsize == 2:
+            pytest.skip("there are no sums, or these are chosen")
         monkeypatch.setattr(sweeps.Sweeps, "each", False)
     tiles.plans.clear()
     yield
