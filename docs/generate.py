@@ -71,7 +71,7 @@ there. An empty cell: not run there yet.
 - **DTensor.** The operator has a sharding rule for batches and heads. Masks made of plain tensors, and `tril` of sharded
   scores, end DTensor's own graph capture before this backend sees them.
 
-- **Hopper.** An H100; caches, export and training on an H200. Processes with a GPU each: two of the same machine.
+- **Hopper.** An H100; caches, export and training on an H200.
 - **torch 2.11 and 2.12.** Their Dynamo ends at `einsum` of DTensors, so that compiled programs on them begin with 2.13.
 - **AOTInductor.** Some installations of PyTorch (seen: 2.11.0+cu130) end with a signal when they load a package, even one of a
   single `Linear`. The test tries that, too, and is skipped there.

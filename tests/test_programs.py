@@ -281,6 +281,13 @@ def test_a_wrong_backend_is_found() -> None:
     for change in (lambda x: x.detach() + 0 * x, lambda x: x * (1 + 1e-7), lambda x: x.mT, lambda x: x.float()):
         with pytest.raises(WrongResult):
             same_results(p, p.spec.inputs(0), compile=spoilt(change))
+    narrow = Program(Spec(dtype=torch.float32), Spelling())  # in fp32 eager is measured at inputs nearby too
+    with pytest.raises(WrongResult):
+        same_results(narrow, narrow.spec.inputs(0), compile=spoilt(lambda x: x * (1 + 1e-4)))
+    empty, _, _ = FOUND["zero over zero at the first position"]
+    for change in (torch.nan_to_num, lambda x: x * (1 + 1e-7)):  # 0 / 0 stays none, the rest as it is
+        with pytest.raises(WrongResult):
+            same_results(empty, empty.spec.inputs(0), compile=spoilt(change))
 
 
 def test_strategies_are_public_and_say_what_they_need() -> None:

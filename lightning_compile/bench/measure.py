@@ -19,7 +19,7 @@ from .peers import PEERS, definition, function_of, laid_out
 from .problems import Problem
 
 CHECKED = 512  # positions on which errors are measured
-WORST = 0.05  # relative L2 error from which on a result counts as wrong, in 16 bits; a hundredth of that in fp32
+WORST = 0.03  # relative L2 error from which on a result counts as wrong, in 16 bits; a hundredth of that in fp32
 
 
 @dataclass
