@@ -34,7 +34,7 @@ from lightning_compile.kernels.operator import linear_attention
 
 QUADRATIC = 4096  # positions up to which eager mode is the quadratic form
 BLOCK = 256       # positions of a step of the running state
-FEW = 2           # heads where a sequence has more than a thousand positions
+MANY, FEW = 32, 4  # heads where a sequence has at most a hundred positions, and where it has more than a thousand
 NAMES = ("o", "z", "state", "grad_q", "grad_k", "grad_v", "grad_log_decay", "grad_initial_state")
 Results = dict[str, Tensor]
 
@@ -50,7 +50,7 @@ class Problem:
     size: float = 1.0
     normalizer: bool = False
     reverse: bool = False
-    heads: int = 8                   # enough that the largest of few errors is not chance
+    heads: int = 8                   # enough that the error of few numbers is not chance
 
     def __str__(self) -> str:
         flags = " normaliser" * self.normalizer + " reversed" * self.reverse
@@ -242,7 +242,7 @@ def main() -> int:
     if args.device == "cuda" and not args.lengths:
         chosen += [Problem(n, 64, dtype, decay) for n in (16384, 131072) for dtype in dtypes
                    for decay in (0.0, 1e-6, 1e-3, 0.1, 1.0, 5.0, 20.0)]
-    chosen = [replace(p, heads=FEW) if p.n > 1000 else p for p in chosen]
+    chosen = [replace(p, heads=MANY if p.n <= 100 else FEW) if p.n <= 100 or p.n > 1000 else p for p in chosen]
     started = time.monotonic()
     rows = compare_all(chosen, args.device, args.jobs)
     if args.json:

@@ -82,31 +82,24 @@ def exp2_and(x, lost):
 @triton.jit
 def exp2_of(x, ACC: tl.constexpr):
     """2^x in ACC, of a number that may be of a wider type: exponents of -30 in fp32 would make errors of 1e-6."""
-    if x.dtype == ACC:
-        return tl.exp2(x)
-    rounded = x.to(ACC)
-    return exp2_and(rounded, (x - rounded.to(x.dtype)).to(ACC))
+    return tl.exp2(x).to(ACC)
 
 
 @triton.jit
 def sums_of_rows(x, SPLIT: tl.constexpr, EXACT: tl.constexpr):
     """[C, SPLIT]: sums of each part of the columns. As many parts as groups of four warps share a row, and no sum waits for
-    another group. EXACT: rounded once."""
+    another group. EXACT: in fp64."""
     x = tl.reshape(x, [x.shape[0], SPLIT, x.shape[1] // SPLIT])
     if EXACT:
-        x = tl.sum(x.to(tl.float64), 2).to(x.dtype)
-    else:
-        x = tl.sum(x, 2)
-    return x
+        x = x.to(tl.float64)
+    return tl.sum(x, 2)
 
 
 @triton.jit
 def sums_of_columns(x, EXACT: tl.constexpr):
     if EXACT:
-        x = tl.sum(x.to(tl.float64), 0).to(x.dtype)
-    else:
-        x = tl.sum(x, 0)
-    return x
+        x = x.to(tl.float64)
+    return tl.sum(x, 0)
 
 
 @triton.jit
@@ -130,9 +123,9 @@ def leave_at_border(
 def product_of_states(
     state, column, met, X_BORDER, border, oc, OUT: tl.constexpr, COLUMN: tl.constexpr, EXACT: tl.constexpr
 ):
-    """The product of two states, and of their columns. EXACT: rounded once."""
+    """The product of two states, and of their columns. EXACT: in fp64."""
     if EXACT:
-        passing = tl.sum(state.to(tl.float64) * met.to(tl.float64)).to(state.dtype)
+        passing = tl.sum(state.to(tl.float64) * met.to(tl.float64))
     else:
         passing = tl.sum(state * met.to(state.dtype))
     if COLUMN:

@@ -63,44 +63,57 @@ def join_segments(
         tl.store(LAST + bh * size + x, state, mask=inside)
 
 
+@triton.jit
+def sums_at(ROWS, t, bh, n, parts, SPLIT: tl.constexpr, PAIRS: tl.constexpr):
+    """What a sweep has summed at the positions t: of states, and of pairs inside of its chunks. A block of it has SPLIT parts of
+    the first; with PAIRS as many and one more of the second."""
+    PER_BLOCK: tl.constexpr = 2 * SPLIT + 1 if PAIRS else SPLIT
+    of_states, of_pairs = tl.zeros(t.shape, tl.float64), tl.zeros(t.shape, tl.float64)
+    for i in range(0, parts):
+        x = tl.load(ROWS + (i * tl.num_programs(0) + bh) * n + t, mask=t < n, other=0.0).to(tl.float64)
+        of_state = i % PER_BLOCK < SPLIT
+        of_states += tl.where(of_state, x, 0.0)
+        of_pairs += tl.where(of_state, 0.0, x)
+    return of_states, of_pairs
+
+
 @triton.jit(do_not_specialize=["n", "borders"])
 def join_sums(
-    QUERIES, KEYS, PASSING, START, END, OUT, n, borders, query_blocks, key_blocks, passing_blocks,
+    QUERIES, KEYS, PASSING, START, END, OUT, n, borders, query_parts, key_parts, passing_parts,
     BETWEEN: tl.constexpr, REVERSE: tl.constexpr, AT_START: tl.constexpr, AT_END: tl.constexpr,
+    SPLIT_QUERIES: tl.constexpr, SPLIT_KEYS: tl.constexpr, PAIRS_OF_QUERIES: tl.constexpr,
 ):  # fmt: skip
     """OUT [B*H, N], the gradient of each step's log-decay, from what the sweeps summed.
 
     It is a running sum of QUERIES - KEYS, and at borders also known as such: PASSING, and START and END [B*H] at the ends of the
     sequence, where AT_START and AT_END are GIVEN. The sum goes from each border to the one before it, where it misses what is
     known by the rounding of its terms. That is taken off each by its share: errors are taken to be independent, and as large as
-    the terms are. fp64: the terms of the sum cancel.
+    what was read from states, which are rounded; pairs are not. fp64: the terms of the sum cancel.
     """
     bh, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     # back to front, for the sum runs that way
     t = block * BETWEEN + (BETWEEN - 1 - tl.arange(0, BETWEEN))
-    queries, keys = tl.zeros([BETWEEN], tl.float64), tl.zeros([BETWEEN], tl.float64)
-    for i in range(0, query_blocks):
-        queries += tl.load(QUERIES + (i * tl.num_programs(0) + bh) * n + t, mask=t < n, other=0.0).to(tl.float64)
-    for i in range(0, key_blocks):
-        keys += tl.load(KEYS + (i * tl.num_programs(0) + bh) * n + t, mask=t < n, other=0.0).to(tl.float64)
-    sums = keys - queries if REVERSE else queries - keys
+    queries, query_pairs = sums_at(QUERIES, t, bh, n, query_parts, SPLIT_QUERIES, PAIRS_OF_QUERIES)
+    keys, key_pairs = sums_at(KEYS, t, bh, n, key_parts, SPLIT_KEYS, not PAIRS_OF_QUERIES)
+    sums = queries + query_pairs - keys - key_pairs
+    if REVERSE:
+        sums = -sums
     from_border, to_border, known = tl.full([], 0.0, tl.float64), tl.full([], 0.0, tl.float64), AT_START != UNKNOWN
     if block < borders:
-        for i in range(0, passing_blocks):
+        for i in range(0, passing_parts):
             from_border += tl.load(PASSING + (i * tl.num_programs(0) + bh) * borders + block).to(tl.float64)
     elif AT_END == GIVEN:
         from_border += tl.load(END + bh).to(tl.float64)
     if block > 0:
         known = True
-        for i in range(0, passing_blocks):
+        for i in range(0, passing_parts):
             to_border += tl.load(PASSING + (i * tl.num_programs(0) + bh) * borders + block - 1).to(tl.float64)
     elif AT_START == GIVEN:
         to_border += tl.load(START + bh).to(tl.float64)
     gradient = from_border + tl.cumsum(sums, 0)
     missed = to_border - (from_border + tl.sum(sums, 0))
     squares = queries * queries + keys * keys
-    so_far = from_border * from_border + tl.cumsum(squares, 0)
-    all_squares = from_border * from_border + tl.sum(squares, 0) + to_border * to_border
+    so_far, all_squares = tl.cumsum(squares, 0), tl.sum(squares, 0)
     share = tl.where((all_squares > 0.0) & (all_squares < float("inf")) & known, so_far / all_squares, 0.0)
     gradient += tl.where(share > 0.0, missed * share, 0.0)
     if REVERSE:  # only differences of running sums matter, and none of them holds step 1
@@ -111,27 +124,21 @@ def join_sums(
 @triton.jit(do_not_specialize=["n", "chunks"])
 def join_chunks(
     QUERIES, KEYS, PASSING, OUT, n, chunks, query_parts, key_parts, passing_parts,
-    C: tl.constexpr, SPLIT: tl.constexpr, REVERSE: tl.constexpr,
+    C: tl.constexpr, SPLIT_QUERIES: tl.constexpr, SPLIT_KEYS: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
     """OUT [B*H, N], the gradient of each step's log-decay, from sums at each chunk: nothing that is large is taken off again.
 
     A step is passed by what passes all of its chunk (PASSING), by what reaches a query at or behind it from before the chunk, by
-    what goes from a key before it to behind the chunk (reversed: the other way round), and by pairs inside of the chunk. KEYS has
-    SPLIT parts of sums, as many and one more of pairs, for each block.
+    what goes from a key before it to behind the chunk (reversed: the other way round), and by pairs inside of the chunk, summed
+    with KEYS. Sums are in fp64: a pair behind the step is in that of its row and in that of its column.
     """
     bh, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     t = chunk * C + (C - 1 - tl.arange(0, C))  # back to front, as the sums run
-    queries, keys, pairs = tl.zeros([C], tl.float64), tl.zeros([C], tl.float64), tl.zeros([C], tl.float64)
     passing = tl.full([], 0.0, tl.float64)
     for i in range(0, passing_parts):
         passing += tl.load(PASSING + (i * tl.num_programs(0) + bh) * chunks + chunk).to(tl.float64)
-    for i in range(0, query_parts):
-        queries += tl.load(QUERIES + (i * tl.num_programs(0) + bh) * n + t, mask=t < n, other=0.0).to(tl.float64)
-    for i in range(0, key_parts):
-        x = tl.load(KEYS + (i * tl.num_programs(0) + bh) * n + t, mask=t < n, other=0.0).to(tl.float64)
-        of_state = i % (2 * SPLIT + 1) < SPLIT
-        keys += tl.where(of_state, x, 0.0)
-        pairs += tl.where(of_state, 0.0, x)
+    queries, _ = sums_at(QUERIES, t, bh, n, query_parts, SPLIT_QUERIES, False)
+    keys, pairs = sums_at(KEYS, t, bh, n, key_parts, SPLIT_KEYS, True)
     if REVERSE:
         behind, before = keys + pairs, queries
     else:

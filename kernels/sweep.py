@@ -72,11 +72,11 @@ def sweep(
     HOLD: weights that are those of every chunk stay in registers. DECAY 0: none, 1: G[heads], 2: G[B*H, N], sums from
     each chunk's start in powers of two. OUTPUT False: states only.
 
-    SUM: row sums of O * W for the log-decay's gradient, SUMS [parts, B*H, N], own positions left out. PAIRS: those inside of
-    the chunk too, added to the rows, taken off the columns. A block has SPLIT parts, and with PAIRS one more of sums of columns.
+    SUM: row sums of O * W for the log-decay's gradient, SUMS [parts, B*H, N], own positions left out: SPLIT parts for each block.
+    PAIRS: of pairs inside of the chunk too, as many parts of sums of rows, and one of sums of columns, to be taken off.
     At every BETWEEN positions OF_QUERIES leaves its state, S_BORDER [B*H, borders, CONTRACT, OUT], and OF_KEYS writes the product
     of its own with that, PASSING [blocks, B*H, borders]. Where that is at each chunk the states are those that enter it, the
-    product is of what passes all of it, and the pairs' rows are SPLIT parts of their own.
+    product is of what passes all of it, and sums are in fp64.
     SKIP: what leaves the last segment is not asked for. ALIKE: all tiles lie alike.
     """
     BLOCKS: tl.constexpr = (OUT + BO - 1) // BO
@@ -87,6 +87,7 @@ def sweep(
     bh = bh.to(tl.int64)
     rows, cc, oc = tl.arange(0, C), tl.arange(0, BC), block * BO + tl.arange(0, BO)
     EACH: tl.constexpr = BETWEEN == C
+    WIDE: tl.constexpr = DECAY == 2 and G.dtype.element_ty != ACC and PRECISION != "tf32"
     C_MASK: tl.constexpr = 0 if BC == CONTRACT else CONTRACT
     O_MASK: tl.constexpr = 0 if OUT % BO == 0 else OUT
 
@@ -147,7 +148,7 @@ def sweep(
     if SKIP and segment == (0 if REVERSE else segments - 1):
         count = 0
     all_heads = tl.num_programs(0) // (segments * BLOCKS)
-    PARTS: tl.constexpr = SPLIT * 2 if PAIRS and EACH else SPLIT
+    PARTS: tl.constexpr = SPLIT * 2 if PAIRS else SPLIT
     sum_row = block.to(tl.int64) * (PARTS + (1 if PAIRS else 0)) * all_heads + bh
     # with a number of its own, or Triton fetches ahead only what products read; what a chunk needs of addresses is cheaper made
     # again than held in registers
@@ -265,14 +266,12 @@ def sweep(
                 scores *= weights
                 if PAIRS:  # both sums of one product, so that their errors cancel as they do
                     pairs = tl.where(rows[:, None] != rows[None, :], others * scores, 0.0)
-                    if EACH:
-                        at = SUMS + (sum_row + (SPLIT + tl.arange(0, SPLIT)) * all_heads)[None, :] * n + (t64 + rows)[:, None]
-                        tl.store(at, sums_of_rows(pairs, SPLIT, EACH), mask=valid[:, None])
-                    else:
-                        row_sums += sums_of_rows(pairs, SPLIT, EACH)
-                    of_columns = -sums_of_columns(pairs, EACH)
+                    of_rows, of_columns = sums_of_rows(pairs, SPLIT, EACH), -sums_of_columns(pairs, EACH)
                     if SMALL:
+                        of_rows *= late
                         of_columns *= late
+                    at = SUMS + (sum_row + (SPLIT + tl.arange(0, SPLIT)) * all_heads)[None, :] * n + (t64 + rows)[:, None]
+                    tl.store(at, of_rows, mask=valid[:, None])
                     tl.store(SUMS + (sum_row + PARTS * all_heads) * n + t64 + rows, of_columns, mask=valid)
                 if COMPANION:
                     others = as_operand(others * weights, DOT, PRECISION)
@@ -286,7 +285,7 @@ def sweep(
                 else:
                     o = tl.zeros([C, BO], ACC)
                 if SUM != 0:
-                    row_sums = tl.zeros([C, SPLIT], ACC)
+                    row_sums = tl.zeros([C, SPLIT], tl.float64 if EACH else ACC)
                 if COLUMN == ON_VALUE:
                     of_scores = tl.zeros([C], ACC)
 
@@ -311,7 +310,12 @@ def sweep(
             store_tile(O, o_base + t64 * o_n, o_n, rows, valid, oc, o * late if SMALL else o, O_MASK)
 
         if DECAY != 0:
-            across = exp2_of(total, ACC) if DECAY == 2 else tl.exp2(log_across)
+            if WIDE:  # what rounding takes from it would be missing from all of the state, and more in each chunk
+                precise = tl.exp2(total)
+                across = precise.to(ACC)
+                lost = (precise - across).to(ACC)
+            else:
+                across = exp2_of(total, ACC) if DECAY == 2 else tl.exp2(log_across)
             if SUM == OF_QUERIES and EACH:
                 leave_at_border(state, column, S_BORDER, X_BORDER, at_border, cc, oc, CONTRACT, OUT, ON_OUT)
             elif SUM == OF_KEYS and EACH:
@@ -319,8 +323,12 @@ def sweep(
                 met = tl.load(there, mask=there_is, other=0.0)
                 passing = product_of_states(state, column, met, X_BORDER, at_border, oc, OUT, ON_OUT, EACH)
                 tl.store(PASSING + block.to(tl.int64) * all_heads * borders + at_border, passing * (across * out_scale))
-            state *= across
-            column *= across
+            if WIDE:
+                state = state * across + state * lost
+                column = column * across + column * lost
+            else:
+                state *= across
+                column *= across
         if COLUMN == ON_VALUE:  # here it needs fewer registers, measured
             column += tl.sum(b.to(ACC) * kept[:, None], 0)
         elif COLUMN != NO_COLUMN:

@@ -20,8 +20,8 @@ NO_COLUMN, ON_VALUE, ON_LEFT, ON_RIGHT, ON_STATE = range(5)
 OF_QUERIES, OF_KEYS = 1, 2
 UNKNOWN, NOTHING, GIVEN = range(3)
 # Steps between borders at which the sums for the log-decay's gradient start anew. Divides a segment; the states kept at
-# borders are D * E / BETWEEN numbers a position.
-BETWEEN = 256
+# borders are D * E / BETWEEN numbers a position, so that with few features they may be half as far apart.
+BETWEEN, FEW = 256, 64
 FETCHED = 128 * 128  # elements of a state of 16 bits that a pair on Hopper can fetch ahead
 # In fp32 each chunk's: then nothing cancels. Products take longer there than states do.
 EACH = 64
@@ -39,8 +39,8 @@ class State:
 
 @dataclass(frozen=True)
 class Sums:
-    """What a sweep leaves for the log-decay's gradient: rows [parts, B*H, N] to be added, pairs inside of its chunks among
-    them or not, from blocks that have `split` parts (with pairs, and at each chunk, twice that and one).
+    """What a sweep leaves for the log-decay's gradient: rows [parts, B*H, N] to be added, from blocks that have `split` parts;
+    with pairs inside of its chunks as many and one more of those.
 
     At borders that with grad_q leaves its state [B*H, borders, E, D], in the operands' dtype, a normaliser's column
     [B*H, borders, D] with it; that with grad_k the product of its own with it, [blocks, B*H, borders].
@@ -75,12 +75,13 @@ class Sweeps:
     acc: torch.dtype
     operand: torch.dtype
     capability: int = HOPPER
+    features: int = 2 * FEW
     _sums: dict[int, Buffer] = field(default_factory=dict)
 
     @property
     def between(self) -> int:
         """Steps between borders."""
-        return EACH if self.each else BETWEEN
+        return EACH if self.each else BETWEEN if self.features > FEW else BETWEEN // 2
 
     @property
     def each(self) -> bool:
@@ -96,6 +97,10 @@ class Sweeps:
     def borders(self) -> int:
         """Of a sequence: where the sums for the log-decay's gradient start anew. At each chunk: chunks."""
         return -(-self.shape[2] // EACH) if self.each else (self.shape[2] - 1) // self.between
+
+    @property
+    def _summed(self) -> torch.dtype:
+        return torch.float64 if self.each else self.acc
 
     def _decays(self, chunk: int) -> Buffer | None:
         """The log-decay as a sweep with such chunks reads it; a decay of each step is summed once for all of them."""
@@ -272,15 +277,14 @@ class Sweeps:
 
     def sums_of_keys(self, plan: Schedule, blocks: int, queries: Sums) -> Sums:
         """Room for what the sweep for grad_k leaves, which finds at borders what that for grad_q has left."""
-        passing = self.plan.empty((blocks, self.shape[0] * self.shape[1], self.borders), self.acc)
+        passing = self.plan.empty((blocks, self.shape[0] * self.shape[1], self.borders), self._summed)
         pairs = not queries.pairs
         return Sums(OF_KEYS, pairs, plan.split, self._rows(plan, blocks, pairs), queries.states, passing)
 
     def _rows(self, plan: Schedule, blocks: int, pairs: bool) -> Buffer:
         b, heads, n = self.shape
         assert plan.chunk == EACH or not self.each
-        parts = plan.split * 2 if pairs and self.each else plan.split
-        return self.plan.empty((blocks * (parts + pairs), b * heads, n), self.acc)
+        return self.plan.empty((blocks * (plan.split * (1 + pairs) + pairs), b * heads, n), self._summed)
 
     def decay_gradient(
         self, queries: Sums, keys: Sums, ends: Sequence[tuple[int, Buffer | None]], reverse: bool, dtype: torch.dtype
@@ -293,6 +297,7 @@ class Sweeps:
         steps = self.plan.empty(self.shape, dtype)
         passing = keys.passing
         assert passing is not None
+        splits = {"SPLIT_QUERIES": queries.split, "SPLIT_KEYS": keys.split}
         if self.each:
             assert keys.pairs and not queries.pairs
             self.plan.launch(
@@ -300,7 +305,7 @@ class Sweeps:
                 (b * heads, self.borders),
                 (queries.rows, keys.rows, passing, steps),
                 (n, self.borders, queries.rows.shape[0], keys.rows.shape[0], passing.shape[0]),
-                {"C": EACH, "SPLIT": keys.split, "REVERSE": reverse},
+                {"C": EACH, **splits, "REVERSE": reverse},
             )
             return steps
         self.plan.launch(
@@ -308,7 +313,10 @@ class Sweeps:
             (b * heads, self.borders + 1),
             (queries.rows, keys.rows, passing, *(steps if x is None else x for _, x in ends), steps),
             (n, self.borders, queries.rows.shape[0], keys.rows.shape[0], passing.shape[0]),
-            {"BETWEEN": self.between, "REVERSE": reverse, "AT_START": ends[0][0], "AT_END": ends[1][0]},
+            {
+                "BETWEEN": self.between, "REVERSE": reverse, "AT_START": ends[0][0], "AT_END": ends[1][0], **splits,
+                "PAIRS_OF_QUERIES": queries.pairs,
+            },
         )
         return steps
 

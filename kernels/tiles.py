@@ -214,7 +214,9 @@ class _Call:
         self.scale = scale
         self.start = None if buffers[4] is None else self.regular(buffers[4])
         capability = offline.asked or _capability(v.device)
-        self.sweeps = Sweeps(plan, (self.b, self.heads, self.n), decay, g, strict, self.acc, v.dtype, capability)
+        self.sweeps = Sweeps(
+            plan, (self.b, self.heads, self.n), decay, g, strict, self.acc, v.dtype, capability, max(self.d, self.e)
+        )
 
     def regular(self, x: Buffer) -> Buffer:
         """Contiguous and in the accumulation dtype."""
@@ -373,11 +375,7 @@ def plan_backward(
         log_decay = given[3]
         ends: list[tuple[int, Buffer | None]] = []
         if not sweeps.each:
-            # as the sweeps read it: without the scale, but for fp16, where a scale below one comes before the rounding
-            read = (1.0 if reverse else 1 / scale) * (min(scale, 1.0) if call.dtype == torch.float16 else 1.0)
-            # a state that decays before it is read passes nothing that is taken off again: there it counts as it is
-            begins = _at_end(plan, call.start, grad_start, read, call.dtype if reverse else acc, acc)
-            ends = [begins, _at_end(plan, end, final, read, call.dtype, acc)]
+            ends = [_at_end(plan, call.start, grad_start, acc), _at_end(plan, end, final, acc)]
         steps = sweeps.decay_gradient(sums_q, sums_k, ends[::-1] if reverse else ends, reverse, log_decay.dtype)
         grad_decay = steps
         if log_decay.dim() == 1:
@@ -412,21 +410,10 @@ def _shared(plan: Plan, gradient: Buffer, operand: Buffer, lengthwise: bool) -> 
     return plan.transpose(found) if lengthwise else found
 
 
-def _at_end(
-    plan: Plan, given: Buffer | None, found: Buffer | None, factor: float, read: torch.dtype, acc: torch.dtype
-) -> tuple[int, Buffer | None]:
-    """What passes all steps at an end of the sequence, [B, H]: the state there times its gradient, of which one is given.
-
-    Products read that one times `factor`, rounded to `read`. What it gives the positions beside it is taken off again, so it must
-    be the same here.
-    """
+def _at_end(plan: Plan, given: Buffer | None, found: Buffer | None, acc: torch.dtype) -> tuple[int, Buffer | None]:
+    """What passes all steps at an end of the sequence, [B, H]: the state there times its gradient, of which one is given."""
     if given is None:
         return NOTHING, None
     if found is None:
         return UNKNOWN, None
-
-    def function(given: Tensor, found: Tensor) -> Tensor:
-        rounded = given if read == acc else (given * factor).to(read).to(acc) / factor
-        return (found * rounded).sum((-1, -2))
-
-    return GIVEN, plan.compute(given.shape[:2], acc, function, given, found)
+    return GIVEN, plan.compute(given.shape[:2], acc, lambda x, y: (x * y).sum((-1, -2)), given, found)
