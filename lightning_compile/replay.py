@@ -55,6 +55,9 @@ _SHAPED = frozenset({"view", "_unsafe_view", "reshape", "_reshape_alias", "_resh
                      "unflatten", "flatten"})
 _FILLED = {"ones": 1, "zeros": 0, "ones_like": 1, "zeros_like": 0, "new_ones": 1, "new_zeros": 0}
 _PIECES = frozenset({"split", "split_with_sizes", "chunk", "unbind"})
+# what `run_again` has an answer of its own to, and what begins like "empty": all else runs as it was recorded
+_OWN = _SHAPED | _PIECES | set(_FILLED) | {"expand", "arange", "repeat", "slice", "select", "unfold", "constant_pad_nd",
+                                           "_to_copy"}
 
 
 def _dtype(d: torch.dtype | None) -> torch.dtype | None:
@@ -74,21 +77,36 @@ def run_again(record: Record, get: Callable[[Key], Tensor], sizes: Sizes, out_dt
               shape: tuple[int, ...]) -> list[Tensor]:
     """The outputs of a recorded call at small sizes, the first one's as given, in fp64 where it was of a floating-point type."""
     name, mutable, arguments = described(record.func)
-    named: dict[str, Any] = dict(zip(arguments, record.args))
-    named.update(record.kwargs)
     dtype = _dtype(out_dtype)
 
-    def tensor(x: Any) -> Any:
-        return get(x) if isinstance(x, Key) else x
+    def small(a: Any) -> Any:
+        if isinstance(a, Key):
+            return get(a)
+        if isinstance(a, (tuple, list)):
+            return [small(y) for y in a]
+        return _dtype(a) if isinstance(a, torch.dtype) else sizes.number(a)
 
+    if name in _SHAPED:
+        return [get(record.keys[0]).reshape(shape)]
+    if name not in _OWN and "fill_value" not in arguments and not name.startswith(("empty", "new_empty")):
+        args = [small(a) for a in record.args]
+        kwargs = {k: torch.device("cpu") if isinstance(a, torch.device) else small(a) for k, a in record.kwargs.items()
+                  if k not in ("layout", "pin_memory", "memory_format")}
+        if "dtype" in arguments and not record.keys:        # made of numbers (linspace), of the dtype that is the default
+            kwargs["dtype"] = dtype
+        if mutable:
+            args[0] = args[0].clone()
+        out = record.func(*args, **kwargs)
+        return [out] if isinstance(out, Tensor) else list(out)
+
+    named: dict[str, Any] = dict(zip(arguments, record.args))
+    named.update(record.kwargs)
     if name in _FILLED or "fill_value" in named:
         fill = _FILLED[name] if name in _FILLED else sizes.number(named["fill_value"])
         return [torch.full(shape, fill, dtype=dtype)]
     if name.startswith(("empty", "new_empty")):
         return [torch.full(shape, torch.nan, dtype=dtype)]  # what is not written must not be read
-    x = tensor(named.get("self"))
-    if name in _SHAPED:
-        return [x.reshape(shape)]
+    x: Any = get(record.keys[0]) if record.keys else None
     if name == "expand":
         return [x.expand(shape)]
     if name == "arange":
@@ -132,24 +150,8 @@ def run_again(record: Record, get: Callable[[Key], Tensor], sizes: Sizes, out_dt
             low = n - m if high == 0 else low
             spec += [low, n - m - low]
         return [torch.nn.functional.pad(x, spec)]
-    if name == "_to_copy":
-        return [x.to(dtype)]
-    def small(a: Any) -> Any:
-        if isinstance(a, Key):
-            return get(a)
-        if isinstance(a, (tuple, list)):
-            return [small(y) for y in a]
-        return _dtype(a) if isinstance(a, torch.dtype) else sizes.number(a)
-
-    args, kwargs = small(record.args), {k: small(a) for k, a in record.kwargs.items()}
-    kwargs = {k: torch.device("cpu") if isinstance(a, torch.device) else a for k, a in kwargs.items()
-              if k not in ("layout", "pin_memory", "memory_format")}
-    if "dtype" in arguments and not record.keys:            # made of numbers (linspace), of the dtype that is the default
-        kwargs["dtype"] = dtype
-    if mutable:
-        args = (args[0].clone(), *args[1:])
-    out = record.func(*args, **kwargs)
-    return [out] if isinstance(out, Tensor) else list(out)
+    assert name == "_to_copy", name
+    return [x.to(dtype)]
 
 
 def replay(records: Sequence[Record], target: Key, inputs: Mapping[Key, Tensor], table: SideTable, sizes: Sizes,

@@ -46,33 +46,50 @@ class Sizes:
         self._scale: dict[int, int] | None = None           # what `scaled` and `in_tiles` look up: once asked, sizes are known
         self._steps: dict[int, int] | None = None
         self.symbols = dict(symbols)
+        self.names, tied = self._named([*universe, *given, *(x for pair in self.compared for x in pair)])
         for x, n in given.items():
             self._set(x, n)
-        every = self._closure([*universe, *given, *(x for pair in self.compared for x in pair)])
-        self.laws, self.names = self._laws(every)
-        self._propagate(x for x in every if x in self.known or () in x.splits)  # no law says anything about none
-        for x in every:
-            if x not in self.known and not any(y in self.known for group in x.splits for y in group):
+        self.laws = self._laws(tied)
+        self._propagate([*self.known, *(x for x in self.laws if x not in self.known)])
+        for x in sorted((x for x in self.names if self.names[x] not in self.known), key=operator.attrgetter("id")):
+            if not any(self.names[y] in self.known for group in x.splits for y in group) and self.names[x] not in self.known:
                 self._set(x, hint(x.size, self.symbols))
-                self._propagate([x])
+                self._propagate([self.names[x]])
+        self.known = {x: n for x, first in self.names.items() if (n := self.known.get(first)) is not None}
 
     @staticmethod
-    def _closure(start: Iterable[Index]) -> list[Index]:
-        seen: set[Index] = set()
+    def _named(start: Iterable[Index]) -> tuple[dict[Index, Index], set[Index]]:
+        """All variables that are tied to the given ones, each with the first met of those that are the same by another name, as
+        most variables of a loop are: only these first ones are `known` until all is. And those that are tied otherwise."""
+        names: dict[Index, Index] = {}
+        tied: set[Index] = set()
         todo = list(start)
         while todo:
-            x = todo.pop()
-            if x in seen:
+            first = todo.pop()
+            if first in names:
                 continue
-            seen.add(x)
-            for group in x.splits:
-                todo += group
-            todo += x.parents
-            if x.window:
-                todo.append(x.window[0])
-            if x.padded:
-                todo.append(x.padded[0])
-        return sorted(seen, key=operator.attrgetter("id"))
+            names[first] = first
+            alike = [first]
+            for x in alike:
+                for group in x.splits:
+                    if len(group) != 1:
+                        tied.add(x)
+                        todo += group
+                    elif group[0] not in names:
+                        names[group[0]] = first
+                        alike.append(group[0])
+                for y in x.parents:
+                    if y not in names:
+                        if (x,) in y.splits:
+                            names[y] = first
+                            alike.append(y)
+                        else:
+                            todo.append(y)
+                for other in (x.window, x.padded):
+                    if other:
+                        tied.add(x)
+                        todo.append(other[0])
+        return names, tied
 
     def _same_axis(self, start: Iterable[Index]) -> frozenset[Index]:
         """Variables that run along the same axis as the given digits: compared, renamed, sliced, padded, split or put
@@ -91,52 +108,41 @@ class Sizes:
                      or any(x in group and seen.issuperset(group) for group in y.splits)]
         return frozenset(seen)
 
-    def _set(self, x: Index, n: int) -> bool:
-        if self.known.setdefault(x, n) != n:
-            raise Unsolvable(f"an axis of size {x.size} would have to be {self.known[x]} and {n}")
-        return True
+    def _set(self, x: Index, n: int) -> None:
+        if self.known.setdefault(self.names[x], n) != n:
+            raise Unsolvable(f"an axis of size {x.size} would have to be {self.known[self.names[x]]} and {n}")
 
     def _propagate(self, start: Iterable[Index]) -> None:
         """What follows from the sizes that are known: each newly known one is looked at together with what it is tied to."""
-        todo, known = deque(start), self.known
+        todo = deque(start)
         while todo:
-            x = todo.popleft()
-            if (n := known.get(x)) is not None:
-                for y in self.names.get(x, ()):
-                    if (m := known.get(y)) is None:
-                        known[y] = n
-                        todo.append(y)
-                    elif m != n:
-                        raise Unsolvable(f"an axis of size {x.size} would have to be {n} and {m}")
-            for law in self.laws.get(x, ()):
+            for law in self.laws.get(todo.popleft(), ()):
                 look()
                 todo.extend(law())
 
-    def _laws(self, every: Iterable[Index]) -> tuple[dict[Index, list[Callable[[], list[Index]]]], dict[Index, list[Index]]]:
+    def _laws(self, tied: Iterable[Index]) -> dict[Index, list[Callable[[], list[Index]]]]:
         """What ties variables to each other, by each of them: a call learns what follows from the sizes that are known by
-        then, and returns whose sizes these are. And what other names a variable has."""
+        then, and returns whose sizes these are."""
         laws: dict[Index, list[Callable[[], list[Index]]]] = {}
-        names: dict[Index, list[Index]] = {}
+        names = self.names
 
-        def add(law: Callable[[], list[Index]], about: Iterable[Index]) -> None:
-            for x in dict.fromkeys(about):
-                laws.setdefault(x, []).append(law)
+        def add(law: Callable[..., list[Index]], *of: Index, **more: int) -> None:
+            firsts = [names[x] for x in of]
+            for x in dict.fromkeys(firsts):
+                laws.setdefault(x, []).append(functools.partial(law, *firsts, **more))
 
         for x, y in self.compared:
-            add(functools.partial(self._by_difference, x, y, 0), (x, y))
-        for x in every:
+            add(self._by_difference, x, y, more=0)
+        for x in sorted(tied, key=operator.attrgetter("id")):
             if x.window or x.padded:
                 if (tie := self._tied(x)) is not None:
-                    add(functools.partial(self._by_difference, x, *tie), (x, tie[0]))
+                    add(self._by_difference, x, tie[0], more=tie[1])
                 if self.tiles and (tile := _tile(x)) is not None:
-                    add(functools.partial(self._by_tiles, x, *tile), (x, tile[0]))
+                    add(self._by_tiles, x, tile[0], times=tile[1])
             for group in x.splits:
-                if len(group) == 1:                         # another name, as most variables of a loop are
-                    names.setdefault(x, []).append(group[0])
-                    names.setdefault(group[0], []).append(x)
-                else:
-                    add(functools.partial(self._by_split, x, group), (x, *group))
-        return laws, names
+                if len(group) != 1:
+                    add(self._by_split, x, *group)
+        return laws
 
     def _learn(self, x: Index, n: int) -> list[Index]:
         new = x not in self.known
@@ -157,7 +163,7 @@ class Sizes:
             return self._learn(x, self.known[whole] // times)
         return []
 
-    def _by_split(self, x: Index, group: tuple[Index, ...]) -> list[Index]:
+    def _by_split(self, x: Index, *group: Index) -> list[Index]:
         open_ = [y for y in group if y not in self.known]
         if not open_:
             n = product(self.known[y] for y in group)

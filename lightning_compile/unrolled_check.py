@@ -7,7 +7,6 @@ of all before it, and how every piece weighs every other has been looked at alre
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -38,7 +37,7 @@ def compare(table: SideTable, site: Site, targets: Sequence[Key], regions: Seque
     by_operator = emit(builder, [builder] * len(shapes), site, linear_attention, shapes, [None] * len(shapes))
     inputs = {leaf_key(leaf): x for leaf, x in leaves.items()}
     known: dict[Key, Tensor] = {}
-    stop = ChainMap(known, inputs)                          # what a piece needs not be made of again
+    stop = set(inputs)                                      # what a piece needs not be made of again
     wanted: list[Tensor] = []
     found: list[Tensor] = []
     for m, key, records, x in zip(site.matches(), targets, regions, by_operator):
@@ -49,6 +48,7 @@ def compare(table: SideTable, site: Site, targets: Sequence[Key], regions: Seque
         dim = next((n for n, axis in enumerate(m.value.axes) if axis and axis[0] is m.rows[0]), 0)
         for start, length, piece in pieces:
             w = replay(region(table, piece, stop), piece, inputs, table, sizes, known)
+            stop.update(known)
             wanted.append(w.reshape(*x.shape[:dim], length, *x.shape[dim + 1:]))
             found.append(x.narrow(dim, start, length))
     tolerance = max(verify.TOLERANCE, 16 * site.main.room)
