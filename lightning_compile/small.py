@@ -55,7 +55,7 @@ class Sizes:
             if not any(self.names[y] in self.known for group in x.splits for y in group) and self.names[x] not in self.known:
                 self._set(x, hint(x.size, self.symbols))
                 self._propagate([self.names[x]])
-        self.known = {x: n for x, first in self.names.items() if (n := self.known.get(first)) is not None}
+        self.known = {x: self.known[first] for x, first in self.names.items() if first in self.known}
 
     @staticmethod
     def _named(start: Iterable[Index]) -> tuple[dict[Index, Index], set[Index]]:
