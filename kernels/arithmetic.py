@@ -103,6 +103,16 @@ def sums_of_columns(x, EXACT: tl.constexpr):
 
 
 @triton.jit
+def place_in_state(cc, oc, CONTRACT: tl.constexpr, OUT: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """Where these features of a state lie, and which of them there are."""
+    if TRANSPOSED:
+        at = oc[None, :] * CONTRACT + cc[:, None]
+    else:
+        at = cc[:, None] * OUT + oc[None, :]
+    return at, (cc < CONTRACT)[:, None] & (oc < OUT)[None, :]
+
+
+@triton.jit
 def place_at_border(S_BORDER, border, cc, oc, CONTRACT: tl.constexpr, OUT: tl.constexpr):
     """Where the state at a border of two blocks of steps lies, and what of it there is."""
     at = S_BORDER + border * CONTRACT * OUT + cc[:, None] * OUT + oc[None, :]

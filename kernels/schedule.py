@@ -6,6 +6,7 @@ the kernels that there are.
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from typing import Literal
@@ -20,13 +21,15 @@ Kind = Literal["output", "output with sums", "normalizer", "pair", "pair with su
 
 @dataclass(frozen=True)
 class Schedule:
-    """`chunk` positions a tile; blocks of the contracted and of the output's features; Triton's warps and stages."""
+    """`chunk` positions a tile; blocks of the contracted and of the output's features; Triton's warps and stages. rest: contracted
+    features beyond `contract`, in a tile of their own, also a power of two; 0: none."""
 
     chunk: int
     contract: int
     out: int
     warps: int
     stages: int
+    rest: int = 0
 
     @property
     def split(self) -> int:
@@ -36,7 +39,7 @@ class Schedule:
     @property
     def hold(self) -> bool:
         """Whether registers have room for the weights of a constant decay, or each chunk computes them again."""
-        return self.contract * self.out <= 64 * 64 * (self.warps // 4)
+        return (self.contract + self.rest) * self.out <= 64 * 64 * (self.warps // 4)
 
 
 def _block(features: int) -> int:
@@ -47,12 +50,12 @@ def _block(features: int) -> int:
 Row = tuple[int, int, int, int]
 # Measured on an H100 (docs/kernels.md). By the contracted block: (chunk, output block, warps, stages).
 _HALF: dict[str, dict[int, Row]] = {
-    "output": {64: (64, 64, 4, 4), 128: (64, 128, 8, 3), 256: (64, 128, 8, 2)},
-    "output with sums": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 256: (64, 128, 8, 2)},
-    "normalizer": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 256: (64, 64, 8, 2)},
-    "pair": {64: (64, 64, 4, 3), 128: (64, 128, 8, 2)},
+    "output": {32: (64, 32, 4, 6), 64: (64, 64, 4, 4), 128: (64, 128, 8, 3), 192: (64, 128, 8, 3), 256: (64, 128, 8, 2)},
+    "output with sums": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 192: (64, 64, 8, 3), 256: (64, 128, 8, 2)},
+    "normalizer": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 192: (64, 64, 8, 3), 256: (64, 64, 8, 2)},
+    "pair": {32: (64, 32, 4, 4), 64: (64, 64, 4, 3), 128: (64, 128, 8, 2)},
     "pair with sums": {64: (64, 64, 4, 3), 128: (64, 128, 8, 2)},
-    "states": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 256: (64, 64, 8, 2)},
+    "states": {64: (64, 64, 4, 3), 128: (64, 128, 8, 3), 192: (64, 128, 8, 3), 256: (64, 64, 8, 2)},
 }
 # Where products run a warp at a time, from registers (compute capability 8, and 12): chunks of 32 positions, or kilobytes a
 # thread are spilled. Chosen by registers and spills (benchmarks/registers.py), measured on no such device.
@@ -96,11 +99,13 @@ def schedule(
 
     None: two sweeps are faster than such a pair.
     """
-    half, by_warp = dtype.itemsize == 2, not HOPPER <= capability < 120
+    half, by_warp, hopper = dtype.itemsize == 2, not HOPPER <= capability < 120, HOPPER <= capability < 100
     table, block = ((_HALF_BY_WARP if by_warp else _HALF) if half else _SINGLE)[kind], _block(contract)
-    widest = max(block, _block(out)) if kind.startswith("pair") else block
+    if half and hopper and 128 < contract <= 192:
+        block = 192  # as 128 and 64, three quarters of what 256 compute and hold
+    widest = max(block, _block(out) if kind.startswith("pair") else min(64, _block(out)))
     widest = max(widest, min(table, default=widest))
-    row = table.get(widest)
+    row = table.get(widest, table.get(256) if widest > 128 else None)
     if half and not by_warp and capability >= 100:
         row = _HALF_TEN.get((kind, widest), row)
     if row is None:
@@ -116,25 +121,49 @@ def schedule(
         # where a group of four warps has 16 columns. TF32 has no such trouble, and serves 256 features.
         block = max(block, 64)
         held = max(held, 64 if most >= 64 or products(dtype, block)[0] == torch.bfloat16 else 32)
-    return Schedule(chunk, block, held, warps, stages)
+    if half and hopper and contract <= 16 and kind in ("output", "states"):
+        block = 16  # no second operand of a product has 16 columns there, which gave wrong results
+    rest = 64 if block == 192 else 0
+    return Schedule(chunk, block - rest, held, warps, stages, rest)
 
 
-# Segments begin at multiples of this many positions: all chunks divide it. A shorter one would spend its time on states.
-SEGMENT = 1024
+# Segments begin at multiples of this many positions: all chunks and borders divide it.
+SEGMENT = 256
+# In positions that a program could have gone through instead: what cutting costs, mostly the host, which has two more kernels to
+# launch, and what each segment adds to the scan that joins them.
+CUT, JOINED = 900, 20
+# So many programs for each multiprocessor are as fast as memory is, of 16 bits and 33 to 128 features.
+FILLED = 0.75
 
 
-def segments(programs: int, n: int, processors: int, resident: int = 2) -> tuple[int, int]:
+def segments(programs: int, n: int, processors: int, resident: int = 1, filled: float = FILLED) -> tuple[int, int]:
     """`(segments, positions of each)` for that many independent sweeps of n positions on that many multiprocessors.
 
-    Segments read keys and values twice, so a device that is mostly busy is left alone; one that is not gets as many
-    programs for each multiprocessor as reside there, which their registers decide.
+    resident: programs that a multiprocessor is to hold. filled: how many of those are as fast as it can be; more share that speed.
+    With s segments a program goes through n / s positions twice, for states in half of the time; then the scan joins s of them.
+    There are as many as the multiprocessors hold or make that the least, and one where it is not less than it takes uncut.
     """
     units = -(-n // SEGMENT)
-    if programs >= 0.6 * processors or units == 1:
+    room = filled * processors
+    wanted = min(resident * processors // max(1, programs), math.isqrt(3 * n // (2 * JOINED)), units)
+    if wanted < 2:
         return 1, units * SEGMENT
-    wanted = max(1, min(resident * processors // max(1, programs), units))
     each = -(-units // wanted)
-    return -(-units // each), each * SEGMENT
+    count = -(-units // each)
+    cut = 1.5 * each * SEGMENT * max(1.0, programs * count / room) + JOINED * count + CUT
+    if count < 2 or cut >= n * max(1.0, programs / room):
+        return 1, units * SEGMENT
+    return count, each * SEGMENT
+
+
+def occupancy(dtype: torch.dtype, warps: int, features: int) -> tuple[int, float]:
+    """`(resident, filled)` as `segments` takes them, of sweeps in so many warps over at most so many features of keys or values.
+
+    With few features a program waits for itself and not for memory, and two hide what each waits for; with many, and in 32 bits,
+    products are the limit, and no multiprocessor does more than its own.
+    """
+    half = dtype.itemsize == 2
+    return (2 if warps <= 4 and (features <= 32 or not half) else 1), (FILLED if half and 32 < features <= 128 else 1.0)
 
 
 def precision(dtype: torch.dtype) -> tuple[torch.dtype, Precision]:

@@ -23,6 +23,7 @@ from .arithmetic import (
     leave_at_border,
     load_tile,
     place_at_border,
+    place_in_state,
     product_of_states,
     store_tile,
     sums_of_columns,
@@ -55,7 +56,7 @@ def sweep(
     o_b: i64, o_h: i64, r_b: i64, r_h: i64,
     n, per_segment, segments, borders, heads, a_group, b_group, v_group, w_group, scale, scale_in, scale_leave,
     a_n: tl.constexpr, b_n: tl.constexpr, v_n: tl.constexpr, w_n: tl.constexpr, o_n: tl.constexpr, r_n: tl.constexpr,
-    CONTRACT: tl.constexpr, OUT: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, C: tl.constexpr,
+    CONTRACT: tl.constexpr, OUT: tl.constexpr, BC: tl.constexpr, REST: tl.constexpr, BO: tl.constexpr, C: tl.constexpr,
     REVERSE: tl.constexpr, STRICT: tl.constexpr, DECAY: tl.constexpr, COLUMN: tl.constexpr, TRANSPOSED: tl.constexpr,
     OUTPUT: tl.constexpr, COMPANION: tl.constexpr, SUM: tl.constexpr, PAIRS: tl.constexpr, BETWEEN: tl.constexpr,
     AHEAD: tl.constexpr, BRANCH: tl.constexpr, HAS_IN: tl.constexpr, HAS_OUT: tl.constexpr, HAS_TOTAL: tl.constexpr,
@@ -65,7 +66,8 @@ def sweep(
     """O = scale * LA(A, B, V) for one segment of one head and one block of O's features; states are sums of B^T V.
 
     A, B [.., N, CONTRACT], V, O [.., N, OUT]. COMPANION: R = scale * LA(W, V, B) as well, W [.., N, OUT], whose state is
-    the transposed one; then a program holds all features.
+    the transposed one; then a program holds all features. The contracted features are held in BC and, where they are not as many
+    as a power of two, REST more.
 
     S_IN, S_OUT [B*H, segments, CONTRACT, OUT] (TRANSPOSED: the last two exchanged), X_* their normaliser part; a state
     is multiplied by scale_in when it enters and by scale_leave when it leaves. TOTAL [B*H, segments], in powers of two.
@@ -88,7 +90,8 @@ def sweep(
     rows, cc, oc = tl.arange(0, C), tl.arange(0, BC), block * BO + tl.arange(0, BO)
     EACH: tl.constexpr = BETWEEN == C
     WIDE: tl.constexpr = DECAY == 2 and G.dtype.element_ty != ACC and PRECISION != "tf32"
-    C_MASK: tl.constexpr = 0 if BC == CONTRACT else CONTRACT
+    C_MASK: tl.constexpr = 0 if BC <= CONTRACT else CONTRACT
+    REST_MASK: tl.constexpr = 0 if BC + REST == CONTRACT else CONTRACT
     O_MASK: tl.constexpr = 0 if OUT % BO == 0 else OUT
 
     a_base = tl.multiple_of(batch * a_b + (head // a_group).to(tl.int64) * a_h, ALIGN)
@@ -120,11 +123,7 @@ def sweep(
             inside = tl.where(allowed, tl.exp2(g * tl.where(allowed, gap, 0).to(ACC)) * rounded, 0.0)
 
     ON_OUT: tl.constexpr = COLUMN == ON_LEFT or COLUMN == ON_RIGHT
-    if TRANSPOSED:
-        state_at = oc[None, :] * CONTRACT + cc[:, None]
-    else:
-        state_at = cc[:, None] * OUT + oc[None, :]
-    in_state = (cc < CONTRACT)[:, None] & (oc < OUT)[None, :]
+    state_at, in_state = place_in_state(cc, oc, CONTRACT, OUT, TRANSPOSED)
     state_base = (bh * segments + segment) * CONTRACT * OUT
     LENGTH: tl.constexpr = OUT if ON_OUT else CONTRACT
     if ON_OUT:
@@ -140,6 +139,14 @@ def sweep(
         state = tl.load(S_IN + state_base + state_at, mask=in_state, other=0.0) * tl.full([], scale_in, ACC)
         if COLUMN != NO_COLUMN:
             column = tl.load(X_IN + column_base + of_column, mask=in_column, other=0.0) * tl.full([], scale_in, ACC)
+    if REST != 0:
+        rc = BC + tl.arange(0, REST)
+        rest_at, in_rest = place_in_state(rc, oc, CONTRACT, OUT, TRANSPOSED)
+        rest, rest_column = tl.zeros([REST, BO], ACC), tl.zeros([REST], ACC)
+        if HAS_IN:
+            rest = tl.load(S_IN + state_base + rest_at, mask=in_rest, other=0.0) * tl.full([], scale_in, ACC)
+            if COLUMN == ON_VALUE or COLUMN == ON_STATE:
+                rest_column = tl.load(X_IN + column_base + rc, mask=rc < CONTRACT, other=0.0) * tl.full([], scale_in, ACC)
     passed = tl.full([], 0.0, ACC)
 
     first = segment * per_segment
@@ -158,6 +165,8 @@ def sweep(
         filled = tl.minimum(n - t, C)
         valid = rows < filled
         b = load_tile(B, b_base + t64 * b_n, b_n, b_d, rows, valid, cc, C_MASK)
+        if REST != 0:
+            b_rest = load_tile(B, b_base + t64 * b_n, b_n, b_d, rows, valid, rc, REST_MASK)
         v = load_tile(V, v_base + t64 * v_n, v_n, v_d, rows, valid, oc, O_MASK)
         if SUM != 0 and EACH:
             at_border = bh * borders + t // C
@@ -195,6 +204,8 @@ def sweep(
                 passed += log_across
         if COLUMN == ON_STATE:
             gained = tl.sum(b.to(ACC) * (kept * x)[:, None], 0)
+            if REST != 0:
+                rest_gained = tl.sum(b_rest.to(ACC) * (kept * x)[:, None], 0)
         elif COLUMN == ON_LEFT:
             gained = tl.sum(v.to(ACC) * kept[:, None], 0)
         elif COLUMN == ON_RIGHT:
@@ -216,6 +227,17 @@ def sweep(
                 other = as_operand(w, DOT, PRECISION)
             a = load_tile(A, a_base + t64 * a_n, a_n, a_d, rows, valid, cc, C_MASK)
             left, right = as_operand(a, DOT, PRECISION), as_operand(b, DOT, PRECISION)
+            if REST != 0:
+                a_rest = load_tile(A, a_base + t64 * a_n, a_n, a_d, rows, valid, rc, REST_MASK)
+                left_rest, right_rest = as_operand(a_rest, DOT, PRECISION), as_operand(b_rest, DOT, PRECISION)
+                held_rest = as_operand(rest * early if SMALL else rest, DOT, PRECISION)
+                # a branch of their own: as below, for these products go into those there
+                more = filled > 0 if BRANCH else True
+                if more:
+                    o_rest = dot(left_rest, held_rest, PRECISION, ACC)
+                    scores_rest = dot(left_rest, tl.trans(right_rest), PRECISION, ACC)
+                else:
+                    o_rest, scores_rest = tl.zeros([C, BO], ACC), tl.zeros([C, C], ACC)
 
             # Always so, which Triton does not know. On Hopper it gives all rows to each group of four warps where a product goes
             # into another one; it does not look out of a branch, so that here each group computes half of the columns.
@@ -231,7 +253,10 @@ def sweep(
                         if COLUMN == ON_RIGHT:
                             row_sums += sums_of_rows(alone[:, None] * w.to(ACC) * column[None, :], SPLIT, EACH)
                 else:
-                    o = dot(left, held, PRECISION, ACC)
+                    if REST != 0:
+                        o = dot_add(left, held, o_rest, PRECISION, ACC)
+                    else:
+                        o = dot(left, held, PRECISION, ACC)
                     o *= weight[:, None]
                     if COLUMN == ON_LEFT:
                         o += (alone * x)[:, None] * column[None, :]
@@ -243,7 +268,10 @@ def sweep(
                     others = dot(other, tl.trans(value), PRECISION, ACC)
                     if COLUMN == ON_STATE:
                         others += x[None, :]
-                scores = dot(left, tl.trans(right), PRECISION, ACC)
+                if REST != 0:
+                    scores = dot_add(left, tl.trans(right), scores_rest, PRECISION, ACC)
+                else:
+                    scores = dot(left, tl.trans(right), PRECISION, ACC)
                 if COLUMN == ON_LEFT:
                     scores += x[:, None]
                 elif COLUMN == ON_RIGHT:
@@ -290,7 +318,10 @@ def sweep(
                     of_scores = tl.zeros([C], ACC)
 
             if COLUMN == ON_VALUE:
-                z = alone * tl.sum(a.to(ACC) * column[None, :], 1) + of_scores
+                z = tl.sum(a.to(ACC) * column[None, :], 1)
+                if REST != 0:
+                    z += tl.sum(a_rest.to(ACC) * rest_column[None, :], 1)
+                z = alone * z + of_scores
                 if block == 0:
                     tl.store(Z + bh * n + t64 + rows, z * late if SMALL else z, mask=valid)
             if SUM != 0:
@@ -329,20 +360,35 @@ def sweep(
             else:
                 state *= across
                 column *= across
+            if REST != 0:
+                rest *= across
+                rest_column *= across
         if COLUMN == ON_VALUE:  # here it needs fewer registers, measured
             column += tl.sum(b.to(ACC) * kept[:, None], 0)
+            if REST != 0:
+                rest_column += tl.sum(b_rest.to(ACC) * kept[:, None], 0)
         elif COLUMN != NO_COLUMN:
             column += gained
+            if REST != 0 and COLUMN == ON_STATE:
+                rest_column += rest_gained
         state = dot_add(tl.trans(as_operand(b, DOT, PRECISION)), added, state, PRECISION, ACC)
+        if REST != 0:
+            rest = dot_add(tl.trans(as_operand(b_rest, DOT, PRECISION)), added, rest, PRECISION, ACC)
         if SUM == OF_QUERIES and not EACH:
             if borders_here:  # rounded as products read it
                 leave_at_border(state, column, S_BORDER, X_BORDER, at_border, cc, oc, CONTRACT, OUT, ON_OUT)
+                if REST != 0:
+                    leave_at_border(rest, column, S_BORDER, X_BORDER, at_border, rc, oc, CONTRACT, OUT, False)
         elif SUM == OF_KEYS and not EACH:
             if borders_here:  # the product of the two: all that passes, from keys to queries
                 if not AHEAD:
                     there, there_is = place_at_border(S_BORDER, at_border, cc, oc, CONTRACT, OUT)
                     met = tl.load(there, mask=there_is, other=0.0)
                 passing = product_of_states(state, column, met, X_BORDER, at_border, oc, OUT, ON_OUT, EACH)
+                if REST != 0:
+                    there, there_is = place_at_border(S_BORDER, at_border, rc, oc, CONTRACT, OUT)
+                    met = tl.load(there, mask=there_is, other=0.0)
+                    passing += product_of_states(rest, column, met, X_BORDER, at_border, oc, OUT, False, EACH)
                 tl.store(PASSING + block.to(tl.int64) * all_heads * borders + at_border, passing * out_scale)
 
     if HAS_OUT:
@@ -350,6 +396,11 @@ def sweep(
         if COLUMN == ON_VALUE or COLUMN == ON_STATE:
             if block == 0:
                 tl.store(X_OUT + column_base + cc, column * tl.full([], scale_leave, ACC), mask=cc < CONTRACT)
+        if REST != 0:
+            tl.store(S_OUT + state_base + rest_at, rest * tl.full([], scale_leave, ACC), mask=in_rest)
+            if COLUMN == ON_VALUE or COLUMN == ON_STATE:
+                if block == 0:
+                    tl.store(X_OUT + column_base + rc, rest_column * tl.full([], scale_leave, ACC), mask=rc < CONTRACT)
     if HAS_TOTAL:
         if block == 0:
             tl.store(TOTAL + bh * segments + segment, passed)

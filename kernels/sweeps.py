@@ -183,6 +183,7 @@ class Sweeps:
                 "CONTRACT": right.shape[3],
                 "OUT": value.shape[3],
                 "BC": plan.contract,
+                "REST": plan.rest,
                 "BO": plan.out,
                 "C": plan.chunk,
                 "REVERSE": direction.reverse,

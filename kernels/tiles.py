@@ -14,7 +14,7 @@ from torch import Tensor
 from . import ahead, chunked, offline
 from .plan import Buffer, Plan, Plans, signature
 from .problem import accumulation_dtype, boundary_log_decay, output_heads, sequence_first, sum_groups
-from .schedule import HOPPER, Kind, Schedule, schedule, segments
+from .schedule import HOPPER, Kind, Schedule, occupancy, schedule, segments
 from .spec import Role, Specification, differentiate
 from .sweeps import (
     GIVEN,
@@ -232,8 +232,8 @@ class _Call:
         return found, 0 if found is None else -(-out // found.out)
 
     def direction(self, reverse: bool, plan: Schedule, blocks: int) -> Direction:
-        resident = 1 if plan.warps > 4 else 2
-        return Direction(reverse, *segments(self.b * self.heads * blocks, self.n, self.processors, resident))
+        room = occupancy(self.dtype, plan.warps, self.d + self.e)
+        return Direction(reverse, *segments(self.b * self.heads * blocks, self.n, self.processors, *room))
 
     def output(self, features: int, lengthwise: bool) -> Buffer:
         return self.plan.empty((self.b, self.heads, self.n, features), self.dtype, lengthwise)

@@ -58,8 +58,11 @@ WIDTHS = tuple(
     Problem("widths", 8, 16, 8192 * 128 // (d + e) // 64 * 64, d, "head", e)
     for d, e in ((16, 64), (64, 16), (32, 128), (64, 128), (128, 64), (128, 32), (128, 256), (256, 128), (64, 256), (256, 64))
 )
-# Tokens a second at a fixed number of heads.
-FLAT = tuple(Problem("flat", 1, h, 2**k, 64, "head") for h in (16, 64) for k in range(11, 21))
+# Tokens a second at a fixed number of sequences: of few, which are cut, and of as many as fill a card.
+FLAT = tuple(
+    Problem("flat", 1, h, 2**k, d, "head") for h, d in ((16, 64), (64, 64), (128, 32), (1024, 32))
+    for k in range(11, 21) if h * d * 2**k <= 2**32
+)
 # The number of features, of 128 sequences with the same number of bytes; of sequences; of positions.
 FEATURES = tuple(
     Problem("features", 8, 16, 8192 * 64 // d // 64 * 64, d, "head")

@@ -9,25 +9,35 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_compile.kernels.schedule import SEGMENT, precision, products, schedule, segments
+from lightning_compile.kernels.schedule import SEGMENT, occupancy, precision, products, schedule, segments
 from lightning_compile.kernels.spec import Specification, differentiate
 from lightning_compile.kernels.sweeps import BETWEEN, EACH
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-@given(st.integers(1, 4096), st.integers(1, 1 << 24), st.sampled_from([4, 108, 132]))
-def test_segments_cover_the_sequence_and_none_is_empty(programs: int, n: int, processors: int) -> None:
-    count, length = segments(programs, n, processors)
+@given(st.integers(1, 4096), st.integers(1, 1 << 24), st.sampled_from([4, 108, 132]), st.sampled_from(DTYPES), st.integers(2, 512))
+def test_segments_cover_the_sequence_and_none_is_empty(
+    programs: int, n: int, processors: int, dtype: torch.dtype, features: int
+) -> None:
+    count, length = segments(programs, n, processors, *occupancy(dtype, 4, features))
     assert count >= 1 and length % SEGMENT == 0
     assert (count - 1) * length < n <= count * length
+    assert count == 1 or count * programs <= 2 * processors
 
 
 def test_a_busy_device_is_not_split_and_a_short_sequence_neither() -> None:
-    assert segments(256, 1 << 20, 132)[0] == 1
-    assert segments(1, SEGMENT, 132)[0] == 1
-    assert segments(16, 1 << 20, 132)[0] > 4
-    assert segments(16, 1 << 20, 132, resident=1)[0] == 8
+    """As measured on an H100 (docs/performance.md)."""
+    few, some, many = (occupancy(torch.bfloat16, 4, features) for features in (32, 64, 192))
+    assert segments(256, 1 << 20, 132, *some)[0] == segments(96, 1 << 20, 132, *some)[0] == 1
+    assert segments(1, SEGMENT, 132)[0] == segments(16, 1024, 132, *some)[0] == 1
+    assert [segments(16, n, 132, *some)[0] for n in (2048, 65536, 1 << 20)] == [8, 8, 8]
+    assert [segments(64, n, 132, *some)[0] for n in (2048, 1 << 20)] == [1, 2]
+    assert segments(1, 1 << 20, 132, *some)[0] > 100
+    # two programs of few features share a multiprocessor; of many, products are the limit
+    assert [segments(x, 1 << 16, 132, *few)[0] for x in (16, 64, 96, 128)] == [16, 4, 1, 1]
+    assert [segments(x, 10240, 132, *many)[0] for x in (64, 128)] == [2, 1]
+    assert occupancy(torch.float32, 4, 64) == (2, 1.0) and occupancy(torch.float32, 8, 128) == (1, 1.0)
 
 
 @given(
@@ -44,9 +54,12 @@ def test_schedules_hold_the_features_and_chunks_divide_segments(
     if plan is None:
         assert kind.startswith("pair")
         return
-    assert plan.contract >= contract and plan.contract & (plan.contract - 1) == 0
+    assert plan.contract + plan.rest >= contract
+    assert all(x & (x - 1) == 0 for x in (plan.contract, plan.rest))
+    assert plan.rest == 0 or (plan.rest >= 32 and contract > plan.contract and not kind.startswith("pair"))
     assert SEGMENT % plan.chunk == 0 and BETWEEN % plan.chunk == 0
     assert plan.chunk == EACH or dtype.itemsize == 2 or kind != "output with sums"
+    assert plan.contract >= 32 or (kind in ("output", "states") and dtype.itemsize == 2)
     # narrower than this, or 32 with masked columns that are read in parts of 8 bytes, is wrong on Hopper
     assert plan.out >= 32
     if dtype == torch.float32 and plan.out == 32:  # products in parts of bfloat16: with few features alone
