@@ -21,8 +21,8 @@ Kind = Literal["output", "output with sums", "normalizer", "pair", "pair with su
 
 @dataclass(frozen=True)
 class Schedule:
-    """`chunk` positions a tile; blocks of the contracted and of the output's features; Triton's warps and stages. rest: contracted
-    features beyond `contract`, in a tile of their own, also a power of two; 0: none."""
+    """`chunk` positions a tile; blocks of the contracted and of the output's features; Triton's warps and stages. rest:
+    contracted features beyond those, in a tile of their own, a power of two as well; 0: none."""
 
     chunk: int
     contract: int
@@ -139,7 +139,7 @@ FILLED = 0.75
 def segments(programs: int, n: int, processors: int, resident: int = 1, filled: float = FILLED) -> tuple[int, int]:
     """`(segments, positions of each)` for that many independent sweeps of n positions on that many multiprocessors.
 
-    resident: programs that a multiprocessor is to hold. filled: how many of those are as fast as it can be; more share that speed.
+    resident: programs that a multiprocessor is to hold. filled: how many of those are as fast as it can be; more share its speed.
     With s segments a program goes through n / s positions twice, for states in half of the time; then the scan joins s of them.
     There are as many as the multiprocessors hold or make that the least, and one where it is not less than it takes uncut.
     """

@@ -47,7 +47,7 @@ def _percent(rows: list[dict[str, Any]], about: dict[str, Any], path: Path) -> N
             heights = [measured.get((*shape, peer), 0) for shape in shapes]
             axis.bar([x + 0.8 * (i + 0.5) / len(peers) - 0.4 for x in range(len(shapes))], heights, 0.8 / len(peers), label=peer)
         axis.set(title=title, ylabel="% of the copy's speed", ylim=(0, 100))
-    axes[1].set_xticks(range(len(shapes)), [f"{s}\n{d}" for s, d in shapes], fontsize=8, rotation=30 if len(shapes) > 6 else 0)
+    axes[1].set_xticks(range(len(shapes)), [f"{s}\n{d}" for s, d in shapes], fontsize=8, rotation=30 if len(shapes) > 4 else 0)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=4)
     figure.suptitle(f"{about['device']}, {about['date']}", fontsize=10)
     figure.savefig(path, dpi=130)
@@ -68,9 +68,11 @@ def _against_length(curves: dict[tuple[str, str], list[tuple[int, dict[str, Any]
     axis.set_xticks(lengths, [f"{n >> 20} M" if n >= 1 << 20 else f"{n >> 10} k" if n >= 1 << 10 else str(n) for n in lengths])
     axis.set_xticks([], minor=True)
     axis.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
-    few = max(y for _, y in shown) < 20 * min(y for _, y in shown)  # with more decades there is no room for more labels
-    axis.yaxis.set_minor_formatter((lambda y, _: f"{y:g}") if few else matplotlib.ticker.NullFormatter())
+    ratio = max(y for _, y in shown) / min(y for _, y in shown)
+    if ratio >= 20:  # with more decades there is no room for more labels
+        axis.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5) if ratio < 1000 else (1,)))
+    axis.yaxis.set_minor_formatter((lambda y, _: f"{y:g}") if ratio < 20 else matplotlib.ticker.NullFormatter())
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=7)
+    figure.legend(loc="outside lower center", fontsize=7, ncols=2)
     figure.savefig(path, dpi=130)
     plt.close(figure)
