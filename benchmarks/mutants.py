@@ -42,7 +42,8 @@ SUITES: dict[str, tuple[str, ...]] = {
     "rewrite": ("tests/test_laws.py", "tests/test_checks.py", "tests/test_spellings.py", "tests/test_faults.py",
                 "tests/test_backend.py", "tests/test_programs.py"),
     "chunked": (KERNELS + "test_kernels_operator.py", KERNELS + "test_kernels_registration.py"),
-    "tiles": (KERNELS + "test_kernels_tiles_values.py", KERNELS + "test_kernels_tiles_gradients.py"),
+    "tiles": (KERNELS + "test_kernels_tiles_values.py", KERNELS + "test_kernels_tiles_gradients.py",
+              KERNELS + "test_kernels_tiles_numbers.py"),
 }
 SLOW = {"test_laws.py": 0, "test_checks.py": 4, "test_loops.py": 4}  # about 10 s a test, where others take one; 0: the first
 TIMEOUT = 1800  # seconds of one mutant
@@ -189,10 +190,10 @@ MUTANTS = [
          ("allowed = rows[:, None] > rows[None, :] if STRICT else", "allowed = rows[:, None] >= rows[None, :] if STRICT else"),
          ("tl.maximum(filled - 1 - rows, 0)", "tl.maximum(filled - rows, 0)"),
          ("log_across = g * filled.to(ACC)", "log_across = g * C"),
-         ("                state *= across\n", ""),
          ("passing * (across * out_scale)", "passing * out_scale"),
          ("-sums_of_columns(pairs, EACH)", "sums_of_columns(pairs, EACH)"),
          ("(head // a_group).to(tl.int64) * a_h", "(head % a_group).to(tl.int64) * a_h")),
+    *_of("kernels/arithmetic.py", "tiles", ("        x *= across\n", "        x = x\n")),
     *_of("kernels/joins.py", "tiles",
          ("        sums = -sums\n", "        sums = sums\n"),
          ("squares = queries * queries + keys * keys", "squares = queries * queries"),

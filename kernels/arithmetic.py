@@ -86,6 +86,16 @@ def exp2_of(x, ACC: tl.constexpr):
 
 
 @triton.jit
+def decayed(x, across, lost, WIDE: tl.constexpr):
+    """x * across. WIDE: and what rounding has taken from that."""
+    if WIDE:
+        x = x * across + x * lost
+    else:
+        x *= across
+    return x
+
+
+@triton.jit
 def sums_of_rows(x, SPLIT: tl.constexpr, EXACT: tl.constexpr):
     """[C, SPLIT]: sums of each part of the columns. As many parts as groups of four warps share a row, and no sum waits for
     another group. EXACT: in fp64."""

@@ -15,6 +15,7 @@ import triton.language as tl
 from .arithmetic import (
     LOG2E,
     as_operand,
+    decayed,
     dot,
     dot_add,
     exp2_and,
@@ -347,6 +348,7 @@ def sweep(
                 lost = (precise - across).to(ACC)
             else:
                 across = exp2_of(total, ACC) if DECAY == 2 else tl.exp2(log_across)
+                lost = across * 0.0
             if SUM == OF_QUERIES and EACH:
                 leave_at_border(state, column, S_BORDER, X_BORDER, at_border, cc, oc, CONTRACT, OUT, ON_OUT)
             elif SUM == OF_KEYS and EACH:
@@ -354,15 +356,9 @@ def sweep(
                 met = tl.load(there, mask=there_is, other=0.0)
                 passing = product_of_states(state, column, met, X_BORDER, at_border, oc, OUT, ON_OUT, EACH)
                 tl.store(PASSING + block.to(tl.int64) * all_heads * borders + at_border, passing * (across * out_scale))
-            if WIDE:
-                state = state * across + state * lost
-                column = column * across + column * lost
-            else:
-                state *= across
-                column *= across
+            state, column = decayed(state, across, lost, WIDE), decayed(column, across, lost, WIDE)
             if REST != 0:
-                rest *= across
-                rest_column *= across
+                rest, rest_column = decayed(rest, across, lost, WIDE), decayed(rest_column, across, lost, WIDE)
         if COLUMN == ON_VALUE:  # here it needs fewer registers, measured
             column += tl.sum(b.to(ACC) * kept[:, None], 0)
             if REST != 0:

@@ -375,7 +375,10 @@ def plan_backward(
         log_decay = given[3]
         ends: list[tuple[int, Buffer | None]] = []
         if not sweeps.each:
-            ends = [_at_end(plan, call.start, grad_start, acc), _at_end(plan, end, final, acc)]
+            chunk = ahead_layout.chunk
+            beside = range(min(chunk, n)), range((n - 1) // chunk * chunk, n)
+            first, last = beside[::-1] if reverse else beside
+            ends = [_at_end(call, call.start, grad_start, 1.0, first), _at_end(call, end, final, 1 / scale, last)]
         steps = sweeps.decay_gradient(sums_q, sums_k, ends[::-1] if reverse else ends, reverse, log_decay.dtype)
         grad_decay = steps
         if log_decay.dim() == 1:
@@ -410,10 +413,27 @@ def _shared(plan: Plan, gradient: Buffer, operand: Buffer, lengthwise: bool) -> 
     return plan.transpose(found) if lengthwise else found
 
 
-def _at_end(plan: Plan, given: Buffer | None, found: Buffer | None, acc: torch.dtype) -> tuple[int, Buffer | None]:
-    """What passes all steps at an end of the sequence, [B, H]: the state there times its gradient, of which one is given."""
+def _at_end(
+    call: _Call, given: Buffer | None, found: Buffer | None, factor: float, beside: range
+) -> tuple[int, Buffer | None]:
+    """What passes all steps at an end of the sequence, [B, H]: the state there times its gradient, of which one is given.
+
+    Products read that one times `factor`, rounded. What it gives the chunk beside it is taken off again: where decays are strong
+    that is nearly all of it, and has to be as it was read; where they are weak it is little, and better exact.
+    """
     if given is None:
         return NOTHING, None
     if found is None:
         return UNKNOWN, None
-    return GIVEN, plan.compute(given.shape[:2], acc, lambda x, y: (x * y).sum((-1, -2)), given, found)
+    if call.dtype == torch.float16:                         # there a scale below one multiplies what is rounded
+        factor *= min(call.scale, 1.0)
+    log_decay = call.sweeps.log_decay
+    assert log_decay is not None
+
+    def function(given: Tensor, found: Tensor, g: Tensor) -> Tensor:
+        read = (given * factor).to(call.dtype).to(given.dtype) / factor
+        passed = (g * len(beside))[None] if g.dim() == 1 else g[..., beside.start:beside.stop].sum(-1)
+        kept = (2 * passed).exp()                           # of the chunk beside it, as variances add
+        return (found * torch.lerp(read, given, kept[..., None, None])).sum((-1, -2))
+
+    return GIVEN, call.plan.compute(given.shape[:2], call.acc, function, given, found, log_decay)

@@ -64,11 +64,14 @@ def test_an_entry_does_not_depend_on_the_others_of_its_batch(case: Case) -> None
         assert torch.equal(x[:1], z[:1]) and torch.equal(y, z[:1])
 
 
-@pytest.mark.parametrize(("dtype", "n", "d", "decay"), [(torch.float16, 193, 64, 1.0), (torch.float16, 193, 32, 0.1),
-                                                        (torch.float32, 65, 32, 5.0)], ids=str)
-def test_the_gradient_of_the_log_decay_is_as_near_as_eagers(dtype: torch.dtype, n: int, d: int, decay: float) -> None:
-    """Within the budget of docs/trust.md. In 16 bits what a running sum misses at a border was made where a state was read; in
-    fp32 sums whose pairs cancel are not rounded in between."""
+@pytest.mark.parametrize(("dtype", "n", "d", "decay", "reverse"), [
+    (torch.float16, 193, 64, 1.0, False), (torch.float16, 193, 32, 0.1, False), (torch.float16, 65, 64, 5.0, False),
+    (torch.float16, 129, 64, 5.0, True), (torch.float32, 65, 32, 5.0, False)], ids=str)
+def test_the_gradient_of_the_log_decay_is_as_near_as_eagers(dtype: torch.dtype, n: int, d: int, decay: float,
+                                                            reverse: bool) -> None:
+    """Within the budget of docs/trust.md. In 16 bits what a running sum misses at a border was made where a state was read, and
+    where decays are strong what enters at an end is taken off as it was read; in fp32 sums whose pairs cancel are not rounded in
+    between."""
     generator = torch.Generator().manual_seed(n + d)
     q, k, v, g_o = (torch.randn(1, 4, n, d, generator=generator).to(dtype) for _ in range(4))
     g = -2 * decay * torch.rand(1, 4, n, generator=generator)
@@ -76,7 +79,7 @@ def test_the_gradient_of_the_log_decay_is_as_near_as_eagers(dtype: torch.dtype, 
 
     def gradient(function: Callable[..., tuple[Tensor, ...]], to: torch.dtype | None = None) -> Tensor:
         leaves = [x.detach().to(to or x.dtype).requires_grad_() for x in (q, k, v, g, start)]
-        o, _, end = function(*leaves, d**-0.5, False, False, False, True)
+        o, _, end = function(*leaves, d**-0.5, reverse, False, False, True)
         return torch.autograd.grad([o, end], leaves[3], [g_o.to(o), g_end.to(end)])[0].double()
 
     exact = gradient(reference.linear_attention, torch.float64)
