@@ -344,12 +344,24 @@ def test_a_check_runs_once_for_all_processes(tmp_path: Path) -> None:
     assert json.loads(file.read_text()) == {"passed": file.stem}
     assert checks(tmp_path)[0] == 0
     assert checks(tmp_path, diagonal=-1)[0] == 1
-    for content in (b"", b"\x80\x04\x95garbage", b'{"passed": "another"}', file.read_bytes()[:-5]):
-        file.write_bytes(content)
-        count, _, said = checks(tmp_path)
-        assert count == 1 and "is ignored and the check runs again" in said
-        assert json.loads(file.read_text()) == {"passed": file.stem}, "the corrupt file was replaced"
+    file.write_bytes(file.read_bytes()[:-5])
+    count, _, said = checks(tmp_path)
+    assert count == 1 and "is ignored and the check runs again" in said
+    assert json.loads(file.read_text()) == {"passed": file.stem}, "the corrupt file was replaced"
     assert checks(tmp_path, TORCHINDUCTOR_FORCE_DISABLE_CACHES="1")[0] == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x04\x95garbage", b'{"passed": "another"}', b'["passed"]', b"{"])
+def test_a_corrupt_record_is_none(content: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+                                  caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(passed, "folder", lambda: tmp_path)
+    for name in ("_here", "_told"):
+        monkeypatch.setattr(passed, name, type(getattr(passed, name))())
+    (tmp_path / "name.json").write_bytes(content)
+    assert not passed.has_passed("name") and "is ignored and the check runs again" in caplog.text
+    passed.remember("name")
+    passed._here.clear()
+    assert passed.has_passed("name"), "the corrupt file was replaced"
 
 
 def test_other_sources_and_versions_are_other_checks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -120,8 +121,9 @@ PROGRAMS = [(f, r) for f in (cumsum_attention, masked_attention, masked_in_place
             for r in ("projected", "bare", "in place")]
 
 
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-@pytest.mark.parametrize("f, residual", PROGRAMS, ids=[f"{f.__name__}-{r.replace(' ', '_')}" for f, r in PROGRAMS])
+@pytest.mark.parametrize("f, residual, dynamic", [
+    pytest.param(f, r, d, id=f"{f.__name__}-{r.replace(' ', '_')}-{'dynamic' if d else 'static'}",
+                 marks=[pytest.mark.slow] * (d and r != "bare")) for (f, r), d in itertools.product(PROGRAMS, (False, True))])
 def test_islands_change_no_graph_and_no_verdict(f: Callable[..., Tensor], residual: str, dynamic: bool,
                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     """The rewritten graph is, node for node, that of an interpretation of everything, and so are codes and places. (A whole

@@ -89,7 +89,8 @@ def call(q, k, v, g):  # type: ignore[no-untyped-def]
     return torch.ops.lightning.linear_attention(q, k, v, g, None, 0.5)[0]
 
 
-@pytest.mark.parametrize("dynamic", [pytest.param(False, marks=pytest.mark.slow), True], ids=["static", "dynamic"])
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 def test_opened_by_inductor_it_gives_what_it_gives_in_eager(dynamic: bool, fresh_dynamo: None) -> None:
     graphs: list[str] = []
 
