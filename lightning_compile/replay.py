@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .compat import OpOverload
 from .patterns.clock import look
 from .patterns.index import hint, product
 from .patterns.normal_form import Leaf, Term
@@ -42,12 +40,12 @@ def region(table: SideTable, target: Key, stop: Collection[Key]) -> list[Record]
 
 def _is_literal(record: Record) -> bool:
     """Whether the call yields numbers that the program spelled out (torch.tensor, new_tensor)."""
-    return described(record.func)[0] == "lift_fresh" and not isinstance(record.args[0], Key)
+    return record.described[0] == "lift_fresh" and not isinstance(record.args[0], Key)
 
 
 def _only_shape(record: Record) -> bool:
     """Whether the call takes a tensor only to make another like it."""
-    name = described(record.func)[0]
+    name = record.described[0]
     return name.startswith("new_") or name.endswith("_like")
 
 
@@ -64,19 +62,10 @@ def _dtype(d: torch.dtype | None) -> torch.dtype | None:
     return torch.float64 if d is not None and d.is_floating_point else d
 
 
-@functools.cache
-def described(func: OpOverload) -> tuple[str, bool, tuple[str, ...]]:
-    """The name of an operator without the underscore of its in-place form, whether it writes, and its arguments' names."""
-    schema = func._schema
-    name = schema.name.split("::")[1]
-    return name[:-1] if schema.is_mutable and name.endswith("_") else name, schema.is_mutable, tuple(
-        a.name for a in schema.arguments)
-
-
 def run_again(record: Record, get: Callable[[Key], Tensor], sizes: Sizes, out_dtype: torch.dtype,
               shape: tuple[int, ...]) -> list[Tensor]:
     """The outputs of a recorded call at small sizes, the first one's as given, in fp64 where it was of a floating-point type."""
-    name, mutable, arguments = described(record.func)
+    name, mutable, arguments = record.described
     dtype = _dtype(out_dtype)
 
     def small(a: Any) -> Any:

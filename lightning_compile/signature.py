@@ -46,7 +46,7 @@ class _Signature:
         self.table, self.stop = table, stop
         self.numbers: dict[Any, int] = {}
         self.constants: list[Any] = []
-        self.funcs: dict[Any, str] = {}
+        self.funcs: dict[int, str] = {}
 
     def name(self, x: Any) -> int:
         return self.numbers.setdefault(x, len(self.numbers))
@@ -56,16 +56,19 @@ class _Signature:
         said: list[str] = []
         add, numbers = said.append, self.numbers
         for r in records:
-            if (func := self.funcs.get(r.func)) is None:
-                func = self.funcs[r.func] = str(r.func)
+            if (func := self.funcs.get(id(r.func))) is None:  # (an operator's own hash is a call of Python)
+                func = self.funcs[id(r.func)] = str(r.func)
             add(func)
             for x in r.args:
-                self.argument(x, add)
-            for name in sorted(r.kwargs):
+                if type(x) in _PLAIN:
+                    add(repr(x))
+                else:
+                    self.argument(x, add)
+            for name in sorted(r.kwargs) if r.kwargs else ():
                 add(name)
                 self.argument(r.kwargs[name], add)
-            for tensor, version in r.outputs:
-                add(f">{self.name(Key(tensor, version))}")
+            for key in r.outputs:
+                add(f">{self.name(key)}")
             for v in r.values:                              # variables by number: the sizes of all are listed once
                 for axis in v.axes:
                     add(";")
@@ -78,10 +81,13 @@ class _Signature:
 
     def argument(self, x: Any, add: Callable[[str], None]) -> None:
         if isinstance(x, Key):
-            if x not in self.numbers and x not in self.stop and (x.tensor, x.version) not in self.table.records:
-                value = self.table.values.get(x.tensor)     # known by its value: a buffer, or a number
-                self.constants.append((self.name(x), None if value is None else self.value(value)))
-            add(f"{'=' if x in self.stop else '%'}{self.name(x)}")
+            given, n = x in self.stop, self.numbers.get(x)
+            if n is None:
+                n = self.name(x)
+                if not given and x not in self.table.records:
+                    value = self.table.values.get(x.tensor)  # known by its value: a buffer, or a number
+                    self.constants.append((n, None if value is None else self.value(value)))
+            add(f"={n}" if given else f"%{n}")
         elif type(x) in _PLAIN:
             add(repr(x))
         elif isinstance(x, (tuple, list)):

@@ -23,7 +23,7 @@ from .patterns.normal_form import Leaf, Numbers, Read, Value
 from .patterns.records import Key, Record
 from .patterns.side_table import SideTable
 from .patterns.sizes import another_value, hint_of
-from .replay import described, leaf_key, region, replay
+from .replay import leaf_key, region, replay
 from .signature import relied_sign, signature
 from .small import KEPT, PAD, Sizes, Unsolvable, compared, evaluate
 
@@ -295,7 +295,7 @@ def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], featur
 def _numbered(regions: Sequence[list[Record]]) -> set[Index]:
     """Variables that run over tensors which were put side by side one by one: there are as many at any sizes."""
     at = {"stack": 1, "select_scatter": 2}                  # the place of their argument `dim`
-    every = [(r, name) for records in regions for r in records if (name := described(r.func)[0]) in at]
+    every = [(r, name) for records in regions for r in records if (name := r.described[0]) in at]
     dims = [r.args[n] if len(r.args) > (n := at[name]) else r.kwargs.get("dim", 0) for r, name in every]
     todo = [x for (r, _), d in zip(every, dims) for x in r.values[0].axes[d % len(r.values[0].axes)]]
     seen = set[Index]()

@@ -36,6 +36,19 @@ class Record:
         _collect(self.kwargs, found)
         return tuple(found)
 
+    @functools.cached_property
+    def described(self) -> tuple[str, bool, tuple[str, ...]]:
+        """The name of the operator without the underscore of its in-place form, whether it writes, and its arguments' names."""
+        return _described(self.func)
+
+
+@functools.cache
+def _described(func: OpOverload) -> tuple[str, bool, tuple[str, ...]]:
+    schema = func._schema
+    name = schema.name.split("::")[1]
+    written = schema.is_mutable and name.endswith("_")
+    return name[:-1] if written else name, schema.is_mutable, tuple(a.name for a in schema.arguments)
+
 
 def _collect(x: Any, found: list[Key]) -> None:
     if isinstance(x, Key):
