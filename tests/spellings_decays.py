@@ -176,6 +176,7 @@ def _polynomial(name: str, f: object, normalised: bool) -> None:
 
 for _name, _f in {
     "one_and_first_and_second": lambda s: 1 + s + s**2 / 2, "square_of_a_sum": lambda s: (1 + s).square(),
+    "up_to_third": lambda s: 1 + s + s**2 / 2 + s**3 / 6,
     "square": lambda s: s**2, "affine": lambda s: 1 + s, "first_and_second": lambda s: s + s * s, "cube": lambda s: s.pow(3),
 }.items():
     for _normalised in (False, True):

@@ -25,6 +25,14 @@ def last_states_of_sums_and_normalisers(q: Tensor, k: Tensor, v: Tensor) -> tupl
     return torch.einsum("bhtd,bhtde->bhte", q, state) / (q * z).sum(-1, keepdim=True), state[:, :, -1], z[:, :, -1]
 
 
+@spelling(gated)
+def last_state_of_gated_sums_beside_a_normaliser(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Pair:
+    """The operator gives no state beside a normaliser: this one is a product of its own, with the decays behind each position."""
+    q, k, g = F.elu(q) + 1, F.elu(k) + 1, F.logsigmoid(f).cumsum(-1)[..., None].exp()
+    state, z = (torch.einsum("bhtd,bhte->bhtde", k / g, v).cumsum(2) * g[..., None]), (k / g).cumsum(2) * g
+    return torch.einsum("bhtd,bhtde->bhte", q, state) / ((q * z).sum(-1, keepdim=True) + 1), state[:, :, -1]
+
+
 @spelling(qkv, keeps=True)
 def a_state_before_the_last(q: Tensor, k: Tensor, v: Tensor) -> Pair:
     state = torch.einsum("bhtd,bhte->bhtde", k, v).cumsum(2)
