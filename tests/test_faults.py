@@ -174,9 +174,19 @@ def test_one_site_that_cannot_be_written_leaves_the_others(monkeypatch: pytest.M
             raise Fault("broken on purpose")
         return right(b, places, site, *rest)
 
+    graphs: list[Any] = []
+
+    def examined(*args: Any) -> Any:
+        outcome = examine(*args)
+        graphs.append(outcome.graph)
+        return outcome
+
+    examine = backend.examine
     monkeypatch.setattr(rewrite, "emit", emitted)
+    monkeypatch.setattr(backend, "examine", examined)
     report, said = run(two, qkv(), caplog)
     assert sorted(c.code for c in report.candidates) == ["", "LC901"] and len(said) == 1
+    assert graphs and not any(n.target is torch.neg for n in graphs[0].graph.nodes), "what was begun was not taken back"
 
 
 @pytest.mark.parametrize("which", ["forward", "backward"])
