@@ -103,6 +103,7 @@ def schedule(
     table, block = ((_HALF_BY_WARP if by_warp else _HALF) if half else _SINGLE)[kind], _block(contract)
     if half and hopper and 128 < contract <= 192:
         block = 192  # as 128 and 64, three quarters of what 256 compute and hold
+    # a row of 32 is for outputs that are as narrow; a pair contracts over those of both
     widest = max(block, _block(out) if kind.startswith("pair") else min(64, _block(out)))
     widest = max(widest, min(table, default=widest))
     row = table.get(widest, table.get(256) if widest > 128 else None)

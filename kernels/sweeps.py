@@ -74,8 +74,8 @@ class Sweeps:
     strict: bool
     acc: torch.dtype
     operand: torch.dtype
-    capability: int = HOPPER
-    features: int = 2 * FEW
+    capability: int
+    features: int  # of keys or values, the larger number
     _sums: dict[int, Buffer] = field(default_factory=dict)
 
     @property
@@ -100,6 +100,7 @@ class Sweeps:
 
     @property
     def _summed(self) -> torch.dtype:
+        """Of sums for the log-decay's gradient."""
         return torch.float64 if self.each else self.acc
 
     def _decays(self, chunk: int) -> Buffer | None:

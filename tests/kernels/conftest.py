@@ -164,12 +164,12 @@ def kernels_do_not_fail() -> Any:
     assert not fallback._told, fallback._told
 
 
-@pytest.fixture(params=["borders as chosen", "at every 256th step"])
+@pytest.fixture(params=["borders as chosen", "borders as in 16 bits"])
 def borders(request: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Both ways to sum the log-decay's gradient. The tiles take the second for 16 bits alone, in which little can be tested."""
     from lightning_compile.kernels import sweeps, tiles
 
-    if request.param == "at every 256th step":
+    if request.param == "borders as in 16 bits":
         case = request.node.callspec.params["case"]
         if case.decay == "none" or case.dtype.itemsize == 2:
             pytest.skip("there are no sums, or these are chosen")
