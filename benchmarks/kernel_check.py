@@ -37,7 +37,8 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 @dataclass(frozen=True)
 class Case:
-    """One problem to check. heads: of q, k and v."""
+    """One problem to check. heads: of q, k and v. across: those of q, k, v and grad_o whose positions lie side by side in memory and
+    whose features lie apart, as behind a convolution over positions."""
 
     dtype: torch.dtype
     d: int
@@ -53,11 +54,13 @@ class Case:
     lengthwise: bool = False
     reset: bool = False
     precision: str = "highest"
+    across: str = ""
 
     def __str__(self) -> str:
         options = ("initial", "final", "reverse", "strict", "normalizer", "lengthwise", "reset")
         flags = [x for x in options if getattr(self, x)]
         flags += [] if self.precision == "highest" else [f"precision={self.precision}"]
+        flags += [f"across={self.across}"] if self.across else []
         return f"{str(self.dtype)[6:]} D{self.d} E{self.e} N{self.n} heads{self.heads} {self.decay} {' '.join(flags)}"
 
 
@@ -93,24 +96,36 @@ def cases() -> Iterator[Case]:
             yield Case(dtype, 128, 64, n=2500, heads=(1, 1, 3), decay=decay)
             yield Case(dtype, 64, 64, n=4000, heads=(2, 2, 2), decay=decay, initial=True, final=True)
             yield Case(dtype, 64, 64, n=600, decay=decay, normalizer=True, reverse=True)
-    for d in (64, 128):
+        for d in (16, 32, 64, 128):
+            yield Case(dtype, d, d, n=200, heads=(1, 1, 4), decay="step", across="qk")
+            yield Case(dtype, d, d, n=200, heads=(1, 1, 4), normalizer=True, across="qk")
+            yield Case(dtype, d, d, n=200, heads=(1, 1, 4), decay="head", across="v")
+            yield Case(dtype, d, d, n=200, heads=(1, 1, 4), decay="step", across="qkv")
+            yield Case(dtype, d, d, n=200, heads=(4, 4, 4), decay="head", across="vo", initial=True, final=True)
+        for d in (192, 256):
+            yield Case(dtype, d, d, n=200, decay="step", across="qk")
+            yield Case(dtype, d, d, n=200, decay="head", across="vo")
+    for d in (32, 64, 128):
         yield Case(torch.float32, d, d, decay="step", precision="high")
         yield Case(torch.float32, d, d, decay="strong", precision="high")
+        yield Case(torch.float32, d, d, n=200, heads=(1, 1, 4), decay="step", precision="high", across="qk")
 
 
 def operands(case: Case) -> list[Tensor | None]:
     """q, k, v, log_decay, initial_state on the device, leaves that need gradients."""
     torch.manual_seed(0)
 
-    def rand(heads: int, features: int) -> Tensor:
+    def rand(name: str, heads: int, features: int) -> Tensor:
+        if name in case.across:
+            return torch.randn(2, heads, features, case.n, device="cuda").to(case.dtype).mT
         if case.lengthwise:
             return torch.randn(2, case.n, heads, features, device="cuda").transpose(1, 2).to(case.dtype)
         return torch.randn(2, heads, case.n, features, device="cuda").to(case.dtype)
 
-    q, k = rand(case.heads[0], case.d), rand(case.heads[1], case.d)
+    q, k = rand("q", case.heads[0], case.d), rand("k", case.heads[1], case.d)
     if case.normalizer:
         q, k = torch.nn.functional.elu(q) + 1, torch.nn.functional.elu(k) + 1
-    v, h = rand(case.heads[2], case.e), max(case.heads)
+    v, h = rand("v", case.heads[2], case.e), max(case.heads)
     g = state = None
     if case.decay == "head":
         g = -torch.linspace(0.002, 0.5, h, device="cuda")
@@ -137,6 +152,8 @@ def outputs(
     out = [x for x in out if x.numel()]
     if seeds is None:
         seeds = [torch.randn_like(x) for x in out]
+        if "o" in case.across:
+            seeds[0] = seeds[0].mT.contiguous().mT
     inputs = [x for x in args if x is not None]
     grads = torch.autograd.grad(out, inputs, [s.to(x.dtype) for s, x in zip(seeds, out)], allow_unused=True)
     return [*out, *(torch.zeros_like(x) if y is None else y for x, y in zip(inputs, grads))], seeds

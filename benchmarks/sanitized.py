@@ -14,14 +14,16 @@ from lightning_compile.kernels.operator import linear_attention
 def main() -> int:
     generator = torch.Generator("cuda").manual_seed(0)
 
-    def normal(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-        return torch.randn(shape, device="cuda", generator=generator).to(dtype).requires_grad_()
+    def normal(*shape: int, dtype: torch.dtype = torch.bfloat16, across: bool = False) -> torch.Tensor:
+        x = torch.randn(shape, device="cuda", generator=generator).to(dtype)
+        return (x.mT.contiguous().mT if across else x).detach().requires_grad_()
 
     count = 0
-    for (n, d, e), decay, dtype in itertools.product([(65, 33, 60), (1100, 64, 64)], ["none", "head", "step"],
+    for (n, d, e), decay, dtype in itertools.product([(65, 33, 60), (1100, 64, 64), (80, 16, 16)], ["none", "head", "step"],
                                                      [torch.bfloat16, torch.float32]):
         for normalizer, reverse in ((False, False), (True, True)):
-            q, k, v = normal(1, 2, n, d, dtype=dtype), normal(1, 1, n, d, dtype=dtype), normal(1, 1, n, e, dtype=dtype)
+            heads, across = (2, 1, 1), n == 80  # there features lie apart
+            q, k, v = (normal(1, h, n, x, dtype=dtype, across=across) for h, x in zip(heads, (d, d, e)))
             g = None if decay == "none" else -torch.rand((2,) if decay == "head" else (1, 2, n), device="cuda")
             g = None if g is None else g.requires_grad_()
             s = None if normalizer else normal(1, 2, d, e, dtype=torch.float32)

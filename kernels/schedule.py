@@ -72,13 +72,13 @@ _HALF_BY_WARP: dict[str, dict[int, Row]] = {
 _HALF_TEN: dict[tuple[str, int], Row | None] = {
     ("output with sums", 128): (64, 128, 8, 2), ("pair", 128): None, ("pair with sums", 128): None,
 }  # fmt: skip
-# Operands of 32 bits take twice the room, and products in parts hold several copies of a tile in registers: no pairs but for
-# few features. Fewer warps need fewer copies: 64 features run in four.
+# Operands of 32 bits take twice the room, and products in parts hold several copies of a tile in registers: no pairs. Fewer warps
+# need fewer copies: 64 features run in four.
 _SINGLE: dict[str, dict[int, Row]] = {
     "output": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
     "output with sums": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
     "normalizer": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
-    "pair": {32: (32, 32, 4, 1)},
+    "pair": {},
     "pair with sums": {},
     "states": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
 }
@@ -117,9 +117,10 @@ def schedule(
         held = max(held, 64)  # narrower blocks gave wrong results on Hopper (Triton 3.6, 60 features in 32s)
         if kind.startswith("pair"):
             warps = max(warps, 8)
-    if not half and max(block, _block(out)) > 32:
-        # Products of bfloat16 in blocks of 32 beside 64 features and more ended in illegal accesses (Triton 3.6 on Hopper), as
-        # where a group of four warps has 16 columns. TF32 has no such trouble, and serves 256 features.
+    if not half:
+        # Products in blocks of 32, one of their operands still in registers, ended in illegal accesses and wrong results (Triton 3.6 on
+        # Hopper): beside 64 features and more, where a group of four warps has 16 columns, and with 32 features where those of an
+        # operand lie apart. Three products of TF32, which serve 256 features, have no such trouble.
         block = max(block, 64)
         held = max(held, 64 if most >= 64 or products(dtype, block)[0] == torch.bfloat16 else 32)
     if half and hopper and contract <= 16 and kind in ("output", "states"):
