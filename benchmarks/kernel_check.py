@@ -37,8 +37,8 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 @dataclass(frozen=True)
 class Case:
-    """One problem to check. heads: of q, k and v. across: those of q, k, v and grad_o whose positions lie side by side in memory and
-    whose features lie apart, as behind a convolution over positions."""
+    """One problem to check. heads: of q, k and v. across: those of q, k, v and grad_o whose positions lie side by side in memory
+    and whose features lie apart, as behind a convolution over positions."""
 
     dtype: torch.dtype
     d: int
@@ -99,12 +99,12 @@ def cases() -> Iterator[Case]:
         for d in (16, 32, 64, 128):
             yield Case(dtype, d, d, n=200, heads=(1, 1, 4), decay="step", across="qk")
             yield Case(dtype, d, d, n=200, heads=(1, 1, 4), normalizer=True, across="qk")
-            yield Case(dtype, d, d, n=200, heads=(1, 1, 4), decay="head", across="v")
+            yield Case(dtype, d, d, decay="head", across="v")
             yield Case(dtype, d, d, n=200, heads=(1, 1, 4), decay="step", across="qkv")
-            yield Case(dtype, d, d, n=200, heads=(4, 4, 4), decay="head", across="vo", initial=True, final=True)
+            yield Case(dtype, d, d, decay="head", across="vo", initial=True, final=True)
         for d in (192, 256):
             yield Case(dtype, d, d, n=200, decay="step", across="qk")
-            yield Case(dtype, d, d, n=200, decay="head", across="vo")
+            yield Case(dtype, d, d, decay="head", across="vo")
     for d in (32, 64, 128):
         yield Case(torch.float32, d, d, decay="step", precision="high")
         yield Case(torch.float32, d, d, decay="strong", precision="high")

@@ -117,5 +117,15 @@ class NothingMeasured(OperatorError, RuntimeError):
     advice = "TRITON_CUOBJDUMP_PATH names another cuobjdump, which should be as new as the assembler"
 
 
+class WrongKernel(OperatorError, RuntimeError):
+    """Of `kernels.trial`: it never reaches a user, for the chunked form runs instead."""
+
+    code = "LK115"
+    seen = ("a compiled kernel is wrong on this device: on a small problem the relative error of {name} is {error:.1e}, where at "
+            "most {allowed:.0e} is right")
+    advice = ("TRITON_PTXAS_PATH names another assembler: ptxas before 13.3 makes wrong kernels on Hopper (`lightning-compile "
+              "doctor` shows its version)")
+
+
 OPERATOR_ERRORS = (WrongRank, WrongDtype, MixedDtypes, MixedDevices, ShapesDisagree, FeaturesDisagree, Empty, HeadsDoNotDivide,
-                   DecayShape, StateShape, NormaliserWithState, NoDerivative, NoTensor, NothingMeasured)
+                   DecayShape, StateShape, NormaliserWithState, NoDerivative, NoTensor, NothingMeasured, WrongKernel)

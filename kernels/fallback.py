@@ -1,7 +1,8 @@
 """The tiles, or the chunked form: where the tiles do not serve, and where they fail at run time.
 
-A kernel may not compile (a Triton that does not know the device, too many registers or too much shared memory) and a launch may
-run out of memory. The chunked form computes the same from the same arguments, which no kernel has written to.
+A kernel may not compile (a Triton that does not know the device, too many registers or too much shared memory) or be wrong
+(`trial`), and a launch may run out of memory. The chunked form computes the same from the same arguments, which no kernel has
+written to.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import chunked, tiles
+from . import chunked, tiles, trial
+from .errors import WrongKernel
 from .validation import check_arguments
 
 log = logging.getLogger("lightning_compile")
@@ -38,6 +40,7 @@ def forward(*args: Any) -> tuple[Tensor, ...]:
         key = _key("forward", q, v)
         if key not in _failed:
             try:
+                _try(trial.forward, args)
                 return tiles.forward(*args)
             except Exception as e:
                 check_arguments(q, k, v, log_decay, initial_state, normalizer, final_state)  # the caller's mistake, if any
@@ -54,9 +57,19 @@ def backward(*args: Any) -> tuple[Tensor, ...]:
     if not tiles.serves(q, v) or not _reached(grad_o, q, k, v) or (key := _key("backward", q, v)) in _failed:
         return chunked.backward(*args)
     try:
+        _try(trial.backward, args)
         return tiles.backward(*args)
     except Exception as e:
         return _instead(key, e, chunked.backward, args)
+
+
+def _try(tried: Any, args: Any) -> None:
+    try:
+        tried(*args)
+    except WrongKernel:
+        raise
+    except Exception:  # the call itself will tell
+        log.debug("no trial of kernels", exc_info=True)
 
 
 def _again(which: str, find: Any, form: Any, args: Any, q: Tensor, v: Tensor) -> tuple[Tensor, ...] | None:
@@ -87,7 +100,7 @@ def _instead(key: Hashable, error: Exception, form: Any, args: Any) -> tuple[Ten
         tiles.plans.clear()
     if key not in _told:
         _told.add(key)
-        seen = f"{type(error).__name__}: {str(error)[:200]}"
+        seen = f"{type(error).__name__}: {str(error)[:400]}"
         log.warning("LC905: a kernel of %s failed; the chunked form runs instead, results stay right (%s)", key, seen)
         log.debug("traceback", exc_info=error)
     return found

@@ -118,9 +118,9 @@ def schedule(
         if kind.startswith("pair"):
             warps = max(warps, 8)
     if not half:
-        # Products in blocks of 32, one of their operands still in registers, ended in illegal accesses and wrong results (Triton 3.6 on
-        # Hopper): beside 64 features and more, where a group of four warps has 16 columns, and with 32 features where those of an
-        # operand lie apart. Three products of TF32, which serve 256 features, have no such trouble.
+        # Of products in parts of bfloat16, whose left operand is in registers, ptxas 12.8 makes wrong kernels on Hopper in blocks
+        # of 32: beside 64 features and more, and where the features of an operand lie apart. Three products of TF32, which
+        # serve 256 features, have no such trouble.
         block = max(block, 64)
         held = max(held, 64 if most >= 64 or products(dtype, block)[0] == torch.bfloat16 else 32)
     if half and hopper and contract <= 16 and kind in ("output", "states"):

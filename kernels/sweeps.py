@@ -21,7 +21,7 @@ OF_QUERIES, OF_KEYS = 1, 2
 UNKNOWN, NOTHING, GIVEN = range(3)
 # Steps between borders at which the sums for the log-decay's gradient start anew. Divides a segment; the states kept at
 # borders are D * E / BETWEEN numbers a position, so that with few features they may be half as far apart.
-BETWEEN, FEW = 256, 64
+BETWEEN, FEW = 256, 96
 FETCHED = 128 * 128  # elements of a state of 16 bits that a pair on Hopper can fetch ahead
 # In fp32 each chunk's: then nothing cancels. Products take longer there than states do.
 EACH = 64

@@ -14,7 +14,7 @@ from torch import Tensor
 from . import ahead, chunked, offline
 from .plan import Buffer, Plan, Plans, signature
 from .problem import accumulation_dtype, boundary_log_decay, output_heads, sequence_first, sum_groups
-from .schedule import HOPPER, Kind, Schedule, occupancy, schedule, segments
+from .schedule import HOPPER, SEGMENT, Kind, Schedule, occupancy, schedule, segments
 from .spec import Role, Specification, differentiate
 from .sweeps import (
     GIVEN,
@@ -185,6 +185,7 @@ class _Call:
         strict: bool,
         normalizer: bool,
         final_state: bool,
+        cut: bool = False,
     ) -> None:
         v, q, k, log_decay, initial_state = given[:5]
         assert v is not None and q is not None and k is not None
@@ -192,7 +193,7 @@ class _Call:
         self.acc, self.dtype = accumulation_dtype(v.dtype), v.dtype
         self.b, self.heads, self.n = q.shape[0], output_heads(q, k, v), q.shape[2]
         self.d, self.e = q.shape[3], v.shape[3]
-        self.processors = _processors(v.device)
+        self.processors, self.cut = _processors(v.device), cut
         self.lengthwise = {"q": sequence_first(q), "k": sequence_first(k), "v": sequence_first(v)}
         buffers = [plan.given(x) for x in given]
         self.given = buffers
@@ -232,6 +233,8 @@ class _Call:
         return found, 0 if found is None else -(-out // found.out)
 
     def direction(self, reverse: bool, plan: Schedule, blocks: int) -> Direction:
+        if self.cut:
+            return Direction(reverse, -(-self.n // SEGMENT), SEGMENT)
         room = occupancy(self.dtype, plan.warps, self.d + self.e)
         return Direction(reverse, *segments(self.b * self.heads * blocks, self.n, self.processors, *room))
 
@@ -243,9 +246,17 @@ class _Call:
 
 
 def plan_forward(
-    given: tuple[Tensor | None, ...], scale: float, reverse: bool, strict: bool, normalizer: bool, final_state: bool
+    given: tuple[Tensor | None, ...],
+    scale: float,
+    reverse: bool,
+    strict: bool,
+    normalizer: bool,
+    final_state: bool,
+    *,
+    cut: bool = False,
 ) -> Plan:
-    call = _Call(given, scale, reverse, strict, normalizer, final_state)
+    """cut: in segments, where the model would have none as well."""
+    call = _Call(given, scale, reverse, strict, normalizer, final_state, cut)
     plan, v, q, k = call.plan, *(call.operands[name] for name in "vqk")
     role = differentiate(call.spec).forward
     o = call.output(call.e, _lengthwise(given[:3]))
@@ -281,9 +292,11 @@ def plan_backward(
     need_v: bool,
     need_decay: bool,
     need_state: bool,
+    *,
+    cut: bool = False,
 ) -> Plan:
-    """grad_q in one sweep; grad_k and grad_v, which read the same and share a state, in one where it fits."""
-    call = _Call(given, scale, reverse, strict, given[6] is not None, given[8] is not None)
+    """grad_q in one sweep; grad_k and grad_v, which read the same and share a state, in one where it fits. cut: as above."""
+    call = _Call(given, scale, reverse, strict, given[6] is not None, given[8] is not None, cut)
     plan, sweeps, acc, q, k, v = call.plan, call.sweeps, call.acc, *(call.operands[name] for name in "qkv")
     b, heads, n, d, e = call.b, call.heads, call.n, call.d, call.e
     roles = differentiate(call.spec)

@@ -21,7 +21,8 @@ from torch.utils.checkpoint import checkpoint
 
 import lightning_compile
 from lightning_compile import Report, backend, emit, passed, rewrite, verify
-from lightning_compile.kernels import chunked, fallback, tiles
+from lightning_compile.kernels import chunked, fallback, tiles, trial
+from lightning_compile.kernels.errors import WrongKernel
 from lightning_compile.patterns import candidates, clock, interpret, rules
 from lightning_compile.patterns import weights as small_grid
 from lightning_compile.report import describe
@@ -287,6 +288,22 @@ def test_a_kernel_that_fails(error: Exception, on_tiles: None, monkeypatch: pyte
     again = isinstance(error, torch.OutOfMemoryError)       # memory may be free by then; a kernel will not compile either
     assert calls[before:] == (["forward", "backward"] if again else [])
     assert len([r for r in caplog.records if "LC905" in r.getMessage()]) == 2
+
+
+def test_a_kernel_that_is_wrong_is_not_launched(on_tiles: None, monkeypatch: pytest.MonkeyPatch,
+                                                caplog: pytest.LogCaptureFixture) -> None:
+    """Its trial tells; the chunked form runs instead, and the warning says by how much it is wrong and what to do."""
+    def wrong(*args: Any) -> None:
+        raise WrongKernel(name="o", error=0.24, allowed=1e-3)
+
+    monkeypatch.setattr(trial, "forward", wrong)
+    monkeypatch.setattr(trial, "backward", wrong)
+    monkeypatch.setattr(tiles, "forward", broken)
+    monkeypatch.setattr(tiles, "backward", broken)
+    report, said = run(causal, qkv(), caplog, inductor=False)
+    assert [c.code for c in report.candidates] == [""]
+    parts = ("LC905", "LK115", "2.4e-01", "TRITON_PTXAS_PATH")
+    assert len(said) == 2 and all(part in x for part in parts for x in said), said
 
 
 def test_the_callers_mistakes_are_no_failures_of_a_kernel(on_tiles: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,9 +28,9 @@ TAKEN_OVER = {
     "xlstm": "the cells of xLSTM",
 }
 # (compute capability, lowest and highest version of ptxas that miscompiles there, what). github.com/triton-lang/triton/pull/11781
-BAD_PTXAS = [((9, 0), ((12, 8), (12, 9)),
-              "on Hopper it can miscompile products of which an operand is still in registers. This operator's kernels do "
-              "without those and are checked on it; for other Triton kernels set TRITON_PTXAS_PATH to 13.3 or later")]
+BAD_PTXAS = [((9, 0), ((12, 8), (13, 2)),
+              "on Hopper it can miscompile products of which an operand is still in registers. This operator's kernels are "
+              "tried before their first use; for other Triton kernels set TRITON_PTXAS_PATH to 13.3 or later")]
 
 
 def findings(compile_too: bool) -> list[Finding]:
