@@ -60,8 +60,9 @@ WIDTHS = tuple(
 )
 # Tokens a second at a fixed number of sequences: of few, which are cut, and of as many as fill a card.
 FLAT = tuple(
-    Problem("flat", 1, h, 2**k, d, "head") for h, d in ((16, 64), (64, 64), (128, 32), (1024, 32))
-    for k in range(11, 21) if h * d * 2**k <= 2**32
+    Problem("flat", 1, h, 2**k, d, "head")
+    for h, d, longest in ((16, 64, 20), (64, 64, 20), (128, 32, 20), (1024, 32, 17), (128, 128, 17))  # as far as a card has room
+    for k in range(11, longest + 1)
 )
 # The number of features, of 128 sequences with the same number of bytes; of sequences; of positions.
 FEATURES = tuple(
