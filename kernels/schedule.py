@@ -126,6 +126,8 @@ def schedule(
     if half and hopper and contract <= 16 and kind in ("output", "states"):
         block = 16  # no second operand of a product has 16 columns there, which gave wrong results
     rest = 64 if block == 192 else 0
+    if half and hopper and block == 256 and kind == "output with sums":
+        rest = 128  # products of two tiles, in two branches (sweep.py), leave more registers to the sums; others lose by it
     return Schedule(chunk, block - rest, held, warps, stages, rest)
 
 
