@@ -88,7 +88,10 @@ def join_sums(
     It is a running sum of QUERIES - KEYS, and at borders also known as such: PASSING, and START and END [B*H] at the ends of the
     sequence, where AT_START and AT_END are GIVEN. The sum goes from each border to the one before it, where it misses what is
     known by the rounding of its terms. That is taken off each by its share: errors are taken to be independent, and as large as
-    what was read from states, which are rounded; pairs are not. fp64: the terms of the sum cancel.
+    what was read from states, which are rounded; pairs are not, and neither is the key (reversed: the query) beside the end where
+    the sum begins: what is given there was multiplied as it is read, and nothing decays between. fp64: the terms of the sum cancel.
+
+    Beside START lies, as many numbers behind it, the same as it is and not as products read it.
     """
     bh, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     # back to front, for the sum runs that way
@@ -113,9 +116,13 @@ def join_sums(
     gradient = from_border + tl.cumsum(sums, 0)
     missed = to_border - (from_border + tl.sum(sums, 0))
     squares = queries * queries + keys * keys
+    if AT_END == GIVEN:
+        squares = tl.where(t == n - 1, queries * queries if not REVERSE else keys * keys, squares)
     so_far, all_squares = tl.cumsum(squares, 0), tl.sum(squares, 0)
     share = tl.where((all_squares > 0.0) & (all_squares < float("inf")) & known, so_far / all_squares, 0.0)
     gradient += tl.where(share > 0.0, missed * share, 0.0)
+    if not REVERSE and AT_START == GIVEN:  # no sum is needed for step 1: all that passes it is known
+        gradient = tl.where(t == 0, tl.load(START + tl.num_programs(0) + bh).to(tl.float64), gradient)
     if REVERSE:  # only differences of running sums matter, and none of them holds step 1
         gradient = tl.where(t == 0, 0.0, gradient)
     tl.store(OUT + bh * n + t, gradient.to(OUT.dtype.element_ty), mask=t < n)

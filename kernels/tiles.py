@@ -429,10 +429,10 @@ def _shared(plan: Plan, gradient: Buffer, operand: Buffer, lengthwise: bool) -> 
 def _at_end(
     call: _Call, given: Buffer | None, found: Buffer | None, factor: float, beside: range
 ) -> tuple[int, Buffer | None]:
-    """What passes all steps at an end of the sequence, [B, H]: the state there times its gradient, of which one is given.
+    """What passes all steps at an end of the sequence, [2, B, H]: the state there times its gradient, of which one is given.
 
     Products read that one times `factor`, rounded. What it gives the chunk beside it is taken off again: where decays are strong
-    that is nearly all of it, and has to be as it was read; where they are weak it is little, and better exact.
+    that is nearly all of it, and has to be as it was read; where they are weak it is little, and better exact. Then exact in any case.
     """
     if given is None:
         return NOTHING, None
@@ -447,6 +447,7 @@ def _at_end(
         read = (given * factor).to(call.dtype).to(given.dtype) / factor
         passed = (g * len(beside))[None] if g.dim() == 1 else g[..., beside.start:beside.stop].sum(-1)
         kept = (2 * passed).exp()                           # of the chunk beside it, as variances add
-        return (found * torch.lerp(read, given, kept[..., None, None])).sum((-1, -2))
+        mixed = torch.lerp(read, given, kept[..., None, None])
+        return torch.stack([(found * x).sum((-1, -2)) for x in (mixed, given)])
 
-    return GIVEN, call.plan.compute(given.shape[:2], call.acc, function, given, found, log_decay)
+    return GIVEN, call.plan.compute((2, *given.shape[:2]), call.acc, function, given, found, log_decay)
