@@ -89,9 +89,8 @@ def join_sums(
     sequence, where AT_START and AT_END are GIVEN. The sum goes from each border to the one before it, where it misses what is
     known by the rounding of its terms. That is taken off each by its share: errors are taken to be independent, and as large as
     what was read from states, which are rounded; pairs are not, and neither is the key (reversed: the query) beside the end where
-    the sum begins: what is given there was multiplied as it is read, and nothing decays between. fp64: the terms of the sum cancel.
-
-    Beside START lies, as many numbers behind it, the same as it is and not as products read it.
+    the sum begins: what is given there was multiplied as it is read, and nothing decays between. fp64: the terms of the sum
+    cancel. Behind START [B*H] lies the same as it is, and not as products read it.
     """
     bh, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     # back to front, for the sum runs that way

@@ -432,7 +432,8 @@ def _at_end(
     """What passes all steps at an end of the sequence, [2, B, H]: the state there times its gradient, of which one is given.
 
     Products read that one times `factor`, rounded. What it gives the chunk beside it is taken off again: where decays are strong
-    that is nearly all of it, and has to be as it was read; where they are weak it is little, and better exact. Then exact in any case.
+    that is nearly all of it, and has to be as it was read; where they are weak it is little, and better exact. The second is
+    exact in any case.
     """
     if given is None:
         return NOTHING, None

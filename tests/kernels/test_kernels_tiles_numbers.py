@@ -71,8 +71,8 @@ def test_an_entry_does_not_depend_on_the_others_of_its_batch(case: Case) -> None
 def test_the_gradient_of_the_log_decay_is_as_near_as_eagers(dtype: torch.dtype, n: int, d: int, decay: float,
                                                             reverse: bool) -> None:
     """Within the budget of docs/trust.md. In 16 bits what a running sum misses at a border was made where a state was read, and
-    where decays are strong what enters at an end is taken off as it was read; the first step's is known; in fp32 sums whose pairs cancel are not rounded in
-    between."""
+    where decays are strong what enters at an end is taken off as it was read; the first step's is known. In fp32 sums whose pairs
+    cancel are not rounded in between."""
     generator = torch.Generator().manual_seed(n + d)
     heads = 32 if n <= 64 else 4  # enough numbers that one error is not all of them
     q, k, v, g_o = (torch.randn(1, heads, n, d, generator=generator).to(dtype) for _ in range(4))
