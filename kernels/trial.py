@@ -27,6 +27,7 @@ POSITIONS = 288  # and what is left of a call's divided by 16: more than a segme
 ALLOWED = {torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.float32: 1e-3}
 ALLOWED_SINGLE = {"highest": 1e-3, "high": 1e-2, "medium": 5e-2}
 DECAYS = 4.0  # times that for the gradient of a log-decay, which is a sum of what cancels
+TINY = 1e-6  # the size of what should be nothing, as the gradient of q where only the final state is used; others are about 1
 FORWARD = ("o", "z", "state")
 BACKWARD = ("grad_q", "grad_k", "grad_v", "grad_log_decay", "grad_initial_state")
 exactly: Any = chunked  # whose functions take the arguments of a call as they come
@@ -84,16 +85,17 @@ def due(operand: Tensor) -> bool:
 
 
 def _untried(plan: Any, given: Sequence[Tensor | None], *options: Any) -> Iterator[bool]:
-    """Whether to cut sequences into segments in a trial: no and yes, so far as the call's kernels are not all tried."""
+    """Whether to cut sequences into segments in a trial: as the call does and the other way, while some of its kernels are not
+    tried (one of a backward's directions may be cut alone)."""
     if not due(next(x for x in given if x is not None)):
         return
-    kernels = _kernels(plan(given, *options))
-    if not kernels <= _tried:
-        yield False
+    call = plan(given, *options)
+    kernels, cut = _kernels(call), any(launch.kernel.__name__ == "join_segments" for launch in call.launches)
+    for way in (cut, not cut):
         if not kernels <= _tried:
-            yield True
-        if left := kernels - _tried:
-            log.debug("not tried, for no small problem launches them: %s", left)
+            yield way
+    if left := kernels - _tried:
+        log.debug("not tried, for no small problem launches them: %s", left)
     _tried.update(kernels)
 
 
@@ -167,6 +169,6 @@ def _compare(
         size, most = y.norm(), allowed
         if name == "grad_log_decay":
             size, most = size if steps is None else steps.abs().sum((0, 2)).norm(), DECAYS * allowed
-        error = float((x.double() - y).norm() / size)
+        error = float((x.double() - y).norm()) / max(float(size), TINY)
         if not error <= most:  # nor if it is no number
             raise WrongKernel(name=name, error=error, allowed=most)
