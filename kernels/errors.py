@@ -121,8 +121,8 @@ class WrongKernel(OperatorError, RuntimeError):
     """Of `kernels.trial`: it never reaches a user, for the chunked form runs instead."""
 
     code = "LK115"
-    seen = ("a compiled kernel is wrong on this device: on a small problem the relative error of {name} is {error:.1e}, where at "
-            "most {allowed:.0e} is right")
+    seen = ("a compiled kernel is wrong on this device: on a small problem the relative error of {name} is {error}, where at "
+            "most {allowed} is right")
     advice = ("TRITON_PTXAS_PATH names another assembler: ptxas before 13.3 makes wrong kernels on Hopper (`lightning-compile "
               "doctor` shows its version)")
 

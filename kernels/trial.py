@@ -171,4 +171,4 @@ def _compare(
             size, most = size if steps is None else steps.abs().sum((0, 2)).norm(), DECAYS * allowed
         error = float((x.double() - y).norm()) / max(float(size), TINY)
         if not error <= most:  # nor if it is no number
-            raise WrongKernel(name=name, error=error, allowed=most)
+            raise WrongKernel(name=name, error=f"{error:.1e}", allowed=f"{most:.0e}")
