@@ -21,6 +21,13 @@ from .patterns.sizes import count_of
 from .reading import add, item, multiply, subtract
 
 
+# PyTorch's own functions of symbolic sizes, as a scale has them, by their names in sympy.
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "ToFloat": torch.sym_float, "FloatPow": operator.pow, "PowByNatural": operator.pow, "IntTrueDiv": operator.truediv,
+    "FloatTrueDiv": operator.truediv, "OpaqueUnaryFn_sqrt": torch._sym_sqrt,  # type: ignore[attr-defined]
+}
+
+
 class GraphBuilder:
     """Builder that adds nodes before a node. Leaves that are sites themselves are read from where they were rewritten."""
 
@@ -99,6 +106,8 @@ class GraphBuilder:
             return functools.reduce(lambda a, b: self.call(function, a, b), map(self.number, s.args))
         if isinstance(s, sympy.Pow) and s.exp == -1:
             return self.call(operator.truediv, 1, self.number(s.base))
+        if (function := _FUNCTIONS.get(type(s).__name__)) is not None:
+            return self.call(function, *map(self.number, s.args))
         raise near_miss("LC404", leaf="the graph", seen=f"no node holds the size {s}")
 
     def place(self, a: Affine) -> Affine:

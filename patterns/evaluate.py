@@ -26,6 +26,8 @@ class Grid:
 
     def number(self, s: Any) -> Any:
         if isinstance(s, sympy.Basic):
+            if not s.free_symbols <= self.symbols.keys():
+                raise Unknown("a number that another call may have otherwise")
             s = s.subs({x: self.symbols[x] for x in s.free_symbols})
             return int(s) if s.is_Integer else float(s)
         return s
@@ -90,7 +92,7 @@ class Grid:
 
 def fold(v: Value) -> Array | None:
     """The numbers of a value that reads no tensor, one axis for each of its index variables; None if there are too many,
-    or if a size is dynamic."""
+    or if a size or a number is dynamic."""
     variables = [x for axis in v.axes for x in axis]
     if v.leaves() or v.masked is not None:
         return None
@@ -99,7 +101,10 @@ def fold(v: Value) -> Array | None:
         if not isinstance(x.size, int):
             return None
         count *= x.size
-    return Grid().sum(v.terms, variables) if count <= MAX_TABLE else None
+    try:
+        return Grid().sum(v.terms, variables) if count <= MAX_TABLE else None
+    except Unknown:
+        return None
 
 
 __all__ = ["Grid", "Numbers", "fold"]

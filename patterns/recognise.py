@@ -71,9 +71,12 @@ def _polynomial(value: Value, by_degree: dict[int, list[Term]]) -> Match | NearM
 
 def _sum_of(m: Match) -> Any:
     """What is summed, but for the names of variables; the checks compare the rest."""
+    def read(r: Read) -> Any:
+        return id(r.leaf), r.function, r.detached, tuple((str(a.const), sorted(map(str, a.coef.values()))) for a in r.index)
+
     groups = enumerate((m.q, m.k, m.v, m.out))
-    reads = tuple(sorted((role, id(r.leaf), r.function, r.detached) for role, group in groups for r in group))
-    decay = tuple((tuple(g.numbers.ravel().round(9)), tuple(r.leaf for r in g.reads)) for g in m.decay)
+    reads = tuple(sorted(((role, read(r)) for role, group in groups for r in group), key=str))
+    decay = tuple((tuple(g.numbers.ravel().round(9)), tuple(map(read, g.reads))) for g in m.decay)
     return reads, decay, m.reverse, m.strict, m.batch, m.e, m.state, m.entering
 
 
