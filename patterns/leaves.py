@@ -16,17 +16,23 @@ def are_scores(t: Term) -> bool:
 
 
 def dominated(v: Value) -> bool:
-    """A sum in which one term already carries every index (elu(q) + 1, x + bias): a leaf keeps products from multiplying
-    out. So is a state that decays by numbers, but not a difference of positions or of cumulative sums."""
+    """A sum in which one term already carries every index (elu(q) + 1, x + bias, x less its mean over features): a leaf keeps
+    products from multiplying out. So is a state that decays by numbers, but not a difference of positions or of cumulative sums."""
     if len(v.terms) < 2 or v.masked is not None or not v.leaves():
         return False
-    if any(t.bound or t.indicators or any(isinstance(f, Position) for f in t.factors) for t in v.terms):
+    if any(t.bound and not _of_itself(t, v) or t.indicators or any(isinstance(f, Position) for f in t.factors) for t in v.terms):
         return False
     if any(t.exponent and not {x for e in t.exponent for x in e.free()} <= {x for r in t.reads() for x in r.variables()}
            for t in v.terms):
         return False
-    used = [t.variables() for t in v.terms]
+    used = [t.free() for t in v.terms]
     return any(all(o <= x for o in used) for x in used)
+
+
+def _of_itself(t: Term, v: Value) -> bool:
+    """A sum over a tensor that another term reads as it is."""
+    reads = t.reads()
+    return len(reads) == 1 and any(not o.bound and reads[0].leaf in o.leaves() for o in v.terms)
 
 
 def grown(v: Value) -> bool:

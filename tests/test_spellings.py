@@ -12,6 +12,7 @@ import spellings_kernels  # noqa: F401
 import spellings_masks  # noqa: F401
 import spellings_more  # noqa: F401
 import spellings_odd  # noqa: F401
+import spellings_published  # noqa: F401
 import spellings_retention  # noqa: F401
 import spellings_spaces  # noqa: F401
 import spellings_states  # noqa: F401
