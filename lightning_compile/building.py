@@ -20,11 +20,10 @@ from .patterns.normal_form import Leaf
 from .patterns.sizes import count_of
 from .reading import add, item, multiply, subtract
 
-
-# PyTorch's own functions of symbolic sizes, as a scale has them, by their names in sympy.
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "ToFloat": torch.sym_float, "FloatPow": operator.pow, "PowByNatural": operator.pow, "IntTrueDiv": operator.truediv,
-    "FloatTrueDiv": operator.truediv, "OpaqueUnaryFn_sqrt": torch._sym_sqrt,  # type: ignore[attr-defined]
+# PyTorch's own functions of symbolic sizes, as a scale has them, by their names in sympy, and what they take besides.
+_FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[float, ...]]] = {
+    "ToFloat": (torch.sym_float, ()), "FloatPow": (operator.pow, ()), "PowByNatural": (operator.pow, ()),
+    "IntTrueDiv": (operator.truediv, ()), "FloatTrueDiv": (operator.truediv, ()), "OpaqueUnaryFn_sqrt": (operator.pow, (0.5,)),
 }
 
 
@@ -106,8 +105,9 @@ class GraphBuilder:
             return functools.reduce(lambda a, b: self.call(function, a, b), map(self.number, s.args))
         if isinstance(s, sympy.Pow) and s.exp == -1:
             return self.call(operator.truediv, 1, self.number(s.base))
-        if (function := _FUNCTIONS.get(type(s).__name__)) is not None:
-            return self.call(function, *map(self.number, s.args))
+        if (known := _FUNCTIONS.get(type(s).__name__)) is not None:
+            function, more = known
+            return self.call(function, *map(self.number, s.args), *more)
         raise near_miss("LC404", leaf="the graph", seen=f"no node holds the size {s}")
 
     def place(self, a: Affine) -> Affine:

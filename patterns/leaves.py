@@ -17,7 +17,8 @@ def are_scores(t: Term) -> bool:
 
 def dominated(v: Value) -> bool:
     """A sum in which one term already carries every index (elu(q) + 1, x + bias, x less its mean over features): a leaf keeps
-    products from multiplying out. So is a state that decays by numbers, but not a difference of positions or of cumulative sums."""
+    products from multiplying out. So is a state that decays by numbers, but not a difference of positions or of cumulative
+    sums."""
     if len(v.terms) < 2 or v.masked is not None or not v.leaves():
         return False
     if any(t.bound and not _of_itself(t, v) or t.indicators or any(isinstance(f, Position) for f in t.factors) for t in v.terms):

@@ -19,7 +19,10 @@ FORMS = ("scores", "state", "chunks", "steps", "blocks")
 LOOPS = ("steps", "blocks")
 
 # Feature maps. Those of the second table are positive, so that their sums may be divided by.
-FEATURES = {"none": "{0}", "relu": "F.relu({0})", "cos": "torch.cos({0})", "plus": "{0} + 0.5"}
+FEATURES = {
+    "none": "{0}", "relu": "F.relu({0})", "cos": "torch.cos({0})", "plus": "{0} + 0.5",
+    "centred": "{0} - {0}.mean(-1, keepdim=True)",
+}
 POSITIVE = {
     "elu": "F.elu({0}) + 1", "exp": "torch.exp({0})", "softmax": "torch.softmax({0}, -1)", "square": "{0} * {0} + 0.1",
     "sigmoid": "{0}.sigmoid()",
