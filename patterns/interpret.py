@@ -14,7 +14,7 @@ from .constants import known_value, static
 from .folding import Folder
 from .functions import DETACH, example_of, foreign, is_scalar, opaque
 from .index import same, size_of
-from .leaves import are_scores, coupled, disconnected, dominated, grown, opaque_exponent
+from .leaves import are_scores, centred, coupled, disconnected, dominated, grown, opaque_exponent
 from .normal_form import Value, detached
 from .ranges import Ranges
 from .side_table import SideTable
@@ -227,7 +227,7 @@ class GraphInterpreter(fx.Interpreter):
                 low, high = self.ranges.of(n)
                 low = max(low, 0.0) if all(t.pure_exponent() for t in v.terms) else low
                 before, v = v, table.cut(o, scores="exp" if of_scores else "", bounds=(low, high),
-                                         definition=None if stops else v)
+                                         definition=None if stops or centred(v) else v)
                 looked = before if long else v
                 _tie(v, before)
             if any(leaf.node is None and leaf.tensor is not o and id(leaf.tensor) not in ids for leaf in v.leaves()):

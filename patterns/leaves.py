@@ -30,6 +30,12 @@ def dominated(v: Value) -> bool:
     return any(all(o <= x for o in used) for x in used)
 
 
+def centred(v: Value) -> bool:
+    """A tensor less a sum over axes of its own. As a leaf it needs no definition: nothing sums over positions in it, as over the
+    state of a loop."""
+    return any(t.bound for t in v.terms) and dominated(v)
+
+
 def _of_itself(t: Term, v: Value) -> bool:
     """A sum over a tensor that another term reads as it is."""
     reads = t.reads()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from spelling import E, H, gated, qkv, spelling
+from spelling import B, D, E, H, gated, qkv, short, spelling
 from torch import Tensor, nn
 
 
@@ -43,6 +43,16 @@ class LayerNormsByHand(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k = (layer_norm_by_hand(x, self.weight, self.bias) for x in (q, k))
         return (q @ k.mT).tril() @ v
+
+
+@spelling(short)
+def steps_of_centred_queries_and_keys(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k = q - q.mean(-1, keepdim=True), k - k.mean(-1, keepdim=True)
+    s, out = q.new_zeros(B, H, D, E), []
+    for t in range(q.shape[2]):
+        s = s + k[:, :, t, :, None] * v[:, :, t, None]
+        out.append((q[:, :, t, None] @ s)[:, :, 0])
+    return torch.stack(out, 2)
 
 
 # ------------------------------------------------------------------------------------------------------------- scales
