@@ -18,7 +18,7 @@ from .clock import look
 from .codes import near_miss
 from .evaluate import Array, Grid
 from .index import Affine, Index, product
-from .normal_form import Factor, Leaf, Read, Term
+from .normal_form import Factor, Read, Term
 from .sizes import hint_of
 
 CELLS = 1 << 22  # pairs (times further bound variables) of one term
@@ -215,7 +215,7 @@ class _Pairs:
 
     def __init__(self, problem: Problem, sizes: _Sizes, atoms: Sequence[_Atom], fixed: Mapping[Index, int]) -> None:
         self.problem, self.sizes, self.atoms, self.fixed = problem, sizes, atoms, fixed
-        self.random: dict[tuple[Leaf, str], Array] = {}
+        self.random: dict[Any, Array] = {}
         self.generator = np.random.default_rng(1)
         low, high = zip(*(self._range([e for p in problem.parts if (e := getattr(p, name)) is not None])
                           for name in ("query", "key")))
@@ -286,19 +286,24 @@ class _Pairs:
         return row.ravel()[flat], column.ravel()[flat], flat, weight.ravel()[flat], np.unique(row)
 
     def _read(self, r: Read, grid: Grid) -> Array:
-        """Random numbers by position; batch variables choose among none of them."""
-        variables = list(dict.fromkeys(x for a in r.index for x in a.coef))
+        """Random numbers by position, others for another place on its other axes (m[0] and m[1] are two tensors); batch variables
+        choose among none of them."""
+        variables, key = list(dict.fromkeys(x for a in r.index for x in a.coef)), self._key(r)
         position, stride = Affine(), 1
         for a, size in zip(reversed(r.index), reversed(r.leaf.shape)):
             if a.coef and not set(a.coef) <= set(self.problem.batch):
                 position = position + a.scale(stride)
                 stride = stride * self.sizes.number(size)
-        table = self.random.get((r.leaf, r.function))
+        table = self.random.get(key)
         if table is None:
             scale = 1.0 / np.sqrt(max(stride, 1))
-            table = self.random[r.leaf, r.function] = (0.5 + self.generator.random(max(stride, 1))) * scale
+            table = self.random[key] = (0.5 + self.generator.random(max(stride, 1))) * scale
         at = np.clip(grid.affine(position, variables), 0, len(table) - 1)
         return np.broadcast_to(table[at], [len(grid.of(x)) for x in variables])
+
+    def _key(self, r: Read) -> Any:
+        batch = set(self.problem.batch)
+        return r.leaf, r.function, tuple(a if set(a.coef) <= batch else None for a in r.index)
 
     def _exponent(self, n: int, atom: _Atom, flat: Array) -> Array:
         """The exponent's part at the cells of part n."""
@@ -317,11 +322,11 @@ class _Pairs:
         """The cumulative sum of the density at each position."""
         count = max(int(self.rows.max(initial=0)), int(self.columns.max(initial=0))) + 1
         for n, terms in enumerate(atom.terms):              # tables of random numbers are made when they are first read
-            if terms and any((r.leaf, r.function) not in self.random for r in atom.reads):
+            if terms and any(self._key(r) not in self.random for r in atom.reads):
                 self._exponent(n, atom, self.cells[n][2][:0])
         density: Array = np.ones(count)
         for number, r in enumerate(atom.reads):
-            table = self.random[r.leaf, r.function]
+            table = self.random[self._key(r)]
             if any(n == number for n, _ in atom.at):
                 at = np.arange(count) + self.low[0]
                 density = density * np.where(at < len(table), table[np.minimum(at, len(table) - 1)], 0.0)

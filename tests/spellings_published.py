@@ -83,3 +83,14 @@ def degrees_of_two_halves_of_the_values(q: Tensor, k: Tensor, v: Tensor) -> Tens
 def degrees_with_a_gate_each(q: Tensor, k: Tensor, v: Tensor, f: Tensor, g: Tensor) -> Tensor:
     s = q @ k.mT
     return s.tril() @ (v * g[0][:, None]) + (s**2).tril() @ (v * g[1][:, None] * f.sigmoid()[..., None])
+
+
+@spelling(lambda: [*qkv(), torch.rand(2, 24, dtype=torch.float64).requires_grad_()], sites=0)
+def decay_of_queries_by_one_row_and_of_keys_by_another(q: Tensor, k: Tensor, v: Tensor, m: Tensor) -> Tensor:
+    return (q @ k.mT * torch.exp(-m[0].cumsum(0)[:, None] + m[1].cumsum(0))).tril() @ v
+
+
+@spelling(lambda: [*qkv(), torch.rand(2, 24, dtype=torch.float64).requires_grad_()])
+def decay_by_the_sum_of_two_rows(q: Tensor, k: Tensor, v: Tensor, m: Tensor) -> Tensor:
+    c = -(m[0] + m[1]).cumsum(0)
+    return (q @ k.mT * torch.exp(c[:, None] - c)).tril() @ v
