@@ -7,6 +7,7 @@ written to.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Hashable
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from . import chunked, tiles, trial
 from .errors import WrongKernel
+from .plan import Plan
 from .validation import check_arguments
 
 log = logging.getLogger("lightning_compile")
@@ -40,8 +42,7 @@ def forward(*args: Any) -> tuple[Tensor, ...]:
         key = _key("forward", q, v)
         if key not in _failed:
             try:
-                _try(trial.forward, args)
-                return tiles.forward(*args)
+                return tiles.forward(*args, before=functools.partial(_try, trial.forward, args))
             except Exception as e:
                 check_arguments(q, k, v, log_decay, initial_state, normalizer, final_state)  # the caller's mistake, if any
                 return _instead(key, e, chunked.forward, args)
@@ -57,15 +58,15 @@ def backward(*args: Any) -> tuple[Tensor, ...]:
     if not tiles.serves(q, v) or not _reached(grad_o, q, k, v) or (key := _key("backward", q, v)) in _failed:
         return chunked.backward(*args)
     try:
-        _try(trial.backward, args)
-        return tiles.backward(*args)
+        return tiles.backward(*args, before=functools.partial(_try, trial.backward, args))
     except Exception as e:
         return _instead(key, e, chunked.backward, args)
 
 
-def _try(tried: Any, args: Any) -> None:
+def _try(tried: Any, args: Any, plan: Plan) -> None:
+    """Before the plan of a signature runs for the first time."""
     try:
-        tried(*args)
+        tried(plan, *args)
     except WrongKernel:
         raise
     except Exception:  # the call itself will tell

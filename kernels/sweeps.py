@@ -292,7 +292,7 @@ class Sweeps:
         self, queries: Sums, keys: Sums, ends: Sequence[tuple[int, Buffer | None]], reverse: bool, dtype: torch.dtype
     ) -> Buffer:
         """The gradient of each step's log-decay, [B, H, N]; ends: what is known of what passes the start and the end of the
-        sequence, [2, B, H] where it is given. With borders at each chunk nobody asks."""
+        sequence, [B, H] where it is given (see `join_sums`). With borders at each chunk nobody asks."""
         from .joins import join_chunks, join_sums
 
         b, heads, n = self.shape

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -114,13 +114,18 @@ def forward(
     strict: bool = False,
     normalizer: bool = False,
     final_state: bool = False,
+    *,
+    before: Callable[[Plan], None] | None = None,
 ) -> tuple[Tensor, ...]:
-    """`lightning::linear_attention`; the arguments are validated once for each signature."""
+    """`lightning::linear_attention`; arguments are validated once for each signature, and `before` is called with its plan."""
     options = (scale, reverse, strict, normalizer, final_state)
     plan, given, key = find_forward(q, k, v, log_decay, initial_state, *options)
     if plan is None:
         check_arguments(q, k, v, log_decay, initial_state, normalizer, final_state)
-        plan = plans.keep(key, plan_forward(given, *options))
+        plan = plan_forward(given, *options)
+        if before is not None:
+            before(plan)
+        plans.keep(key, plan)
     return plan(given)
 
 
@@ -147,6 +152,8 @@ def backward(
     reverse: bool,
     strict: bool,
     needs: list[bool],
+    *,
+    before: Callable[[Plan], None] | None = None,
 ) -> tuple[Tensor, ...]:
     """`lightning::linear_attention_backward` on arguments that the forward validated: sweeps of the forward's kernel."""
     if scale == 0.0:  # states are kept unscaled, those of outside divided by the scale
@@ -156,7 +163,10 @@ def backward(
     args = (grad_o, grad_z, grad_final_state, q, k, v, log_decay, initial_state, final_state, scale, reverse, strict, needs)
     plan, given, key = find_backward(*args)
     if plan is None:
-        plan = plans.keep(key, plan_backward(given, scale, reverse, strict, *needs))
+        plan = plan_backward(given, scale, reverse, strict, *needs)
+        if before is not None:
+            before(plan)
+        plans.keep(key, plan)
     return plan(given)
 
 
@@ -391,7 +401,7 @@ def plan_backward(
             chunk = ahead_layout.chunk
             beside = range(min(chunk, n)), range((n - 1) // chunk * chunk, n)
             first, last = beside[::-1] if reverse else beside
-            ends = [_at_end(call, call.start, grad_start, 1.0, first), _at_end(call, end, final, 1 / scale, last)]
+            ends = [_at_end(call, call.start, grad_start, 1.0, first, not reverse), _at_end(call, end, final, 1 / scale, last)]
         steps = sweeps.decay_gradient(sums_q, sums_k, ends[::-1] if reverse else ends, reverse, log_decay.dtype)
         grad_decay = steps
         if log_decay.dim() == 1:
@@ -427,13 +437,13 @@ def _shared(plan: Plan, gradient: Buffer, operand: Buffer, lengthwise: bool) -> 
 
 
 def _at_end(
-    call: _Call, given: Buffer | None, found: Buffer | None, factor: float, beside: range
+    call: _Call, given: Buffer | None, found: Buffer | None, factor: float, beside: range, exact: bool = False
 ) -> tuple[int, Buffer | None]:
-    """What passes all steps at an end of the sequence, [2, B, H]: the state there times its gradient, of which one is given.
+    """What passes all steps at an end of the sequence, [B, H]: the state there times its gradient, of which one is given.
 
     Products read that one times `factor`, rounded. What it gives the chunk beside it is taken off again: where decays are strong
-    that is nearly all of it, and has to be as it was read; where they are weak it is little, and better exact. The second is
-    exact in any case.
+    that is nearly all of it, and has to be as it was read; where they are weak it is little, and better exact. exact: behind
+    that, [2, B, H], as it is in any case.
     """
     if given is None:
         return NOTHING, None
@@ -448,7 +458,8 @@ def _at_end(
         read = (given * factor).to(call.dtype).to(given.dtype) / factor
         passed = (g * len(beside))[None] if g.dim() == 1 else g[..., beside.start:beside.stop].sum(-1)
         kept = (2 * passed).exp()                           # of the chunk beside it, as variances add
-        mixed = torch.lerp(read, given, kept[..., None, None])
-        return torch.stack([(found * x).sum((-1, -2)) for x in (mixed, given)])
+        passing = (found * torch.lerp(read, given, kept[..., None, None])).sum((-1, -2))
+        return torch.stack((passing, (found * given).sum((-1, -2)))) if exact else passing
 
-    return GIVEN, call.plan.compute((2, *given.shape[:2]), call.acc, function, given, found, log_decay)
+    shape = (*(2,) * exact, *given.shape[:2])
+    return GIVEN, call.plan.compute(shape, call.acc, function, given, found, log_decay)

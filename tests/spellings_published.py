@@ -62,6 +62,11 @@ def scale_by_a_power_of_a_size(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 @spelling(qkv, dynamic=True, longer=lambda: qkv(n=31))
+def scale_by_a_quotient_of_sizes(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return ((q @ k.mT) * (v.size(-1) / k.size(-1)) / (k.size(-1) ** 2 + 0.5)).tril() @ v
+
+
+@spelling(qkv, dynamic=True, longer=lambda: qkv(n=31))
 def scale_by_the_root_of_a_size(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return ((q @ k.mT) / math.sqrt(k.size(-1))).tril() @ v
 

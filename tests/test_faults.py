@@ -23,6 +23,7 @@ import lightning_compile
 from lightning_compile import Report, backend, emit, passed, rewrite, verify
 from lightning_compile.kernels import chunked, fallback, tiles, trial
 from lightning_compile.kernels.errors import WrongKernel
+from lightning_compile.kernels.plan import Plan
 from lightning_compile.patterns import candidates, clock, interpret, rules
 from lightning_compile.patterns import weights as small_grid
 from lightning_compile.report import describe
@@ -271,7 +272,7 @@ def test_a_kernel_that_fails(error: Exception, on_tiles: None, monkeypatch: pyte
     calls: list[str] = []
 
     def failing(name: str) -> Callable[..., Any]:
-        def raises(*args: Any) -> Any:
+        def raises(*args: Any, **kwargs: Any) -> Any:
             calls.append(name)
             raise error
         return raises
@@ -298,8 +299,7 @@ def test_a_kernel_that_is_wrong_is_not_launched(on_tiles: None, monkeypatch: pyt
 
     monkeypatch.setattr(trial, "forward", wrong)
     monkeypatch.setattr(trial, "backward", wrong)
-    monkeypatch.setattr(tiles, "forward", broken)
-    monkeypatch.setattr(tiles, "backward", broken)
+    monkeypatch.setattr(Plan, "__call__", broken)
     report, said = run(causal, qkv(), caplog, inductor=False)
     assert [c.code for c in report.candidates] == [""]
     parts = ("LC905", "LK115", "2.4e-01", "TRITON_PTXAS_PATH")
@@ -314,7 +314,7 @@ def test_the_callers_mistakes_are_no_failures_of_a_kernel(on_tiles: None, monkey
 
 
 def test_where_both_forms_fail_the_kernels_error_is_told(on_tiles: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_memory(*args: Any) -> Any:
+    def no_memory(*args: Any, **kwargs: Any) -> Any:
         raise torch.OutOfMemoryError("no memory for tiles")
 
     monkeypatch.setattr(tiles, "forward", no_memory)
