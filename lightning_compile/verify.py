@@ -23,6 +23,7 @@ from .patterns.normal_form import Leaf, Numbers, Read, Value
 from .patterns.records import Key, Record
 from .patterns.side_table import SideTable
 from .patterns.sizes import another_value, hint_of
+from .reading import whole
 from .replay import leaf_key, region, replay
 from .signature import relied_sign, signature
 from .small import KEPT, PAD, Sizes, Unsolvable, compared, evaluate
@@ -187,7 +188,8 @@ def _compare(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequ
     builder = Eager(sizes, leaves)
     shapes = [sizes.shape(m.value.axes) for m in site.matches()]
     plain = [None] * len(shapes)
-    wanted = [evaluate(m.value, m.value.terms, sizes, leaves) for m in site.matches()]
+    read = leaves | {f: whole(builder, f) for m in site.matches() for f in m.value.leaves() if f.parts}
+    wanted = [evaluate(m.value, m.value.terms, sizes, read) for m in site.matches()]
     by_reference = emit(builder, [builder] * len(shapes), site, reference.linear_attention, shapes, plain)
     by_operator = emit(builder, [builder] * len(shapes), site, linear_attention, shapes, plain)
     for w, r, o in zip(wanted, by_reference, by_operator):
@@ -361,7 +363,7 @@ def random_leaves(site: Site, table: SideTable, sizes: Sizes) -> dict[Leaf, Tens
                     x = x.abs() * sign
                 truth = r.leaf.tensor.dtype == torch.bool
                 leaves[r.leaf] = (x > 0).double() if truth else x.requires_grad_()
-    for leaf in {f for m in site.matches() for f in m.value.leaves()} - set(leaves):
+    for leaf in {f for m in site.matches() for f in m.value.leaves() if not f.parts} - set(leaves):
         shape = sizes.shape(table.values[id(leaf.tensor)].axes)
         leaves[leaf] = torch.rand(shape, generator=generator, dtype=torch.float64).requires_grad_()
     return leaves

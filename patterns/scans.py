@@ -21,6 +21,7 @@ from .loop_forms import NotUnrolled, resolved, substituted
 from .normal_form import Factor, Numbers, Position, Read, Term, Value
 from .pieces import Pieces
 from .recurrence import LOGARITHMS
+from .step_reads import as_one
 
 SHORTEST = 4  # pieces: of fewer, the windows are summed as they are
 
@@ -31,9 +32,9 @@ class _NoScan(Exception):
 
 def running_sum(pieces: Pieces) -> Value | None:
     """The pieces' value, if they are states of a loop; None if they are not."""
-    if len(pieces.pieces) < SHORTEST or not isinstance(pieces.length, int) or len(pieces.pieces) != pieces.length:
+    if len(pieces.pieces) < SHORTEST or not isinstance(pieces.length, int) or any(p.value.masked is not None for p in pieces.pieces):
         return None
-    if any(p.value.masked is not None or p.value.axes[pieces.dim] for p in pieces.pieces):
+    if any((p.start, p.length) != (n * pieces.pieces[0].length, pieces.pieces[0].length) for n, p in enumerate(pieces.pieces)):
         return None
     for found in (_side_by_side, lambda p: _Scan(p).value()):
         try:
@@ -49,12 +50,13 @@ def _side_by_side(pieces: Pieces) -> Value:
         raise _NoScan
     axes = pieces.pieces[0].value.axes
     terms = [_renamed(p.value, axes)[0] for p in pieces.pieces]
+    terms = [t for _, t in as_one(list(enumerate(terms)), len(terms))]
     lead = terms[0]
     if not lead.bound or any((t.coef, len(t.bound), t.dtype) != (lead.coef, len(lead.bound), lead.dtype) for t in terms):
         raise _NoScan
     m = Index(len(terms))
     made = _family([(n, _parts(t)) for n, t in enumerate(terms)]).at(var(m))
-    return Value(tuple((m,) if d == pieces.dim else axis for d, axis in enumerate(axes)), (_of_parts(lead, made),))
+    return Value(tuple((m, *axis) if d == pieces.dim else axis for d, axis in enumerate(axes)), (_of_parts(lead, made),))
 
 
 def _renamed(v: Value, axes: Sequence[tuple[Index, ...]]) -> list[Term]:
@@ -253,6 +255,7 @@ class _Scan:
 
     # ----------------------------------------------------------------------------------------------------------- value
     def value(self) -> Value:
+        self._read_as_one()
         added = _family([(m, _parts(t)) for m, t in self.added])
         lead = self.added[0][1]
         if any((t.coef, len(t.bound), t.dtype) != (lead.coef, len(lead.bound), lead.dtype) for _, t in self.added):
@@ -272,8 +275,19 @@ class _Scan:
         terms = [term]
         if entering is not None:
             terms.append(replace(entering, exponent=entering.exponent + steps(m, Affine())))
-        axes = tuple((m,) if d == self.dim else axis for d, axis in enumerate(self.axes))
+        axes = tuple((m, *axis) if d == self.dim else axis for d, axis in enumerate(self.axes))
         return Value(axes, tuple(terms))
+
+    def _read_as_one(self) -> None:
+        """Tensors that each step makes for itself are one, read at the number of the step."""
+        count = len(self.pieces.pieces)
+        start = [] if self.start is None else [(0, self.start)]
+        every = as_one([*start, *self.added], count)
+        if start:
+            self.start = every.pop(0)[1]
+        self.added = every
+        gates = as_one([(m, _of_parts(Term(), [p.what for p in w.parts])) for m, w in self.steps], count)
+        self.steps = [(m, replace(w, parts=tuple(_parts(t)))) for (m, w), (_, t) in zip(self.steps, gates)]
 
     def _steps(self) -> Callable[[Index, Affine], tuple[Term, ...]]:
         """Exponents of the product of all steps up to m that come after another one."""
