@@ -100,9 +100,7 @@ class _Signature:
     def argument(self, x: Any, add: Callable[[str], None]) -> None:
         if isinstance(x, Key):
             add(self.said.get(x) or self.tensor(x))
-        elif type(x) in _PLAIN:
-            add(repr(x))
-        elif type(x) is list and _PLAIN.issuperset(map(type, x)):
+        elif type(x) in _PLAIN or type(x) is list and _PLAIN.issuperset(map(type, x)):
             add(repr(x))
         elif isinstance(x, (tuple, list)):
             add("(")

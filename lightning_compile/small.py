@@ -120,7 +120,7 @@ class Sizes:
 
         for x, y in self.compared:
             add(self._by_difference, x, y, more=0)
-        for x in sorted([y for x in found for y in x.tied], key=operator.attrgetter("id")):
+        for x in sorted([y for first in found for y in first.tied], key=operator.attrgetter("id")):
             if x.window or x.padded:
                 if (tie := self._tied(x)) is not None:
                     add(self._by_difference, x, tie[0], more=tie[1])
