@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -21,20 +22,22 @@ def region(table: SideTable, target: Key, stop: Collection[Key]) -> list[Record]
     another target reads of it is given there, whatever it is."""
     found: dict[int, Record] = {}
     seen: set[Key] = set()
+    records, folded = table.records, table.folded
     todo = [target]
     while todo:
         key = todo.pop()
         if key in seen:
             continue
         seen.add(key)
-        record = table.records.get((key.tensor, key.version))
-        given = key in stop and key != target or key.tensor in table.folded
-        if record is None or given or record.number in found or _is_literal(record):
+        record = records.get(key)
+        if record is None or record.number in found or key in stop and key != target or key.tensor in folded:
+            continue
+        name = record.described[0]
+        if name == "lift_fresh" and _is_literal(record):
             continue                                        # what is known by its value is made anew, at any size
         found[record.number] = record
-        if _only_shape(record):
-            continue
-        todo += record.keys
+        if not _only_shape(name):
+            todo += record.keys
     return [found[n] for n in sorted(found)]
 
 
@@ -43,9 +46,9 @@ def _is_literal(record: Record) -> bool:
     return record.described[0] == "lift_fresh" and not isinstance(record.args[0], Key)
 
 
-def _only_shape(record: Record) -> bool:
-    """Whether the call takes a tensor only to make another like it."""
-    name = record.described[0]
+@functools.cache
+def _only_shape(name: str) -> bool:
+    """Whether an operator takes a tensor only to make another like it."""
     return name.startswith("new_") or name.endswith("_like")
 
 
@@ -57,6 +60,11 @@ _PIECES = frozenset({"split", "split_with_sizes", "chunk", "unbind"})
 _OWN = _SHAPED | _PIECES | set(_FILLED) | {"expand", "arange", "repeat", "slice", "select", "unfold", "constant_pad_nd",
                                            "_to_copy"}
 
+# what loops are full of, by a shorter way to the same operator than by its overload
+_QUICK: dict[str, Callable[..., Tensor]] = {
+    "permute": Tensor.permute, "transpose": Tensor.transpose, "mul": torch.mul, "add": torch.add, "sub": torch.sub,
+    "bmm": torch.bmm, "mm": torch.mm, "exp": torch.exp, "neg": torch.neg}
+
 
 def _dtype(d: torch.dtype | None) -> torch.dtype | None:
     return torch.float64 if d is not None and d.is_floating_point else d
@@ -66,19 +74,23 @@ def run_again(record: Record, get: Callable[[Key], Tensor], sizes: Sizes, out_dt
               shape: tuple[int, ...]) -> list[Tensor]:
     """The outputs of a recorded call at small sizes, the first one's as given, in fp64 where it was of a floating-point type."""
     name, mutable, arguments = record.described
+    if name in _SHAPED:
+        return [get(record.keys[0]).reshape(shape)]
     dtype = _dtype(out_dtype)
 
     def small(a: Any) -> Any:
-        if isinstance(a, Key):
+        if type(a) is Key:
             return get(a)
+        if type(a) is int:
+            return a
         if isinstance(a, (tuple, list)):
             return [small(y) for y in a]
         return _dtype(a) if isinstance(a, torch.dtype) else sizes.number(a)
 
-    if name in _SHAPED:
-        return [get(record.keys[0]).reshape(shape)]
     if name not in _OWN and "fill_value" not in arguments and not name.startswith(("empty", "new_empty")):
         args = [small(a) for a in record.args]
+        if not mutable and not record.kwargs and (quick := _QUICK.get(name)) is not None:
+            return [quick(*args)]
         kwargs = {k: torch.device("cpu") if isinstance(a, torch.device) else small(a) for k, a in record.kwargs.items()
                   if k not in ("layout", "pin_memory", "memory_format")}
         if "dtype" in arguments and not record.keys:        # made of numbers (linspace), of the dtype that is the default
@@ -112,7 +124,7 @@ def run_again(record: Record, get: Callable[[Key], Tensor], sizes: Sizes, out_dt
             return [x]
         if start < 0:
             start = start + x.shape[dim]
-        elif sizes.positions & set(record.values[0].axes[dim]):
+        elif sizes.along(record.values[0].axes[dim]):
             start = sizes.scaled(start)
         return [x[(slice(None),) * dim + (slice(start, start + (length - 1) * step + 1, step),)]]
     if name == "select":
@@ -167,16 +179,16 @@ def replay(records: Sequence[Record], target: Key, inputs: Mapping[Key, Tensor],
         return env[key]
 
     for record in records:
-        if Key(*record.outputs[0]) in env:
+        if record.outputs[0] in env:                        # (a Key is a tuple like any other)
             continue
         look()
         dtype = table.tensors[record.outputs[0][0]].dtype
         shapes = [sizes.shape(v.axes) for v in record.values]
         outs = run_again(record, get, sizes, dtype, shapes[0])
-        for (tensor, version), shape, x in zip(record.outputs, shapes, outs):
+        for key, shape, x in zip(record.outputs, shapes, outs):
             if x.shape != shape:
                 raise Unsolvable(f"{record.func} gives {tuple(x.shape)} where {shape} was expected")
-            env.setdefault(Key(tensor, version), x)
+            env.setdefault(Key(*key), x)
     return env[target]
 
 

@@ -23,7 +23,8 @@ def signature(site: Site, table: SideTable, regions: Sequence[list[Record]], sto
     matches = tuple(s.match(m) for m in site.matches())
     leaves = sorted((s.name(leaf_key(leaf)), str(leaf.tensor.dtype), relied_sign(leaf))
                     for leaf in {leaf for m in site.matches() for leaf in m.leaves()})
-    sizes = tuple(str(x.size) if isinstance(x, Index) else "" for x in s.numbers)
+    sizes = (tuple([str(x.size) for x in s.axes_of_calls]),
+             tuple([(str(x.size), s.axes_of_calls.get(x.first, "")) for x in s.numbers if isinstance(x, Index)]))
     inside = () if site.divided is None or site.normaliser is None else (
         s.match(site.normaliser), site.divided.function, tuple(map(str, site.divided.steps)))
     return calls, matches, inside, tuple(s.constants), tuple(leaves), sizes
@@ -45,6 +46,8 @@ class _Signature:
     def __init__(self, table: SideTable, stop: set[Key]) -> None:
         self.table, self.stop = table, stop
         self.numbers: dict[Any, int] = {}
+        self.said: dict[Any, str] = {}                      # names of tensors, as text
+        self.axes_of_calls: dict[Index, str] = {}           # and of variables, of which a call's sizes are all that matters
         self.constants: list[Any] = []
         self.funcs: dict[int, str] = {}
 
@@ -54,41 +57,50 @@ class _Signature:
     def calls(self, records: Iterable[Record]) -> str:
         """As text: of a loop there are thousands."""
         said: list[str] = []
-        add, numbers = said.append, self.numbers
+        add, names, variables = said.append, self.said, self.axes_of_calls
         for r in records:
             if (func := self.funcs.get(id(r.func))) is None:  # (an operator's own hash is a call of Python)
                 func = self.funcs[id(r.func)] = str(r.func)
             add(func)
             for x in r.args:
-                if type(x) in _PLAIN:
+                if type(x) is Key:
+                    add(names.get(x) or self.tensor(x))
+                elif type(x) in _PLAIN:
                     add(repr(x))
                 else:
                     self.argument(x, add)
             for name in sorted(r.kwargs) if r.kwargs else ():
                 add(name)
                 self.argument(r.kwargs[name], add)
+            add(">")
             for key in r.outputs:
-                add(f">{self.name(key)}")
+                add(names.get(key) or self.tensor(key))
             for v in r.values:                              # variables by number: the sizes of all are listed once
                 for axis in v.axes:
                     add(";")
                     for i in axis:
-                        if (n := numbers.get(i)) is None:
-                            n = numbers[i] = len(numbers)
-                        add(str(n))
+                        first = i.first
+                        if (text := variables.get(first)) is None:
+                            text = variables[first] = str(len(variables))
+                        add(text)
             add("\n")
         return " ".join(said)
 
+    def tensor(self, key: Any) -> str:
+        """The number of a tensor, and whether it is given."""
+        given, n = key in self.stop, self.numbers.get(key)
+        if n is None:
+            n = self.name(key)
+            if not given and key not in self.table.records:
+                value = self.table.values.get(key[0])       # known by its value: a buffer, or a number
+                self.constants.append((n, None if value is None else self.value(value)))
+        text = self.said[key] = f"={n}" if given else f"%{n}"
+        return text
+
     def argument(self, x: Any, add: Callable[[str], None]) -> None:
         if isinstance(x, Key):
-            given, n = x in self.stop, self.numbers.get(x)
-            if n is None:
-                n = self.name(x)
-                if not given and x not in self.table.records:
-                    value = self.table.values.get(x.tensor)  # known by its value: a buffer, or a number
-                    self.constants.append((n, None if value is None else self.value(value)))
-            add(f"={n}" if given else f"%{n}")
-        elif type(x) in _PLAIN:
+            add(self.said.get(x) or self.tensor(x))
+        elif type(x) in _PLAIN or type(x) is list and _PLAIN.issuperset(map(type, x)):
             add(repr(x))
         elif isinstance(x, (tuple, list)):
             add("(")

@@ -42,75 +42,63 @@ class Sizes:
                  compared: Iterable[tuple[Index, Index]] = ()) -> None:
         self.pad, self.tiles, self.compared = pad, tiles, tuple(dict.fromkeys(compared))
         self.positions = self._same_axis(positions)
-        self.known: dict[Index, int] = {}
+        self.known: dict[Index, int] = {}                   # by their first names
         self._scale: dict[int, int] | None = None           # what `scaled` and `in_tiles` look up: once asked, sizes are known
         self._steps: dict[int, int] | None = None
         self.symbols = dict(symbols)
-        self.names, tied = self._named([*universe, *given, *(x for pair in self.compared for x in pair)])
+        found = self._found([*universe, *given, *(x for pair in self.compared for x in pair)])
         for x, n in given.items():
             self._set(x, n)
-        self.laws = self._laws(tied)
+        self.laws = self._laws(found)
         self._propagate([*self.known, *(x for x in self.laws if x not in self.known)])
-        for x in sorted((x for x in self.names if self.names[x] not in self.known), key=operator.attrgetter("id")):
-            if not any(self.names[y] in self.known for group in x.splits for y in group) and self.names[x] not in self.known:
-                self._set(x, hint(x.size, self.symbols))
-                self._propagate([self.names[x]])
-        self.known = {x: self.known[first] for x, first in self.names.items() if first in self.known}
+        known = self.known
+        for x in sorted([x for x in found if x not in known], key=operator.attrgetter("id")):
+            if x not in known and not any(z.first in known for y in x.tied for group in y.splits for z in group):
+                known[x] = hint(x.size, self.symbols)
+                if x in self.laws:
+                    self._propagate([x])
 
     @staticmethod
-    def _named(start: Iterable[Index]) -> tuple[dict[Index, Index], set[Index]]:
-        """All variables that are tied to the given ones, each with the first met of those that are the same by another name, as
-        most variables of a loop are: only these first ones are `known` until all is. And those that are tied otherwise."""
-        names: dict[Index, Index] = {}
-        tied: set[Index] = set()
-        todo = list(start)
-        while todo:
-            first = todo.pop()
-            if first in names:
-                continue
-            names[first] = first
-            alike = [first]
-            for x in alike:
-                for group in x.splits:
-                    if len(group) != 1:
-                        tied.add(x)
-                        todo += group
-                    elif group[0] not in names:
-                        names[group[0]] = first
-                        alike.append(group[0])
-                for y in x.parents:
-                    if y not in names:
-                        if (x,) in y.splits:
-                            names[y] = first
-                            alike.append(y)
-                        else:
-                            todo.append(y)
-                for other in (x.window, x.padded):
-                    if other:
-                        tied.add(x)
-                        todo.append(other[0])
-        return names, tied
+    def _found(start: Iterable[Index]) -> list[Index]:
+        """The first names of all variables that are tied to the given ones."""
+        found = list(dict.fromkeys([x.first for x in start]))
+        seen = set(found)
+        for x in found:
+            for y in x.tied:
+                others = [*y.parents, *(z for group in y.splits for z in group)]
+                others += [other[0] for other in (y.window, y.padded) if other]
+                for z in others:
+                    if (first := z.first) not in seen:
+                        seen.add(first)
+                        found.append(first)
+        return found
 
     def _same_axis(self, start: Iterable[Index]) -> frozenset[Index]:
-        """Variables that run along the same axis as the given digits: compared, renamed, sliced, padded, split or put
-        together."""
+        """Variables, by their first names, that run along the same axis as the given digits: compared, sliced, padded, split
+        or put together."""
         seen: set[Index] = set()
-        todo = list(start)
+        todo = [x.first for x in start]
+        compared = [(x.first, y.first) for x, y in self.compared]
         while todo:
             x = todo.pop()
             if x in seen:
                 continue
             seen.add(x)
-            todo += [y for pair in self.compared if x in pair for y in pair]
-            todo += [y for group in x.splits for y in group]
-            todo += [y for y in (x.window and x.window[0], x.padded and x.padded[0]) if y]
-            todo += [y for y in x.parents if y.window and y.window[0] is x or y.padded and y.padded[0] is x
-                     or any(x in group and seen.issuperset(group) for group in y.splits)]
+            todo += [y for pair in compared if x in pair for y in pair]
+            for a in x.tied:
+                todo += [y.first for group in a.splits for y in group]
+                todo += [y.first for y in (a.window and a.window[0], a.padded and a.padded[0]) if y]
+                todo += [y.first for y in a.parents if y.window and y.window[0] is a or y.padded and y.padded[0] is a
+                         or any(a in group and seen.issuperset([z.first for z in group]) for group in y.splits)]
         return frozenset(seen)
 
+    def along(self, variables: Iterable[Index]) -> bool:
+        """Whether one of them runs along positions."""
+        return any(x.first in self.positions for x in variables)
+
     def _set(self, x: Index, n: int) -> None:
-        if self.known.setdefault(self.names[x], n) != n:
-            raise Unsolvable(f"an axis of size {x.size} would have to be {self.known[self.names[x]]} and {n}")
+        if (old := self.known.setdefault(x.first, n)) != n:
+            raise Unsolvable(f"an axis of size {x.size} would have to be {old} and {n}")
 
     def _propagate(self, start: Iterable[Index]) -> None:
         """What follows from the sizes that are known: each newly known one is looked at together with what it is tied to."""
@@ -120,28 +108,26 @@ class Sizes:
                 look()
                 todo.extend(law())
 
-    def _laws(self, tied: Iterable[Index]) -> dict[Index, list[Callable[[], list[Index]]]]:
+    def _laws(self, found: Iterable[Index]) -> dict[Index, list[Callable[[], list[Index]]]]:
         """What ties variables to each other, by each of them: a call learns what follows from the sizes that are known by
         then, and returns whose sizes these are."""
         laws: dict[Index, list[Callable[[], list[Index]]]] = {}
-        names = self.names
 
         def add(law: Callable[..., list[Index]], *of: Index, **more: int) -> None:
-            firsts = [names[x] for x in of]
+            firsts = [x.first for x in of]
             for x in dict.fromkeys(firsts):
                 laws.setdefault(x, []).append(functools.partial(law, *firsts, **more))
 
         for x, y in self.compared:
             add(self._by_difference, x, y, more=0)
-        for x in sorted(tied, key=operator.attrgetter("id")):
+        for x in sorted([y for first in found for y in first.tied], key=operator.attrgetter("id")):
             if x.window or x.padded:
                 if (tie := self._tied(x)) is not None:
                     add(self._by_difference, x, tie[0], more=tie[1])
                 if self.tiles and (tile := _tile(x)) is not None:
                     add(self._by_tiles, x, tile[0], times=tile[1])
             for group in x.splits:
-                if len(group) != 1:
-                    add(self._by_split, x, *group)
+                add(self._by_split, x, *group)
         return laws
 
     def _learn(self, x: Index, n: int) -> list[Index]:
@@ -164,18 +150,24 @@ class Sizes:
         return []
 
     def _by_split(self, x: Index, *group: Index) -> list[Index]:
-        open_ = [y for y in group if y not in self.known]
-        if not open_:
-            n = product(self.known[y] for y in group)
-            if self.known.get(x, n) != n:
+        known, rest, open_ = self.known, 1, None
+        for y in group:
+            if (n := known.get(y)) is not None:
+                rest *= n
+            elif open_ is not None:
+                return []
+            else:
+                open_ = y
+        whole = known.get(x)
+        if open_ is None:
+            if whole is not None and whole != rest:
                 raise Unsolvable(f"an axis of size {x.size} splits into sizes that do not multiply to it")
-            return self._learn(x, n)
-        if len(open_) == 1 and x in self.known:
-            rest = product(self.known[y] for y in group if y in self.known)
-            if self.known[x] % rest:
-                raise Unsolvable(f"an axis of size {x.size} does not divide")
-            return self._learn(open_[0], self.known[x] // rest)
-        return []
+            return self._learn(x, rest)
+        if whole is None:
+            return []
+        if whole % rest:
+            raise Unsolvable(f"an axis of size {x.size} does not divide")
+        return self._learn(open_, whole // rest)
 
     def _tied(self, x: Index) -> tuple[Index, int] | None:
         """(y, n) if x is all of y but n of its elements: it stays so at small sizes (a shift by a slice, a pad)."""
@@ -192,17 +184,15 @@ class Sizes:
         return (whole, more) if more is not None and abs(more) <= KEPT else None
 
     def of(self, x: Index) -> int:
-        n = self.known.get(x)
+        n = self.known.get(x.first)
         return hint(x.size, self.symbols) if n is None else n
 
     def shape(self, axes: Sequence[Sequence[Index]]) -> tuple[int, ...]:
-        known, found = self.known, []
-        for axis in axes:
-            size = 1
-            for x in axis:
-                size *= self.of(x) if (n := known.get(x)) is None else n
-            found.append(size)
-        return tuple(found)
+        known = self.known
+        try:
+            return tuple([known[axis[0].first] if len(axis) == 1 else product([known[x.first] for x in axis]) for axis in axes])
+        except KeyError:                                    # of variables that nothing is known of
+            return tuple([product(map(self.of, axis)) for axis in axes])
 
     def number(self, x: Any) -> Any:
         """A number for an int, a SymInt, a SymFloat or an expression."""
@@ -233,7 +223,7 @@ class Sizes:
             x = strides[s][0]
             below_old, below_new = s * x.size, (below_new if tied else self.scaled(self.number(s))) * self.of(x)
         const = self.number(e.const)
-        return Affine(self.scaled(const) if self.positions & set(coef) else const, coef)
+        return Affine(self.scaled(const) if self.along(coef) else const, coef)
 
     def in_tiles(self, e: Affine) -> Affine:
         """An index expression of features at these sizes, where an axis holds several tiles of one size (q, k and v of a

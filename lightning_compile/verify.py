@@ -267,7 +267,7 @@ def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], featur
             choose(x, x.size)                               # tables of numbers belong to their size
     numbered = _numbered(regions) if len(main.rows) > 1 else set()
     for depth, x in enumerate(reversed(main.rows)):
-        if x in kept or x in numbered or len(main.rows) > 1 and isinstance(x.size, int) and x.size <= KEPT:
+        if x in kept or x.first in numbered or len(main.rows) > 1 and isinstance(x.size, int) and x.size <= KEPT:
             choose(x, hint(x.size, symbols))
         else:
             choose(x, length if len(main.rows) == 1 else (4, 3, 2)[depth % 3])
@@ -284,8 +284,10 @@ def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], featur
             choose(y, x.size if keep else (2, 3)[(p + q) % 2])
     given.update({y: given[x] for m in site.matches() for x, y in m.ends if x in given})
     universe = set[Index]()
-    for v in {id(v): v for records in regions for r in records for v in r.values}.values():
-        _variables(v, universe)
+    for records in regions:                                 # variables of sums are tied to those of axes
+        for r in records:
+            for v in r.values:
+                universe.update(*v.axes)
     universe |= {x for m in site.matches() for leaf in m.leaves() for axis in table.values[id(leaf.tensor)].axes for x in axis}
     universe |= {x for m in site.matches() for x in _variables(m.value)}
     for x in universe:
@@ -295,25 +297,19 @@ def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], featur
 
 
 def _numbered(regions: Sequence[list[Record]]) -> set[Index]:
-    """Variables that run over tensors which were put side by side one by one: there are as many at any sizes."""
+    """Variables, by their first names, that run over tensors which were put side by side one by one: there are as many at
+    any sizes."""
     at = {"stack": 1, "select_scatter": 2}                  # the place of their argument `dim`
     every = [(r, name) for records in regions for r in records if (name := r.described[0]) in at]
     dims = [r.args[n] if len(r.args) > (n := at[name]) else r.kwargs.get("dim", 0) for r, name in every]
-    todo = [x for (r, _), d in zip(every, dims) for x in r.values[0].axes[d % len(r.values[0].axes)]]
-    seen = set[Index]()
-    while todo:
-        x = todo.pop()
-        if x not in seen and isinstance(x.size, int):
-            seen.add(x)
-            todo += [y for group in x.splits if len(group) == 1 for y in group]
-            todo += [y for y in x.parents if (x,) in y.splits]
-    return seen
+    return {x.first for (r, _), d in zip(every, dims) for x in r.values[0].axes[d % len(r.values[0].axes)]
+            if isinstance(x.size, int)}
 
 
 def _finest(x: Index, above: frozenset[Index] = frozenset()) -> list[Index]:
     """The digits that a variable falls into, or the variable itself."""
     above = above | {x}
-    parts = next((group for group in x.splits if len(group) > 1 and not above.intersection(group)), ())
+    parts = next((group for group in x.splits if group and not above.intersection(group)), ())
     return [z for y in parts for z in _finest(y, above)] or [x]
 
 
@@ -328,11 +324,8 @@ def _tabulated(site: Site) -> set[Index]:
     return found & set(site.main.batch)
 
 
-def _variables(v: Value, found: set[Index] | None = None) -> set[Index]:
-    """Adds to the variables that were found already."""
-    found = set() if found is None else found
-    for axis in v.axes:
-        found.update(axis)
+def _variables(v: Value) -> set[Index]:
+    found = v.variables()
     for t in v.terms:
         found.update(t.bound)
         for f in t.factors:

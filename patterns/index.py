@@ -85,9 +85,10 @@ def hint(s: Size, sizes: Mapping[Any, int] | None = None) -> int:
 class Index:
     """An index variable. `splits` records how reshapes and broadcasts tied it to finer variables (each entry is a
     row-major list whose sizes multiply to this one), `parents` the other way round; `window` records the (variable,
-    start, step) that it is a slice of, `padded` the (variable, zeros in front) that it was padded to."""
+    start, step) that it is a slice of, `padded` the (variable, zeros in front) that it was padded to. A variable that is
+    another one by another name, as most variables of a loop are, has no entry for that, but the same `first`."""
 
-    __slots__ = ("id", "size", "splits", "parents", "window", "padded")
+    __slots__ = ("id", "size", "splits", "parents", "window", "padded", "_first", "tied")
 
     def __init__(self, size: Size) -> None:
         self.id = next(_ids)
@@ -96,19 +97,46 @@ class Index:
         self.parents: list[Index] = []
         self.window: tuple[Index, Any, Any] | None = None
         self.padded: tuple[Index, Any] | None = None
+        self._first = self
+        self.tied: list[Index] = []     # of a first one: those among its names that are tied to others, either way
+
+    @property
+    def first(self) -> Index:
+        """The oldest of the variables that are this one by another name; itself, if it has no other name."""
+        first = self._first
+        while first._first is not first:
+            first = self._first = first._first
+        return first
+
+    def _ties(self) -> None:
+        if not (self.splits or self.parents or self.window or self.padded):
+            self.first.tied.append(self)
 
     def split(self, group: Iterable[Index]) -> None:
-        """Ties this variable to finer ones."""
+        """Ties this variable to finer ones, or to one that is the same."""
         group = tuple(group)
+        if len(group) == 1:
+            old, new = self.first, group[0].first
+            if old is not new:
+                old, new = (old, new) if old.id < new.id else (new, old)
+                new._first = old
+                old.tied += new.tied
+            return
+        self._ties()
         self.splits.append(group)
         for x in group:
+            x._ties()
             x.parents.append(self)
 
     def slice_of(self, whole: Index, start: Any, step: int) -> None:
+        self._ties()
+        whole._ties()
         self.window = (whole, start, step)
         whole.parents.append(self)
 
     def pad_to(self, whole: Index, front: Any) -> None:
+        self._ties()
+        whole._ties()
         self.padded = (whole, front)
         whole.parents.append(self)
 

@@ -33,16 +33,22 @@ class Record:
         """The tensors among the arguments, in order. (pytree, which finds them too, takes a third of the time of a check.)"""
         found: list[Key] = []
         _collect(self.args, found)
-        _collect(self.kwargs, found)
+        if self.kwargs:
+            _collect(self.kwargs, found)
         return tuple(found)
 
     @functools.cached_property
     def described(self) -> tuple[str, bool, tuple[str, ...]]:
         """The name of the operator without the underscore of its in-place form, whether it writes, and its arguments' names."""
-        return _described(self.func)
+        found = _descriptions.get(id(self.func))            # (an operator's own hash is a call of Python)
+        if found is None:
+            found = _descriptions[id(self.func)] = (*_described(self.func), self.func)
+        return found[:3]
 
 
-@functools.cache
+_descriptions: dict[int, tuple[str, bool, tuple[str, ...], OpOverload]] = {}  # each keeps its operator, and so its id
+
+
 def _described(func: OpOverload) -> tuple[str, bool, tuple[str, ...]]:
     schema = func._schema
     name = schema.name.split("::")[1]
@@ -51,11 +57,11 @@ def _described(func: OpOverload) -> tuple[str, bool, tuple[str, ...]]:
 
 
 def _collect(x: Any, found: list[Key]) -> None:
-    if isinstance(x, Key):
-        found.append(x)
-    elif isinstance(x, (tuple, list)):
+    if isinstance(x, (tuple, list)):
         for y in x:
-            _collect(y, found)
+            if type(y) is Key:
+                found.append(y)
+            elif isinstance(y, (tuple, list, dict)):
+                _collect(y, found)
     elif isinstance(x, dict):
-        for y in x.values():
-            _collect(y, found)
+        _collect(list(x.values()), found)

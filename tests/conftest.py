@@ -81,7 +81,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first: workers end together then."""
-    items.sort(key=lambda item: item.path.name != "test_zoo.py")
+    first = ["test_zoo.py", "test_kernels_interpreter.py"]
+    items.sort(key=lambda item: first.index(item.path.name) if item.path.name in first else len(first))
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

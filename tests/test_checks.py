@@ -319,36 +319,46 @@ from lightning_compile import passed, verify
 run = []
 check = verify._check
 verify._check = lambda *args: run.append(1) or check(*args)
-def f(q, k, v):
-    return (q @ k.mT).tril(int(sys.argv[1])) @ v
-x = torch.randn(2, 2, 70, 4)
-report = lightning_compile.explain(f, x, x, x, options={"when": "always"})
-assert len(report.rewritten) == 1, report
-print(len(run), passed.folder())
+def checks(diagonal=0):
+    "How many checks run of what this process has never seen."
+    run.clear()
+    passed._here.clear()
+    x = torch.randn(2, 2, 70, 4)
+    report = lightning_compile.explain(lambda q, k, v: (q @ k.mT).tril(diagonal) @ v, x, x, x, options={"when": "always"})
+    assert len(report.rewritten) == 1, report
+    return len(run)
+"""
+FIRST = """
+assert checks() == 1
+print(passed.folder())
+"""
+SECOND = """
+(file,) = passed.folder().iterdir()
+whole = file.read_bytes()
+assert checks() == 0, "another process has checked it"
+assert checks(-1) == 1, "another program"
+file.write_bytes(whole[:-5])
+assert checks() == 1, "what is corrupt says nothing"
+assert file.read_bytes() == whole, "the corrupt file was replaced"
+assert checks() == 0
 """
 
 
-def checks(folder: Path, diagonal: int = 0, **more: str) -> tuple[int, Path, str]:
-    """How many checks ran in a process of its own, where they are kept, and what was said."""
+def run(program: str, folder: Path, **more: str) -> tuple[str, str]:
+    """What a process of its own prints and says."""
     env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(folder), **more}
-    done = subprocess.run([sys.executable, "-c", PROGRAM, str(diagonal)], cwd="/", env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", PROGRAM + program], cwd="/", env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    count, where = done.stdout.split()[-2:]
-    return int(count), Path(where), done.stderr
+    return done.stdout, done.stderr
 
 
 def test_a_check_runs_once_for_all_processes(tmp_path: Path) -> None:
-    first, where, _ = checks(tmp_path)
-    assert first == 1
-    (file,) = where.iterdir()
+    printed, _ = run(FIRST, tmp_path, PYTHONHASHSEED="1")
+    (file,) = Path(printed.split()[-1]).iterdir()
     assert json.loads(file.read_text()) == {"passed": file.stem}
-    assert checks(tmp_path)[0] == 0
-    assert checks(tmp_path, diagonal=-1)[0] == 1
-    file.write_bytes(file.read_bytes()[:-5])
-    count, _, said = checks(tmp_path)
-    assert count == 1 and "is ignored and the check runs again" in said
-    assert json.loads(file.read_text()) == {"passed": file.stem}, "the corrupt file was replaced"
-    assert checks(tmp_path, TORCHINDUCTOR_FORCE_DISABLE_CACHES="1")[0] == 1
+    _, said = run(SECOND, tmp_path, PYTHONHASHSEED="2")
+    assert said.count("is ignored and the check runs again") == 1
+    run("assert passed.folder() is None and checks() == 1", tmp_path, TORCHINDUCTOR_FORCE_DISABLE_CACHES="1")
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04\x95garbage", b'{"passed": "another"}', b'["passed"]', b"{"])
