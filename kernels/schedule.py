@@ -125,9 +125,9 @@ def schedule(
     rest = 64 if block == 192 else 0
     if half and hopper and block == 256 and kind == "output with sums":
         rest = 128  # products of two tiles, in two branches (sweep.py), leave more registers to the sums; others lose by it
-    # 16 registers a thread: where a state takes no more there is room; on Hopper, of 16 bits, beside all but these
+    # 16 registers a thread, which wide sums and normalisers need on Hopper too
     hold = block * held <= 64 * 64 * (warps // 4)
-    hold |= half and hopper and not (block >= 192 and kind in ("output with sums", "normalizer"))
+    hold |= half and hopper and block <= {"normalizer": 64, "output with sums": 128}.get(kind, 256)
     return Schedule(chunk, block - rest, held, warps, stages, rest, hold)
 
 

@@ -44,8 +44,8 @@ __all__ = [
     "cache_folder", "call_as", "compile_fx", "copy_calling_convention", "counters", "cuobjdump", "detect_fake_mode", "empty_cuda",
     "enable_python_dispatcher", "enable_single_level_autograd_function", "enter_autocast", "exit_autocast",
     "fresh_fake", "inductor_names", "inductor_setting", "inductor_settings", "int_oo", "launcher", "lower_as",
-    "no_modes", "observed", "other_driver", "pytree", "release", "same_geometry", "shard", "short_searches", "statically_known_true",
-    "tangents_are_on", "trace_structured", "with_tangents"]
+    "no_modes", "observed", "other_driver", "pytree", "release", "same_geometry", "shard", "short_searches",
+    "statically_known_true", "tangents_are_on", "trace_structured", "with_tangents"]
 
 OLDEST_TORCH = (2, 11)
 

@@ -169,4 +169,4 @@ def test_a_call_is_compared_with_a_copy_where_one_was_timed() -> None:
     assert command.cells({**row, "copy": 0.04, "copy_both": 0.15})[6] == "80.0 / 75.0"
     assert len(command.cells(row)) == len(command.HEAD)
     cpu = torch.device("cpu")
-    assert 0 < measure.copy_time(1 << 20, 1e9, cpu) and measure.copy_time(4 * measure.LARGE, 4e3 * measure.LARGE, cpu) == 1.0
+    assert measure.copy_time(1 << 20, 1e9, cpu) > 0 and measure.copy_time(4 * measure.LARGE, 4e3 * measure.LARGE, cpu) == 1.0
