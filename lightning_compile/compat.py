@@ -197,7 +197,7 @@ def same_geometry(tensors: Sequence[torch.Tensor]) -> Callable[..., bool] | None
     try:
         sizes, strides = [list(x.shape) for x in tensors], [list(x.stride()) for x in tensors]
         guards = torch._C._dynamo.guards.TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
-        return guards.check if guards.check(*tensors) else None  # type: ignore[no-any-return]
+        return guards.check if guards.check(*tensors) else None
     except Exception:  # private, and no matter of results
         return None
 
