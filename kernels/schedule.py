@@ -22,7 +22,8 @@ Kind = Literal["output", "output with sums", "normalizer", "pair", "pair with su
 @dataclass(frozen=True)
 class Schedule:
     """`chunk` positions a tile; blocks of the contracted and of the output's features; Triton's warps and stages. rest:
-    contracted features beyond those, in a tile of their own, a power of two as well; 0: none."""
+    contracted features beyond those, in a tile of their own, a power of two as well; 0: none. hold: whether registers have room
+    for the weights of a constant decay, or each chunk computes them again."""
 
     chunk: int
     contract: int
@@ -30,16 +31,12 @@ class Schedule:
     warps: int
     stages: int
     rest: int = 0
+    hold: bool = False
 
     @property
     def split(self) -> int:
         """Parts of a row that are summed apart: the groups of four warps that share it."""
         return max(1, self.warps * 16 // self.chunk)
-
-    @property
-    def hold(self) -> bool:
-        """Whether registers have room for the weights of a constant decay, or each chunk computes them again."""
-        return (self.contract + self.rest) * self.out <= 64 * 64 * (self.warps // 4)
 
 
 def _block(features: int) -> int:
@@ -128,7 +125,10 @@ def schedule(
     rest = 64 if block == 192 else 0
     if half and hopper and block == 256 and kind == "output with sums":
         rest = 128  # products of two tiles, in two branches (sweep.py), leave more registers to the sums; others lose by it
-    return Schedule(chunk, block - rest, held, warps, stages, rest)
+    # 16 registers a thread, which wide sums and normalisers need on Hopper too
+    hold = block * held <= 64 * 64 * (warps // 4)
+    hold |= half and hopper and block <= {"normalizer": 64, "output with sums": 128}.get(kind, 256)
+    return Schedule(chunk, block - rest, held, warps, stages, rest, hold)
 
 
 # Segments begin at multiples of this many positions: all chunks and borders divide it.

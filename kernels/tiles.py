@@ -132,10 +132,21 @@ def forward(
 def find_forward(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, initial_state: Tensor | None, *options: Any
 ) -> tuple[Plan | None, tuple[Tensor | None, ...], Hashable]:
-    """The plan of an earlier call with such arguments, the tensors it takes, and its key."""
-    given = (v, q, k, log_decay, initial_state)
-    key = (_precision(v), *options, *signature(given))
-    return plans.find(key), given, key
+    """The plan of an earlier call with such arguments, the tensors it takes, and its key; that of the last call needs none."""
+    return _find("forward", (_precision(v), *options), (v, q, k, log_decay, initial_state))
+
+
+def _find(
+    which: str, options: tuple[Hashable, ...], given: tuple[Tensor | None, ...]
+) -> tuple[Plan | None, tuple[Tensor | None, ...], Hashable]:
+    plan = plans.recent(which, options, given)
+    key: Hashable = None
+    if plan is None:
+        key = (*options, *signature(given))
+        plan = plans.find(key)
+        if plan is not None:
+            plans.remember(which, options, given, plan)
+    return plan, given, key
 
 
 def backward(
@@ -176,8 +187,7 @@ def find_backward(
 ) -> tuple[Plan | None, tuple[Tensor | None, ...], Hashable]:  # fmt: skip
     """As `find_forward`."""
     given = (v, q, k, log_decay, initial_state, grad_o, grad_z, grad_final_state, final_state)
-    key = (_precision(v), *options[:-1], *options[-1], *signature(given))
-    return plans.find(key), given, key
+    return _find("backward", (_precision(v), *options[:-1], *options[-1]), given)
 
 
 def _precision(v: Tensor) -> str | None:

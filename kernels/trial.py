@@ -130,7 +130,7 @@ def _like(x: Tensor, shape: tuple[int, ...]) -> Tensor:
         stride = x.stride(axis)
         strides[axis] = stride
         if stride > fixed or stride == fixed > 0 and axis < rows:  # equal where there is one row
-            strides[axis] = extent if stride == within else extent + (stride - extent) % 16
+            strides[axis] = extent if stride == within else extent + ((stride - extent) % 16 or 16)
         extent += strides[axis] * (shape[axis] - 1)
         within += stride * (x.shape[axis] - 1)
     generator = torch.Generator(x.device).manual_seed(len(shape))

@@ -44,8 +44,8 @@ __all__ = [
     "cache_folder", "call_as", "compile_fx", "copy_calling_convention", "counters", "cuobjdump", "detect_fake_mode", "empty_cuda",
     "enable_python_dispatcher", "enable_single_level_autograd_function", "enter_autocast", "exit_autocast",
     "fresh_fake", "inductor_names", "inductor_setting", "inductor_settings", "int_oo", "launcher", "lower_as",
-    "no_modes", "observed", "other_driver", "pytree", "release", "shard", "short_searches", "statically_known_true",
-    "tangents_are_on", "trace_structured", "with_tangents"]
+    "no_modes", "observed", "other_driver", "pytree", "release", "same_geometry", "shard", "short_searches",
+    "statically_known_true", "tangents_are_on", "trace_structured", "with_tangents"]
 
 OLDEST_TORCH = (2, 11)
 
@@ -188,6 +188,18 @@ def _writer(op: OpOverload, name: str) -> Callable[[Any, Callable[[str], None]],
 def observed() -> bool:
     """Whether somebody looks on at operators: a dispatch mode, or the profiler."""
     return torch._C._len_torch_dispatch_stack() > 0 or torch.autograd.profiler._is_profiler_enabled
+
+
+def same_geometry(tensors: Sequence[torch.Tensor]) -> Callable[..., bool] | None:
+    """Whether as many others have the shapes, strides, dtypes and devices of these, which are not kept: Dynamo's own guard, in a
+    sixth of the time that it takes to read them in Python. False also where they differ in anything else, as in whether they need
+    gradients, and where two are one object. None: this release has none, or not for these."""
+    try:
+        sizes, strides = [list(x.shape) for x in tensors], [list(x.stride()) for x in tensors]
+        guards = torch._C._dynamo.guards.TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
+        return guards.check if guards.check(*tensors) else None
+    except Exception:  # private, and no matter of results
+        return None
 
 
 def cache_folder() -> Path | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_compile.bench import command, peers, problems
+from lightning_compile.bench import command, measure, peers, problems
 from lightning_compile.cli import main
 from lightning_compile.kernels.operator import linear_attention
 
@@ -161,3 +161,12 @@ def test_plots_are_drawn_of_lengths_and_widths(tmp_path: Path) -> None:
     plots.draw({"rows": rows, "machine": {"device": "none", "date": "today"}}, tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {"percent.png", "time.png", "speed.png", "memory.png"}
     assert "speed" not in rows[0]
+
+
+def test_a_call_is_compared_with_a_copy_where_one_was_timed() -> None:
+    row = {**measure.Row("flat", "1,16,2048,64", "head", "bfloat16", "lightning").as_dict(), "forward": 0.05, "both": 0.2}
+    assert command.cells(row)[6] == "- / -"
+    assert command.cells({**row, "copy": 0.04, "copy_both": 0.15})[6] == "80.0 / 75.0"
+    assert len(command.cells(row)) == len(command.HEAD)
+    cpu = torch.device("cpu")
+    assert measure.copy_time(1 << 20, 1e9, cpu) > 0 and measure.copy_time(4 * measure.LARGE, 4e3 * measure.LARGE, cpu) == 1.0

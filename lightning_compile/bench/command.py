@@ -1,7 +1,8 @@
 """Measures the operator beside whatever else computes the same on this machine, and draws what came of it.
 
-Percent are of the time in which a copy on this device, measured in the same run, moves the operands and results once. Each
-peer is checked against fp64 before it is timed. Writes bench.json, bench.csv, bench.md and plots to the folder --out.
+Percent of the limit are of the time in which a large copy on this device, measured in the same run, moves the operands and
+results once; with --kernels percent of the copy beside them, of a copy of as many bytes that is timed like the call. Each peer
+is checked against fp64 before it is timed. Writes bench.json, bench.csv, bench.md and plots to the folder --out.
 """
 
 from __future__ import annotations
@@ -93,23 +94,28 @@ def sentence(about: dict[str, Any]) -> str:
     return f"{about['device']}, torch {about['torch']}{triton}, {about['date']}, copy {about['copy_gb_per_s']:.0f} GB/s"
 
 
-HEAD = ("shape", "decay", "peer", "ms", "with backward", "% of limit", "peak MiB", "errors", "")
+HEAD = ("shape", "decay", "peer", "ms", "with backward", "% of limit", "% of copy", "peak MiB", "errors", "")
 
 
 def cells(row: dict[str, Any]) -> list[str]:
     def pair(a: str, b: str, form: str) -> str:
         return " / ".join("-" if row[x] is None else format(row[x], form) for x in (a, b))
 
+    def share(a: str, b: str) -> float | None:
+        return row[a] and row[b] and 100 * row[a] / row[b]
+
+    row = {**row, "share": share("copy", "forward"), "share_both": share("copy_both", "both")}
+
     def number(x: str) -> str:
         return "-" if row[x] is None else f"{row[x]:.3f}"
 
     return [f"{row['problem']} {row['shape']}", row["decay"], row["peer"], number("forward"), number("both"),
-            pair("percent", "percent_both", ".0f"), pair("memory", "memory_both", ".0f"),
+            pair("percent", "percent_both", ".0f"), pair("share", "share_both", ".1f"), pair("memory", "memory_both", ".0f"),
             pair("error", "error_gradients", ".1e"), row["note"]]
 
 
 def line(row: dict[str, Any]) -> str:
-    widths = (22, 5, 19, 10, 10, 12, 15, 18, 0)
+    widths = (22, 5, 19, 10, 10, 12, 12, 15, 18, 0)
     return " ".join(f"{x:<{w}}" for x, w in zip(cells(row), widths)).rstrip()
 
 

@@ -19,13 +19,15 @@ from .peers import PEERS, definition, function_of, laid_out
 from .problems import Problem
 
 CHECKED = 512  # positions on which errors are measured
+LARGE = 2**32  # bytes that a copy reads and writes at full speed
 WORST = 0.03  # relative L2 error from which on a result counts as wrong, in 16 bits; a hundredth of that in fp32
 
 
 @dataclass
 class Row:
     """A line of the table. Times in ms, medians; percent of the time that the copy of as many bytes takes; peak memory in
-    MiB beyond the operands; errors: the largest relative L2 error of the output, and of the gradients."""
+    MiB beyond the operands; copy: ms of a copy of as many bytes that is timed like the call; errors: the largest relative L2
+    error of the output, and of the gradients."""
 
     problem: str
     shape: str
@@ -38,6 +40,8 @@ class Row:
     percent_both: float | None = None
     memory: float | None = None
     memory_both: float | None = None
+    copy: float | None = None
+    copy_both: float | None = None
     error: float | None = None
     error_gradients: float | None = None
     note: str = ""
@@ -51,6 +55,18 @@ def copy_speed(device: torch.device) -> float:
     x = torch.empty(2**31 if device.type == "cuda" else 2**28, dtype=torch.uint8, device=device)
     y = torch.empty_like(x)
     return 2 * x.numel() / (milliseconds(lambda: y.copy_(x), device) * 1e-3)
+
+
+def copy_time(size: int, speed: float, device: torch.device) -> float:
+    """ms of a copy, as a CUDA graph, that reads and writes so many bytes in all; of many, as they take at full speed. A short one
+    has a launch before and after its bytes as well, and finds them in the cache as a short call does. The better of the driver's
+    copy, which is slow at some sizes, and of a kernel that reads and writes as much."""
+    if size > LARGE:
+        return size / speed * 1e3
+    x = torch.zeros(size // 16, dtype=torch.int64, device=device)
+    y = torch.empty_like(x)
+    copies = (lambda: y.copy_(x), lambda: torch.bitwise_not(x, out=y))
+    return min(milliseconds(copy, device, kernels=True) for copy in copies)
 
 
 def milliseconds(function: Callable[[], Any], device: torch.device, least: bool = False, kernels: bool = False) -> float:
@@ -185,6 +201,8 @@ def _time(row: Row, name: str, function: Callable[..., Tensor], problem: Problem
     row.memory = _peak(forward, device)
     row.forward = milliseconds(forward, device, least, kernels)
     row.percent = 100 * problem.bytes(dtype.itemsize, False) / speed * 1e3 / row.forward
+    if kernels and device.type == "cuda":
+        row.copy, row.copy_both = (copy_time(problem.bytes(dtype.itemsize, both), speed, device) for both in (False, True))
     if not backward:
         return
     row.memory_both = _peak(lambda: run(function, operands, grad), device)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lightning_compile.kernels.plan import MOST, Plan, Plans, signature
+from lightning_compile.kernels.plan import MOST, TURNS, Plan, Plans, signature
 
 
 def test_a_plan_depends_on_geometry_and_alignment_and_on_no_value() -> None:
@@ -81,3 +81,31 @@ def test_plans_are_forgotten_when_there_are_too_many() -> None:
     for i in range(MOST + 1):
         plans.keep(i, Plan(torch.device("cpu")))
     assert plans.find(0) is None and plans.find(MOST) is not None
+
+
+def test_the_last_plan_is_found_for_such_tensors_alone() -> None:
+    """Each of these has another signature, or is too odd to be asked about; none may be given the plan."""
+    plans, plan, x, y = Plans(), Plan(torch.device("cpu")), torch.zeros(4, 8), torch.zeros(6)
+    plans.remember("forward", (1.0, False), (x, None, y), plan)
+    assert plans.recent("forward", (1.0, False), (torch.ones(4, 8), None, torch.ones(6))) is plan
+    aside = torch.zeros(33)[1:].view(4, 8)
+    others = [torch.zeros(8, 4), torch.zeros(8, 4).t(), x.double(), torch.zeros(2, 4, 8), aside, torch.nn.Parameter(x), None,
+              x.to("meta"), y]
+    for other in others:
+        assert plans.recent("forward", (1.0, False), (other, None, y)) is None, other
+    assert plans.recent("forward", (1.0, False), (x, y, y)) is plans.recent("forward", (1.0, False), (x, y, None)) is None
+    assert plans.recent("forward", (2.0, False), (x, None, y)) is plans.recent("backward", (1.0, False), (x, None, y)) is None
+    plans.clear()
+    assert plans.recent("forward", (1.0, False), (x, None, y)) is None
+
+
+def test_calls_that_take_turns_stop_replacing_the_last_plan() -> None:
+    plans, x, made = Plans(), torch.zeros(4), []
+    kinds = [Plan(torch.device("cpu")), Plan(torch.device("cpu"))]
+    for i in range(3 * TURNS):
+        if plans.recent("forward", i % 2, (x,)) is not kinds[i % 2]:
+            made.append(i)
+            plans.remember("forward", i % 2, (x,), kinds[i % 2])
+    assert made[: TURNS] == list(range(TURNS)) and len(made) < 3 * TURNS  # then every second call is served
+    for _ in range(2 * TURNS):
+        assert plans.recent("forward", 1 - made[-1] % 2, (x,)) is kinds[1 - made[-1] % 2]

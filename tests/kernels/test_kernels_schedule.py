@@ -89,3 +89,17 @@ def test_the_derivative_of_a_specification_is_four_sweeps_of_its_kind(reverse: b
     assert [r.reverse for r in (roles.grad_k, roles.grad_v)] == [not reverse, not reverse]
     for role in (roles.forward, roles.grad_q, roles.grad_k, roles.grad_v):
         assert (role.strict, role.decay) == (strict, "step")
+
+
+def test_weights_are_held_where_registers_have_room() -> None:
+    """By their spills (benchmarks/registers.py) and times (docs/performance.md): on Hopper wherever the state leaves room."""
+    def held(features: int, kind: str, dtype: torch.dtype = torch.bfloat16, capability: int = 90) -> bool:
+        plan = schedule(features, features, dtype, kind, capability)  # type: ignore[arg-type]
+        assert plan is not None
+        return plan.hold
+
+    assert all(held(features, "output") for features in (16, 64, 96, 128, 192, 256))
+    assert held(128, "pair") and held(128, "output with sums") and held(64, "normalizer")
+    assert not held(256, "output with sums") and not held(128, "normalizer") and not held(192, "normalizer")
+    assert held(64, "output", torch.float32) and held(128, "output", torch.float32)
+    assert not held(256, "output", capability=100)

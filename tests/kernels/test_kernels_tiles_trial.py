@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -102,6 +102,7 @@ def test_a_gradient_that_is_nothing_is_right() -> None:
     st.sampled_from(["none", "head", "step"]),
     st.tuples(st.booleans(), st.booleans(), st.booleans(), st.booleans()),
 ))
+@example(("lengthwise", (1, 1, 1), 257, 1, 1, torch.float32, "none", (False,) * 4))  # a head whose stride is a position's
 def test_a_trial_launches_the_kernels_of_the_call(problem: Any) -> None:
     """Compiled for the same strides of positions, alignment, features and options."""
     forward, backward = arguments(*problem)
