@@ -95,7 +95,7 @@ def _operands(forms: Sequence[Form], frame: Frame, states: States, updates: Sequ
     ends = (0 in empty, length - 1 in empty)                # what sees nothing may be multiplied by anything
     found = _Operands([replace(s, ends=ends) for s in q], k, v, [replace(s, ends=ends) for s in out])
     for r in found.reads("k", "v", "q", "out"):
-        if r.leaf.dirty:
+        if r.leaf.spoilt:
             raise near_miss("LC301", leaf=r.leaf)
     _independent([r.leaf for r in found.reads("q", "k", "v")], states)
     if not all(any(s.moves for s in role) for role in ((k, q, v) if frame.e else (k, q))):

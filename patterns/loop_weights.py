@@ -66,7 +66,7 @@ def weighed(forms: Sequence[Form], states: Mapping[StateKey, Sequence[Update | C
     rows, values = _rows(forms, frame)
     atoms = atoms_of(probe, weights, at.low[0])
     for r in (r for a in atoms for r in a.reads):
-        if r.leaf.dirty:
+        if r.leaf.spoilt:
             raise near_miss("LC301", leaf=r.leaf)
     chains: list[Chain] = []
     levels: list[list[Array]] = []

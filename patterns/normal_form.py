@@ -58,6 +58,11 @@ class Leaf:
         """Whether all values lie between 0 and 1."""
         return unit(self.bounds)
 
+    @property
+    def spoilt(self) -> bool:
+        """Whether it, or a tensor that it is put together from, was written to after it was read."""
+        return self.dirty or any(r.leaf.dirty for r, _, _ in self.parts)
+
     def __repr__(self) -> str:
         if self.parts:
             return f"{self.parts[0][0].leaf}" + " ..." * (len(self.parts) > 1)

@@ -60,7 +60,7 @@ def refuse_reads(terms: Sequence[Term], lead: Term, roles: Roles) -> None:
     rows = free_linked(lead)
     digits = {x for r in roles.k + roles.v for a in r.index if set(a.coef) & roles.j for x in a.coef}  # of a key's position
     for r in (r for t in terms for r in t.reads()):
-        if r.leaf.dirty:
+        if r.leaf.spoilt:
             raise near_miss("LC301", leaf=r.leaf)
         beside = {x for x in r.variables() & rows if not any(x in a.coef and set(a.coef) & roles.j for a in r.index)} - digits
         if not r.variables() & roles.j or not beside:

@@ -32,9 +32,10 @@ class _NoScan(Exception):
 
 def running_sum(pieces: Pieces) -> Value | None:
     """The pieces' value, if they are states of a loop; None if they are not."""
-    if len(pieces.pieces) < SHORTEST or not isinstance(pieces.length, int) or any(p.value.masked is not None for p in pieces.pieces):
+    if len(pieces.pieces) < SHORTEST or not isinstance(pieces.length, int):
         return None
-    if any((p.start, p.length) != (n * pieces.pieces[0].length, pieces.pieces[0].length) for n, p in enumerate(pieces.pieces)):
+    length = pieces.pieces[0].length
+    if any(p.value.masked is not None or (p.start, p.length) != (n * length, length) for n, p in enumerate(pieces.pieces)):
         return None
     for found in (_side_by_side, lambda p: _Scan(p).value()):
         try:

@@ -55,8 +55,8 @@ def _own(t: Term, inside: tuple[Index, ...]) -> Iterator[tuple[Read, tuple[Index
 
 def _family(r: Read, inside: tuple[Index, ...]) -> Any:
     """Equal for what is made in the same way at other steps; each step has names of its own for what it sums over."""
-    index = tuple((str(a.const), tuple((inside.index(x) if x in inside else x, str(c)) for x, c in a.coef.items())) for a in r.index)
-    return kind(r.leaf.node), r.function, r.detached, index
+    index = [(str(a.const), *((inside.index(x) if x in inside else x, str(c)) for x, c in a.coef.items())) for a in r.index]
+    return kind(r.leaf.node), r.function, r.detached, tuple(index)
 
 
 def _variables(r: Read) -> list[Index]:

@@ -183,3 +183,62 @@ def any_length_with_a_normaliser(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k = F.elu(q) + 1, F.elu(k) + 1
     state = torch.einsum("bhtd,bhte->bhtde", k, v).cumsum(2)
     return torch.einsum("bhtd,bhtde->bhte", q, state) / (q * k.cumsum(2)).sum(-1, keepdim=True)
+
+
+@spelling(gated)
+def states_side_by_side_with_a_gate_of_each_step(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+    state, states = q.new_zeros(B, H, D, E), []
+    for t in range(N):
+        state = torch.sigmoid(f[:, :, t])[..., None, None] * state + k[:, :, t, :, None] * v[:, :, t, None, :]
+        states.append(state)
+    return torch.einsum("bhtd,bhtde->bhte", q, torch.stack(states, 2))
+
+
+@spelling(gated)
+def states_side_by_side_with_keys_and_complements_of_each_step(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+    state, states = q.new_zeros(B, H, D, E), q.new_zeros(B, H, N, D, E)
+    for t in range(N):
+        gate = torch.sigmoid(f[:, :, t])[..., None, None]
+        state = gate * state + (1 - gate) * (F.elu(k[:, :, t]) + 1)[..., None] * v[:, :, t, None, :]
+        states[:, :, t] = state
+    return torch.einsum("bhtd,bhtde->bhte", q, states)
+
+
+@spelling(qkv)
+def states_and_normalisers_side_by_side(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    state, z, states, zs = q.new_zeros(B, H, D, E), q.new_zeros(B, H, D), [], []
+    for t in range(N):
+        key = torch.exp(k[:, :, t])
+        state, z = state + key[..., None] * v[:, :, t, None, :], z + key
+        states.append(state)
+        zs.append(z)
+    q = torch.exp(q)
+    return torch.einsum("bhtd,bhtde->bhte", q, torch.stack(states, 2)) / (q * torch.stack(zs, 2)).sum(-1, keepdim=True)
+
+
+@spelling(gated, sites=0)
+def states_side_by_side_whose_gates_are_written_to(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+    state, states, gates = q.new_zeros(B, H, D, E), [], []
+    for t in range(N):
+        gates.append((f[:, :, t] / 3).abs())
+        state = gates[-1].clone()[..., None, None] * state + k[:, :, t, :, None] * v[:, :, t, None, :]
+        states.append(state)
+    states = torch.stack(states, 2)
+    for gate in gates:
+        gate.add_(1)
+    return torch.einsum("bhtd,bhtde->bhte", q, states)
+
+
+@spelling(lambda: gated(n=16))
+def states_of_chunks_in_windows_of_a_buffer(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+    c, n = 4, 4
+    q, k, v = (x.reshape(B, H, n, c, -1) for x in (q, k, v))
+    g = F.logsigmoid(f).reshape(B, H, n, c).cumsum(-1)
+    state, states = q.new_zeros(B, H, D, E), q.new_zeros(B, H, n * D, E)
+    for j in range(n):
+        states[:, :, j * D:(j + 1) * D] = state
+        left = (g[:, :, j, -1:] - g[:, :, j]).exp()[..., None]
+        state = g[:, :, j, -1].exp()[..., None, None] * state + (k[:, :, j] * left).mT @ v[:, :, j]
+    states = states.reshape(B, H, n, D, E)
+    decay = (g[..., :, None] - g[..., None, :]).masked_fill(~torch.ones(c, c, dtype=torch.bool).tril(), -torch.inf).exp()
+    return ((q * g.exp()[..., None]) @ states + (q @ k.mT * decay) @ v).reshape(B, H, n * c, E)
