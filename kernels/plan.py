@@ -215,8 +215,8 @@ class Plans:
         self._recent.clear()
 
     def recent(self, which: Hashable, options: Hashable, given: Sequence[Tensor | None]) -> Plan | None:
-        """The plan that was found last for this kind of call, if it is one of such tensors too: without their signature, which
-        takes a sixth of a short call."""
+        """The plan that was found last for this kind of call, if it is one of such tensors too: without their signature,
+        which takes Python long to read (docs/performance.md)."""
         found = self._recent.get(which)
         if found is None or not found.serves(options, given):
             return None

@@ -191,8 +191,8 @@ def observed() -> bool:
 
 
 def same_geometry(tensors: Sequence[torch.Tensor]) -> Callable[..., bool] | None:
-    """Whether as many others have the shapes, strides, dtypes and devices of these, which are not kept: Dynamo's own guard, in a
-    sixth of the time that it takes to read them in Python. False also where they differ in anything else, as in whether they need
+    """Whether as many others have the shapes, strides, dtypes and devices of these, which are not kept: Dynamo's own guard, in
+    C++. False also where they differ in anything else, as in whether they need
     gradients, and where two are one object. None: this release has none, or not for these."""
     try:
         sizes, strides = [list(x.shape) for x in tensors], [list(x.stride()) for x in tensors]

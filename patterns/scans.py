@@ -51,12 +51,11 @@ def _side_by_side(pieces: Pieces) -> Value:
         raise _NoScan
     axes = pieces.pieces[0].value.axes
     terms = [_renamed(p.value, axes)[0] for p in pieces.pieces]
-    terms = [t for _, t in as_one(list(enumerate(terms)), len(terms))]
     lead = terms[0]
     if not lead.bound or any((t.coef, len(t.bound), t.dtype) != (lead.coef, len(lead.bound), lead.dtype) for t in terms):
         raise _NoScan
     m = Index(len(terms))
-    made = _family([(n, _parts(t)) for n, t in enumerate(terms)]).at(var(m))
+    made = _family([(n, _parts(t)) for n, t in as_one(list(enumerate(terms)), len(terms))]).at(var(m))
     return Value(tuple((m, *axis) if d == pieces.dim else axis for d, axis in enumerate(axes)), (_of_parts(lead, made),))
 
 

@@ -43,6 +43,19 @@ def positionless(r: Read) -> bool:
     return not any(not a.coef and not same(n, 1) for a, n in zip(r.index, r.leaf.shape))
 
 
+def behind_each_other(every: Sequence[Read]) -> Leaf:
+    """The tensors of all steps as one, which has the steps along its last axis."""
+    parts = tuple((replace(r, function="", detached=False), tuple(variables(r)), ()) for r in every)
+    bounds = (min(r.leaf.bounds[0] for r in every), max(r.leaf.bounds[1] for r in every))
+    return Leaf((*(x.size for x in variables(every[0])), len(every)), every[0].leaf.tensor, parts=parts, bounds=bounds,
+                version=every[0].leaf.version)
+
+
+def variables(r: Read) -> list[Index]:
+    """Those of a read, in the order of its axes."""
+    return list(dict.fromkeys(x for a in r.index for x in a.coef))
+
+
 def gathered(forms: Sequence[Form], states: States, updates: Sequence[Update], position: Callable[[Update], Affine], length: int
              ) -> tuple[Sequence[Form], States]:
     """Forms and states whose gates are read at positions, where each step has tensors of its own for them."""
@@ -99,8 +112,7 @@ class _Gates:
         for f in e.factors:
             if isinstance(f, Read) and (family := _family(e, f)) in self.many and step is not None:
                 leaf = self._leaf(family)
-                free = [x for a in f.index for x in a.coef]
-                f = Read(leaf, (*map(var, free), Affine(step)), f.function, f.detached)
+                f = Read(leaf, (*map(var, variables(f)), Affine(step)), f.function, f.detached)
             factors.append(f)
         return replace(e, factors=tuple(factors))
 
@@ -113,8 +125,5 @@ class _Gates:
                     range(first, first + len(reads))) or first > 1 or first + len(reads) > self.length:
                 raise near_miss("LC201", seen=f"{reads[first].leaf} is a gate of some of the steps only")
             every = [reads[max(first, min(n, max(reads)))] for n in range(self.length)]
-            free: list[Index] = [x for a in every[0].index for x in a.coef]
-            parts = tuple((replace(r, function="", detached=False), tuple(free), ()) for r in every)
-            self.made[family] = Leaf((*(x.size for x in free), self.length), every[0].leaf.tensor, parts=parts,
-                                     bounds=every[0].leaf.bounds, version=every[0].leaf.version)
+            self.made[family] = behind_each_other(every)
         return self.made[family]

@@ -14,7 +14,7 @@ from typing import Any
 
 from .index import Affine, Index, var
 from .normal_form import Leaf, Read, Term
-from .step_gates import kind, positionless
+from .step_gates import behind_each_other, kind, positionless, variables
 
 
 def as_one(steps: Sequence[tuple[int, Term]], count: int) -> list[tuple[int, Term]]:
@@ -30,12 +30,12 @@ def as_one(steps: Sequence[tuple[int, Term]], count: int) -> list[tuple[int, Ter
         if set(by_step) == set(range(first, count)) and first <= 1 and all(len(rs) == 1 for rs in by_step.values()) and len(
                 {rs[0].leaf for rs in by_step.values()}) == len(by_step) > 1:
             every = [by_step[max(n, first)][0] for n in range(count)]  # nothing comes before the first: any will do
-            made[family] = _leaf(every)
+            made[family] = behind_each_other(every)
 
     def moved(n: int) -> Callable[[Read, tuple[Index, ...]], Read]:
         def at_step(r: Read, inside: tuple[Index, ...]) -> Read:
             leaf = made.get(_family(r, inside)) if _is_own(r) else None
-            return r if leaf is None else replace(r, leaf=leaf, index=(*map(var, _variables(r)), Affine(n)))
+            return r if leaf is None else replace(r, leaf=leaf, index=(*map(var, variables(r)), Affine(n)))
         return at_step
 
     return [(n, _mapped(t, moved(n), ())) for n, t in steps] if made else list(steps)
@@ -57,17 +57,6 @@ def _family(r: Read, inside: tuple[Index, ...]) -> Any:
     """Equal for what is made in the same way at other steps; each step has names of its own for what it sums over."""
     index = [(str(a.const), *((inside.index(x) if x in inside else x, str(c)) for x, c in a.coef.items())) for a in r.index]
     return kind(r.leaf.node), r.function, r.detached, tuple(index)
-
-
-def _variables(r: Read) -> list[Index]:
-    return list(dict.fromkeys(x for a in r.index for x in a.coef))
-
-
-def _leaf(every: Sequence[Read]) -> Leaf:
-    parts = tuple((replace(r, function="", detached=False), tuple(_variables(r)), ()) for r in every)
-    bounds = (min(r.leaf.bounds[0] for r in every), max(r.leaf.bounds[1] for r in every))
-    return Leaf((*(x.size for x in _variables(every[0])), len(every)), every[0].leaf.tensor, parts=parts, bounds=bounds,
-                version=every[0].leaf.version)
 
 
 def _mapped(t: Term, f: Callable[[Read, tuple[Index, ...]], Read], inside: tuple[Index, ...]) -> Term:

@@ -216,16 +216,16 @@ def states_and_normalisers_side_by_side(q: Tensor, k: Tensor, v: Tensor) -> Tens
     return torch.einsum("bhtd,bhtde->bhte", q, torch.stack(states, 2)) / (q * torch.stack(zs, 2)).sum(-1, keepdim=True)
 
 
-@spelling(gated, sites=0)
-def states_side_by_side_whose_gates_are_written_to(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
-    state, states, gates = q.new_zeros(B, H, D, E), [], []
+@spelling(qkv, sites=0)
+def states_side_by_side_whose_keys_are_written_to(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    state, states, keys = q.new_zeros(B, H, D, E), [], []
     for t in range(N):
-        gates.append((f[:, :, t] / 3).abs())
-        state = gates[-1].clone()[..., None, None] * state + k[:, :, t, :, None] * v[:, :, t, None, :]
+        keys.append(k[:, :, t].abs())
+        state = state + keys[-1].clone()[..., None] * v[:, :, t, None, :]
         states.append(state)
     states = torch.stack(states, 2)
-    for gate in gates:
-        gate.add_(1)
+    for key in keys:
+        key.add_(1)
     return torch.einsum("bhtd,bhtde->bhte", q, states)
 
 
