@@ -192,8 +192,8 @@ def observed() -> bool:
 
 def same_geometry(tensors: Sequence[torch.Tensor]) -> Callable[..., bool] | None:
     """Whether as many others have the shapes, strides, dtypes and devices of these, which are not kept: Dynamo's own guard, in
-    C++. False also where they differ in anything else, as in whether they need gradients, and where two are one object. None: this
-    release has none, or not for these."""
+    C++. False also where they differ in anything else, as in whether they need gradients, and where two are one object. None:
+    this release has none, or not for these."""
     try:
         sizes, strides = [list(x.shape) for x in tensors], [list(x.stride()) for x in tensors]
         guards = torch._C._dynamo.guards.TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
