@@ -107,6 +107,7 @@ def log_decay(b: Builder, m: Match, at: Layout) -> Any:
         for r in g.reads:
             y = b.call(torch.Tensor.to, read(b, r, order), dtype)
             x = y if x is None else b.call(torch.mul, x, y)
+        x = _steps_of(b, m, x) if g.summed else x
         if g.over:
             places = [g.over.index(y) for y in order if y in g.over]
             numbers = g.numbers.transpose(places).reshape([y.size if y in g.over else 1 for y in order])
@@ -122,6 +123,16 @@ def log_decay(b: Builder, m: Match, at: Layout) -> Any:
     if any(len(group) != 1 for group in groups):
         total = b.call(torch.reshape, total, tuple(product_of(b, group) for group in groups))
     return total
+
+
+def _steps_of(b: Builder, m: Match, x: Any) -> Any:
+    """[..., positions], what a cumulative sum adds at each step. The first step counts for a state from outside alone; where
+    there is none, a large sum that all positions share would only take digits from the others."""
+    digits = len(m.j)
+    x = b.call(torch.flatten, x, -digits, -1) if digits > 1 else x
+    first = b.call(torch.narrow, x, -1, 0, 1)
+    x = b.call(torch.diff, x, 1, -1, b.call(torch.zeros_like, first) if m.state else first)
+    return b.call(torch.unflatten, x, -1, tuple(map(b.size, m.j))) if digits > 1 else x
 
 
 def powers(b: Builder, m: Match, x: Any, of_query: bool) -> Any:

@@ -107,7 +107,9 @@ class Match:
         for g in self.decay:
             low, high = float(g.numbers.min()), float(g.numbers.max())
             number = f"{low:.4g}" if low == high else f"{low:.4g} ... {high:.4g}"
-            summands.append(" * ".join([number] * (number != "1" or not g.reads) + [_name(r) for r in g.reads]))
+            tensors = " * ".join(map(_name, g.reads))
+            shown = [f"diff({tensors})"] if g.summed else [tensors] * bool(g.reads)
+            summands.append(" * ".join([number] * (number != "1" or not g.reads) + shown))
         return " + ".join(summands)
 
 

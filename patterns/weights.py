@@ -57,12 +57,14 @@ class Problem:
 @dataclass(frozen=True)
 class Density:
     """One summand of the log-decay: numbers over batch variables, times reads. `at` says where in the reads the position
-    stands: (number of the read, axis) pairs; without one, the log-decay is the same at all positions."""
+    stands: (number of the read, axis) pairs; without one, the log-decay is the same at all positions. If it is `summed`, the
+    product of the reads is the cumulative sum of the log-decay, not the log-decay."""
 
     numbers: Array
     over: tuple[Index, ...]
     reads: tuple[Read, ...]
     at: frozenset[tuple[int, int]]
+    summed: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,12 @@ def solve(problem: Problem) -> Weights:
     numbers: list[Array] = [np.zeros(())] * len(atoms)
     assignments = [dict.fromkeys(problem.batch, 0)] if not atoms else [
         dict.fromkeys(problem.batch, 0), {x: sizes.number(x.size) - 1 for x in problem.batch}]
+    summed = [False] * len(atoms)
     result: tuple[float, bool, bool, float] | None = None
     for n, fixed in enumerate(assignments):
         pairs = _Pairs(problem, sizes, atoms, fixed)
         if n == 0:
-            numbers = [pairs.ratio(a) for a in atoms]
+            numbers, summed = [pairs.ratio(a) for a in range(len(atoms))], pairs.summed
         at = tuple(fixed[x] for x in problem.batch)
         ratios = [float(np.broadcast_to(x, [sizes.number(y.size) for y in problem.batch])[at]) for x in numbers]
         u = pairs.total(ratios)
@@ -105,7 +108,8 @@ def solve(problem: Problem) -> Weights:
         result = found
     assert result is not None
     sign = -1 if result[1] else 1                           # reversed, the weight of a pair is exp(G[p] - G[i])
-    densities = tuple(Density(*_squeeze(sign * x, problem.batch), a.reads, a.at) for a, x in zip(atoms, numbers) if x.any())
+    densities = tuple(Density(*_squeeze(sign * x, problem.batch), a.reads, a.at, given)
+                      for a, x, given in zip(atoms, numbers, summed) if x.any())
     whole = sizes.need is not None or int(pairs.counts[0]) == sizes.number(product(x.size for x in problem.i))
     return Weights(*result[:3], densities, pairs.low, whole, result[3])
 
@@ -230,7 +234,8 @@ class _Pairs:
         self.cells = [self._cells(p) for p in problem.parts]
         self.rows = np.unique(np.concatenate([every for *_, every in self.cells]))
         self.rows = self.rows[self.rows >= 0]
-        self.levels = [self._level(a) for a in atoms]
+        levels = [self._level(a) for a in atoms]
+        self.levels, self.summed = [x for x, _ in levels], [given for _, given in levels]
 
     def _as_many(self, lengths: Sequence[int]) -> bool:
         """Whether there are as many queries as keys, where all of them are looked at."""
@@ -318,8 +323,9 @@ class _Pairs:
         shape = [len(grid.of(x)) for x in part.variables]
         return np.broadcast_to(total, shape).ravel()[flat]
 
-    def _level(self, atom: _Atom) -> Array:
-        """The cumulative sum of the density at each position."""
+    def _level(self, atom: _Atom) -> tuple[Array, bool]:
+        """The cumulative sum of the density at each position, and whether what is read is that sum: its difference between the
+        two positions of each pair is then the exponent, but for a number."""
         count = max(int(self.rows.max(initial=0)), int(self.columns.max(initial=0))) + 1
         for n, terms in enumerate(atom.terms):              # tables of random numbers are made when they are first read
             if terms and any(self._key(r) not in self.random for r in atom.reads):
@@ -332,11 +338,24 @@ class _Pairs:
                 density = density * np.where(at < len(table), table[np.minimum(at, len(table) - 1)], 0.0)
             else:
                 density = density * table[0]
-        return np.append(np.cumsum(density), 0.0)           # the last one stands before the first position, at -1
+        summed = bool(atom.at) and not any(t.bound or t.indicators for terms in atom.terms for t in terms) and \
+            self._differences(atom, np.append(density, 0.0))
+        # the last one stands before the first position, at -1
+        return np.append(density if summed else np.cumsum(density), 0.0), summed
 
-    def ratio(self, atom: _Atom) -> Array:
-        """The numbers, over batch variables, by which the atom's density is to be multiplied."""
-        level = self._level(atom)
+    def _differences(self, atom: _Atom, level: Array) -> bool:
+        """Whether the exponents of all pairs are the same multiple of the differences of levels."""
+        exponents = np.concatenate([self._exponent(n, atom, c[2]) for n, c in enumerate(self.cells)])
+        differences = np.concatenate([level[query] - level[key] for query, key, *_ in self.cells])
+        size = np.abs(differences).max(initial=0.0)
+        if size == 0:
+            return False
+        ratio = exponents[np.abs(differences).argmax()] / differences[np.abs(differences).argmax()]
+        return bool(np.allclose(exponents, ratio * differences, rtol=0, atol=1e-9 * max(1.0, abs(ratio)) * size))
+
+    def ratio(self, number: int) -> Array:
+        """The numbers, over batch variables, by which an atom's density is to be multiplied."""
+        atom, level = self.atoms[number], self.levels[number]
         best: tuple[float, int, int] | None = None
         for n, (query, key, *_) in enumerate(self.cells):
             if len(query) and atom.terms[n]:

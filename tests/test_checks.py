@@ -171,6 +171,13 @@ def decay_made_up(m: Match) -> Match | None:
 
 
 @in_main
+def steps_of_a_decay_taken_for_its_sums(m: Match) -> Match | None:
+    if not any(g.at for g in m.decay):
+        return None
+    return replace(m, decay=tuple(replace(g, summed=not g.summed) if g.at else g for g in m.decay))
+
+
+@in_main
 def decays_of_other_heads(m: Match) -> Match | None:
     if not m.decay or m.decay[0].numbers.ndim != 1:
         return None
