@@ -24,6 +24,8 @@ from .reading import add, item, multiply, subtract
 _FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[float, ...]]] = {
     "ToFloat": (torch.sym_float, ()), "FloatPow": (operator.pow, ()), "PowByNatural": (operator.pow, ()),
     "IntTrueDiv": (operator.truediv, ()), "FloatTrueDiv": (operator.truediv, ()), "OpaqueUnaryFn_sqrt": (operator.pow, (0.5,)),
+    "FloorDiv": (operator.floordiv, ()), "CleanDiv": (operator.floordiv, ()), "Mod": (operator.mod, ()),
+    "PythonMod": (operator.mod, ()),
 }
 
 
@@ -105,6 +107,8 @@ class GraphBuilder:
             return functools.reduce(lambda a, b: self.call(function, a, b), map(self.number, s.args))
         if isinstance(s, sympy.Pow) and s.exp == -1:
             return self.call(operator.truediv, 1, self.number(s.base))
+        if isinstance(s, sympy.Pow) and s.exp.is_Integer and s.exp > 1:
+            return functools.reduce(lambda a, b: self.call(operator.mul, a, b), [self.number(s.base)] * int(s.exp))
         if (known := _FUNCTIONS.get(type(s).__name__)) is not None:
             function, more = known
             return self.call(function, *map(self.number, s.args), *more)

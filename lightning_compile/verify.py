@@ -158,12 +158,15 @@ def _work(site: Site, kept: Collection[Index], features: tuple[int, int], own: b
 
 def _check_unrolled(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequence[list[Record]],
                     own: bool) -> NearMiss | None:
-    """A loop keeps its length. Where that is dynamic, as far as the loop has as many pieces, it is checked with two of them."""
+    """A loop keeps its length. Where that is dynamic, as far as the loop has as many pieces, it is checked with two of them.
+    Tensors that go on where it ends are as long as in the example."""
     from .unrolled_check import compare
 
     failed: NearMiss | None = None
     symbols = {s for x in site.main.rows for s in getattr(x.size, "free_symbols", ())}
-    lengths = [{s: hint_of(s) for s in symbols}] + [{s: another_value(s) for s in symbols}] * bool(symbols)
+    longer = {s: hint_of(s) for m in site.matches() for r in m.reads() for a, n in zip(r.index, r.leaf.shape)
+              if set(a.coef) & {*m.i, *m.j} or not a.coef for s in getattr(n, "free_symbols", ())}
+    lengths = [longer | {s: hint_of(s) for s in symbols}] + [longer | {s: another_value(s) for s in symbols}] * bool(symbols)
     for features in UNROLLED_FEATURES:
         for length in lengths:
             try:

@@ -16,6 +16,7 @@ from .axes import align, expand, pad
 from .evaluate import fold
 from .index import Affine, Index, Size, Unknown, mixed_radix, product, same, var
 from .normal_form import MAX_TERMS, Numbers, Position, Read, Term, Value, constant, rename
+from .sizes import at_most
 
 VANISHES = -1e4  # exp of this is zero in every dtype, whatever a log-decay adds to it
 
@@ -381,8 +382,11 @@ def pinned(t: Term) -> Term:
         low: Any = 0
         high: Any = b.size - 1
         for e in t.indicators:
-            if list(e.coef) == [b] and abs(e.coef[b]) == 1 and isinstance(e.const, int) and isinstance(high, int):
-                low, high = (low, min(high, -e.const)) if e.coef[b] == 1 else (max(low, e.const), high)
+            if list(e.coef) == [b] and abs(e.coef[b]) == 1:
+                if e.coef[b] == 1 and at_most(-e.const, high):
+                    high = -e.const
+                elif e.coef[b] == -1 and at_most(low, e.const):
+                    low = e.const
         if same(low, high):
             mapping[b] = Affine(low)
     if not mapping:

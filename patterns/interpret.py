@@ -125,7 +125,7 @@ class GraphInterpreter(fx.Interpreter):
         return t
 
     def _symbol(self, x: Any, node: fx.Node) -> None:
-        if isinstance(x, torch.SymInt):
+        if isinstance(x, (torch.SymInt, torch.SymFloat)):
             self.symbols.setdefault(str(x.node.expr), node)
 
     def run_node(self, n: fx.Node) -> Any:

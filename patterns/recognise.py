@@ -18,14 +18,14 @@ import torch
 from .algebra import pinned, straighten, wider
 from .clock import look
 from .codes import NearMiss, near_miss
-from .index import Index, product, untied
+from .index import Index, Unknown, product, untied
 from .match import MAX_FEATURES, Match
 from .normal_form import Read, Term, Value
 from .places import Places, SequencePosition, digits_of, innermost, ordered, position_of, sharing
 from .polynomial import reduced, width
 from .refusals import refuse_function_of_scores, refuse_reads, refuse_states_of_one_tensor, without_causality
 from .roles import Roles, enter, fit, free_linked, key_digits, roles_of, summed
-from .sums import gates_apart
+from .sums import gates_apart, numbers_apart
 from .weights import Part, Problem, solve
 
 
@@ -34,7 +34,7 @@ def recognise(value: Value) -> Match | NearMiss | None:
     if value.masked is not None or not any(t.bound for t in value.terms):
         return None
     look()
-    terms = [gates_apart(straighten(pinned(t))) for t in value.terms]
+    terms = [numbers_apart(gates_apart(straighten(pinned(t)))) for t in value.terms]
     value = replace(value, terms=tuple(terms))
     leads = [t for t in terms if summed(t)]
     if not leads:
@@ -45,6 +45,8 @@ def recognise(value: Value) -> Match | NearMiss | None:
         return _match(value, terms, lead) if by_degree is None else _polynomial(value, by_degree)
     except NearMiss as e:
         return e
+    except Unknown as e:                                    # a number that is none before the program runs
+        return near_miss("LC201", seen=f"it has {e}; pass it as a tensor")
 
 
 def _polynomial(value: Value, by_degree: dict[int, list[Term]]) -> Match | NearMiss | None:

@@ -7,7 +7,7 @@ import torch
 
 from . import algebra as al
 from . import axes as ax
-from .calls import Call, rule
+from .calls import Call, number_value, rule
 from .index import Index, Unknown, same, size_of, var
 from .normal_form import Position, Read, Term, Value, constant
 
@@ -33,17 +33,20 @@ def filled(c: Call) -> Value:
 @rule("arange")
 def positions(c: Call) -> Value:
     i = Index(size_of(c.out.shape[0]))
-    start, step = size_of(c.get("start", 0)), size_of(c.get("step", 1))
+    start, step = (number_value(x).number() for x in (c.get("start", 0), c.get("step", 1)))
     terms = (Term(step, (Position(var(i)),)),) if not same(i.size, 1) else ()
     return Value(((i,) if not same(i.size, 1) else (),), terms + ((Term(start),) if start != 0 else ()))
 
 
 @rule("linspace")
 def spaced(c: Call) -> Value:
-    i, start = Index(size_of(c.out.shape[0])), c.args["start"]
+    i = Index(size_of(c.out.shape[0]))
     if not isinstance(i.size, int) or i.size < 2:
         raise Unknown("few or a dynamic number of steps")
-    step = (c.args["end"] - start) / (i.size - 1)
+    start, end = (number_value(c.args[x]).number() for x in ("start", "end"))
+    if start is None or end is None:
+        raise Unknown("an infinite end")
+    step = (end - start) / (i.size - 1)
     return Value(((i,),), (Term(step, (Position(var(i)),)), *((Term(start),) if start != 0 else ())))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.fx as fx
 
-from ..compat import FakeTensor, no_modes
+from ..compat import FakeTensor, no_modes, pytree
 from .algebra import table, windows
 from .assembled import Assembled
 from .calls import Call, Table, number_value
@@ -231,8 +231,10 @@ class SideTable(Assembled):
         return result
 
     def _numbers(self, func: Any, args: Any, kwargs: Any, out: Any) -> Value | None:
-        """A function of numbers that are known is known: it is called on them."""
+        """A function of numbers that are known is known: it is called on them. A symbol has the example's number only there."""
         given = list(tensors_in((args, kwargs)))
+        if any(isinstance(x, (torch.SymInt, torch.SymFloat, torch.SymBool)) for x in pytree.tree_leaves((args, kwargs))):
+            return None
         if func.namespace not in ("aten", "prims"):             # an operator of somebody else's is not called on numbers
             return None
         if not given or not isinstance(out, torch.Tensor) or func._schema.is_mutable or not out.is_floating_point() \

@@ -35,8 +35,11 @@ def learn(graph: fx.Graph, env: ShapeEnv | None) -> None:
     _ranges.update(env.var_to_range)
     guards = [guard.expr for guard in env.guards]
     for guard in guards:
-        _learn_from(guard)
+        _learn_from(_plain(_exact(guard)))
     _learn_multiples(guards)
+    fixed = {s: known.lower for s, known in _ranges.items() if known.is_singleton()}
+    _terms.update({s: e.xreplace(fixed) for s, e in _terms.items()} | fixed)
+    _simple.clear()
 
 
 def note(s: Any) -> None:
@@ -75,12 +78,16 @@ def simplified(e: sympy.Expr) -> int | sympy.Expr:
     """A size without exact floor divisions, and without minima and maxima that the ranges of symbols decide."""
     if e not in _simple:
         found = counted(e)
-        if found.has(FloorDiv, Min, Max):
-            found = found.replace(lambda x: isinstance(x, (FloorDiv, Min, Max)), _decided)
+        found = _exact(found)
         bounds = bound_sympy(found, _ranges)
         number = found if found.is_number else bounds.lower if bounds.is_singleton() else None
         _simple[e] = int(number) if number is not None else found
     return _simple[e]
+
+
+def _exact(e: Any) -> Any:
+    """An expression without exact floor divisions, and without minima and maxima that ranges decide."""
+    return e.replace(lambda x: isinstance(x, (FloorDiv, Min, Max)), _decided) if e.has(FloorDiv, Min, Max) else e
 
 
 def _decided(e: sympy.Expr) -> sympy.Expr:
@@ -100,6 +107,14 @@ def at_most(x: int | sympy.Expr, y: int | sympy.Expr) -> bool:
     if isinstance(x, int) and isinstance(y, int):
         return x <= y
     return bool(bound_sympy(sympy.expand(x - y), _ranges).upper <= 0)
+
+
+def _plain(guard: Any) -> Any:
+    """A guard with its number on the right, an equation without factors that both sides have and that are never zero."""
+    if isinstance(guard, sympy.Eq) and len(guard.free_symbols) > 1 and all(range_of(s).lower > 0 for s in guard.free_symbols):
+        a, b = sympy.fraction(sympy.cancel(guard.args[0] / guard.args[1])) if guard.args[1] != 0 else guard.args
+        guard = sympy.Eq(a, b)
+    return guard.reversed if isinstance(guard, sympy.core.relational.Relational) and guard.args[0].is_Integer else guard
 
 
 def _learn_from(guard: Any) -> None:

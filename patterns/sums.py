@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from .algebra import are_pairs, pinned
 from .normal_form import Read, Term, Value
+
+LARGE = 80.0  # exp of more overflows float32
 
 
 def has_difference(v: Value) -> bool:
@@ -38,6 +41,15 @@ def started(v: Value) -> bool:
     return all(not t.bound and (running or t.indicators) and all(
         isinstance(f, Read) and f.variables() and f.variables() < free - bound for f in t.factors) and t.leaves()
         for t in others)
+
+
+def numbers_apart(t: Term) -> Term:
+    """exp(decay + c) = exp(c) exp(decay)."""
+    numbers = [e for e in t.exponent if e.is_number() and isinstance(e.coef, (int, float))]
+    total = sum(e.coef for e in numbers)
+    if not numbers or abs(total) > LARGE:
+        return t
+    return replace(t, coef=t.coef * math.exp(total), exponent=tuple(e for e in t.exponent if e not in numbers))
 
 
 def gates_apart(t: Term) -> Term:

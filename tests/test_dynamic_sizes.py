@@ -1,0 +1,110 @@
+"""The same spellings when all sizes of their inputs, and numbers that modules hold, may be others at the next call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import test_spellings  # noqa: F401  all spellings are registered
+import torch
+import torch.fx as fx
+from spelling import SPELLINGS
+from test_spellings import EXACT, off, results
+
+from lightning_compile import Report
+from lightning_compile.backend import examine
+from lightning_compile.options import Options
+
+# Left alone, with right results: what they compute is decided by sizes or numbers that another call may have otherwise. This
+# set may only become smaller.
+LEFT_ALONE = {
+    # features of a polynomial, as many as a dynamic number of features has
+    *(n for n in SPELLINGS if n.startswith("polynomial_") and SPELLINGS[n].sites), "squares_of_scores_in_chunks",
+    # the number of sites is another: the normaliser, or an order of a series, is a site of its own
+    "normaliser_of_a_mean", "orders_of_a_series_summed_apart",
+    # masks that are recognised by their values, which a dynamic length has not
+    "mask_from_indices", "mask_filled_row_by_row", "decay_stacked_from_columns", "mask_repeated_for_merged_heads",
+    "mask_by_a_matrix_of_differences",
+    # a number of chunks that the program knows and its inputs have by chance
+    "given_sums_of_chunks_as_the_tensor_lies", "sums_of_lists_of_states", "states_read_back_in_three_blocks",
+    "states_read_back_in_many_blocks", "states_of_blocks_written_into_a_tensor", "reference_of_whole_chunks",
+    "reference_of_one_group", "reference_from_a_state",
+    # a decay that is a power of a number which may be negative at the next call
+    "OneHeadAfterAnother",
+}
+FOUND = ("SlopesInABuffer", "steps_with_a_gate_each", "windows_before_the_own_position", "chunks_read_by_a_strict_mask",
+         "features_of_a_softmax_and_a_detached_maximum", "features_of_second_order", "heads_by_split_and_stack",
+         "chunks_of_masked_sums_with_a_first_state", "first_state_put_in_front_of_the_sum")
+
+
+def check(name: str) -> None:
+    one, reports = SPELLINGS[name], list[Report]()
+
+    def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        outcome = examine(gm, example_inputs, Options(when="always"))
+        reports.append(outcome.report)
+        return (outcome.graph or gm).forward
+
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    compiled, inputs = torch.compile(one.program, backend=backend, dynamic=True, fullgraph=True), one.inputs()
+    for number, (x, e) in enumerate(zip(results(one, compiled, inputs), results(one, one.program, inputs))):
+        assert off(x, e) <= EXACT, f"result {number} is off by {off(x, e):.1e}\n{reports[0]}"
+    assert (len(reports[0].rewritten) == one.sites) == (name not in LEFT_ALONE), str(reports[0])
+    assert not [c for c in reports[0].rejected if c.code in ("LC501", "LC502", "LC901")], str(reports[0])
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_sizes_that_guards_decide_are_no_obstacle(name: str) -> None:
+    check(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n, one in SPELLINGS.items() if one.sites])
+def test_a_spelling_of_dynamic_sizes_is_its_sites(name: str) -> None:
+    check(name)
+
+
+def test_a_number_that_changes_is_not_taken_for_its_example() -> None:
+    """Dynamo makes a number dynamic when it has changed once: then no recompilation asks again."""
+    def heads(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: float) -> torch.Tensor:
+        rates, i = torch.linspace(0.1, g, 2, dtype=q.dtype)[:, None, None], torch.arange(24, dtype=q.dtype)
+        return ((q @ k.mT) * torch.exp(-rates * (i[:, None] - i).clamp(min=0))).tril() @ v
+
+    def floors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: float) -> torch.Tensor:
+        return ((q * g ** torch.arange(24, dtype=q.dtype)[:, None]) @ k.mT).tril() @ v
+
+    reports = list[Report]()
+
+    def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        outcome = examine(gm, example_inputs, Options(when="always"))
+        reports.append(outcome.report)
+        return (outcome.graph or gm).forward
+
+    q, k, v = (torch.randn(2, 2, 24, 4, dtype=torch.float64) for _ in range(3))
+    for program in (heads, floors):
+        torch._dynamo.reset()
+        compiled = torch.compile(program, backend=backend)
+        for g in (0.9, 0.8, 0.7, 1.1):
+            assert off(compiled(q, k, v, g), program(q, k, v, g)) <= EXACT
+    codes = {c.code for r in reports for c in r.rejected}
+    assert len(reports) == 4 and not codes & {"LC501", "LC502", "LC901"}, reports
+
+
+def test_positions_that_start_between_whole_numbers_are_where_they_are() -> None:
+    def f(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        i, j = torch.arange(0.5, 24.5, dtype=q.dtype), torch.arange(24, dtype=q.dtype)
+        return ((q @ k.mT) * torch.exp(-0.3 * (i[:, None] - j)).tril()) @ v
+
+    reports = list[Report]()
+
+    def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        outcome = examine(gm, example_inputs, Options(when="always"))
+        reports.append(outcome.report)
+        return (outcome.graph or gm).forward
+
+    q, k, v = (torch.randn(2, 2, 24, 4, dtype=torch.float64) for _ in range(3))
+    torch._dynamo.reset()
+    assert off(torch.compile(f, backend=backend)(q, k, v), f(q, k, v)) <= EXACT
+    assert len(reports[0].rewritten) == 1, reports[0]
