@@ -15,7 +15,7 @@ from .patterns.loop_normaliser import Divided
 from .patterns.match import Match
 from .patterns.normal_form import Read, Value
 from .patterns.polynomial import power
-from .reading import Builder, item, product_of, read, subtract, through
+from .reading import Builder, item, product_of, read, subtract, summed, through
 
 
 @dataclass(frozen=True)
@@ -243,6 +243,9 @@ def emit(b: Builder, places: Sequence[Builder], site: Site, operator: Callable[.
     """The values of the site's matches, in the order of `site.matches()`. `b` calls the operator, `places` write what
     comes after it, one for each match: an attention may be divided by its normaliser, which then comes first."""
     main, applied = site.main, _scale(site.main)
+    if main.maximum:
+        x = places[0].call(torch.reshape, summed(places[0], main.value), tuple(shapes[0]))
+        return [places[0].call(torch.Tensor.to, x, dtypes[0]) if dtypes[0] is not None else x]
     if main.ends:
         state, at = direct_state(b, main), layout(main)
         return [finish_state(places[0], main, state, at, shapes[0], dtypes[0])]

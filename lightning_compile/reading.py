@@ -12,7 +12,7 @@ import torch
 
 from .patterns.codes import near_miss
 from .patterns.index import Affine, Index, hint, product, same
-from .patterns.normal_form import Leaf, Read
+from .patterns.normal_form import Leaf, Read, Value
 
 
 class Builder(Protocol):
@@ -42,6 +42,10 @@ class Builder(Protocol):
 
 def whole(b: Builder, leaf: Leaf) -> Any:
     """A leaf; one that is put together from others is made here."""
+    if leaf.greatest is not None:
+        x = summed(b, leaf.greatest)
+        top = b.call(item, b.call(torch.cummax, x, -1), 0)
+        return b.call(torch.exp, b.call(torch.sub, x, top)) if leaf.relative else top
     if not leaf.parts:
         return b.leaf(leaf)
     pieces = []
@@ -51,6 +55,30 @@ def whole(b: Builder, leaf: Leaf) -> Any:
             x = b.call(torch.flatten, x, len(free), -1)
         pieces.append(x if position else b.call(torch.unsqueeze, x, len(free)))
     return pieces[0] if len(pieces) == 1 else b.call(torch.cat, pieces, len(leaf.shape) - 1)
+
+
+def summed(b: Builder, v: Value) -> Any:
+    """A sum of products of tensors and of cumulative sums of such, with one axis for each variable; of 16 bits in 32, for an
+    exponent that is rounded to 8 is another decay."""
+    order = [y for axis in v.axes for y in axis]
+    total: Any = None
+    for t in v.terms:
+        own = list(order)
+        if t.bound:                                         # up to a position: the other variable of the one indicator
+            (e,), (j,) = t.indicators, t.bound
+            (i,) = set(e.coef) - {j}
+            own[own.index(i)] = j
+        x: Any = None
+        for r in t.reads():
+            y = read(b, r, own)
+            y = b.call(torch.Tensor.to, y, torch.float32) if r.leaf.tensor.dtype in (torch.bfloat16, torch.float16) else y
+            x = y if x is None else b.call(torch.mul, x, y)
+        if t.bound:
+            x = b.call(torch.cumsum, x, own.index(j))
+        if t.coef != 1:
+            x = b.call(torch.mul, x, b.number(t.coef))
+        total = x if total is None else b.call(torch.add, total, x)
+    return b.call(torch.Tensor.expand, total, tuple(map(b.size, order)))
 
 
 def read(b: Builder, r: Read, order: Sequence[Index]) -> Any:
@@ -102,7 +130,7 @@ def _split(b: Builder, x: Any, r: Read, axis: int, digits: Sequence[Index]) -> A
     step = a.coef[digits[0]] if len(digits) == 1 else 1
     if not isinstance(step, int) or step < 1:
         raise near_miss("LC404", leaf=r.leaf, seen=f"it is read at {a}")
-    whole_axis = len(r.leaf.parts) > 1 or not r.leaf.parts and b.full(r.leaf, axis, digits)
+    whole_axis = len(r.leaf.parts) > 1 or r.leaf.greatest is not None or not r.leaf.parts and b.full(r.leaf, axis, digits)
     if a.const != 0 or step != 1 or not whole_axis:
         length = product_of(b, digits)
         if step == 1:

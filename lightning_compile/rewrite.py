@@ -121,6 +121,7 @@ class _Pass:
         self.loop_sums: set[fx.Node] = set()  # sums of a block's own part with what it reads of a state, left as they are
         self.loops: set[Leaf] = set()         # what queries of such blocks are windows of
         self.changed = False
+        self.written: list[Match] = []
         self.rest: tuple[Candidate, ...] = ()               # what is told of that which was not decided about
 
     def run(self) -> None:
@@ -151,6 +152,10 @@ class _Pass:
             if c.node in live and c.node not in self.replaced and "cumsum" not in m.via:
                 if self._site((c,), Site(m)):
                     live = self._live()
+        stabilised = {r.leaf for m in self.written for r in m.every()}
+        for c, m in reversed(matches):                          # what only an attention that is one call now made worthwhile
+            if m.maximum and c.node in live and stabilised & {r.leaf for r in m.out} and self._site((c,), Site(m), told=False):
+                live = self._live()
         for every in blocks.values():
             self._reject(every[-1], near_miss("LC114", blocks=len(every)))
         told: list[cand.Candidate] = []
@@ -307,6 +312,7 @@ class _Pass:
                 self._reject(members[0], refusal, estimates, detail)
             return False
         self.changed = True
+        self.written += site.matches()
         for key in {a for r in records for a in r.keys} - stop:
             node = self.table.node_of.get(key.tensor)
             given = (key.tensor, key.version) not in self.table.records
@@ -320,7 +326,7 @@ class _Pass:
             checks = "with its normaliser; " + checks
         if site.final is not None:
             checks = "with its final state; " + checks
-        if site.main.kind == "state":
+        if site.main.kind in ("state", "maximum"):
             return True
         if detail is not None:
             back = {new: old for old, new in self.replaced.items()}

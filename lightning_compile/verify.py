@@ -191,7 +191,7 @@ def _compare(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequ
     builder = Eager(sizes, leaves)
     shapes = [sizes.shape(m.value.axes) for m in site.matches()]
     plain = [None] * len(shapes)
-    read = leaves | {f: whole(builder, f) for m in site.matches() for f in m.value.leaves() if f.parts}
+    read = leaves | {f: whole(builder, f) for m in site.matches() for f in m.value.leaves() if f.sources}
     wanted = [evaluate(m.value, m.value.terms, sizes, read) for m in site.matches()]
     by_reference = emit(builder, [builder] * len(shapes), site, reference.linear_attention, shapes, plain)
     by_operator = emit(builder, [builder] * len(shapes), site, linear_attention, shapes, plain)
@@ -293,6 +293,7 @@ def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], featur
                 universe.update(*v.axes)
     universe |= {x for m in site.matches() for leaf in m.leaves() for axis in table.values[id(leaf.tensor)].axes for x in axis}
     universe |= {x for m in site.matches() for x in _variables(m.value)}
+    universe |= {x for m in site.matches() for r in m.every() if r.leaf.greatest is not None for x in _variables(r.leaf.greatest)}
     for x in universe:
         for s in getattr(x.size, "free_symbols", ()):
             symbols.setdefault(s, 2 + len(symbols))
@@ -359,7 +360,7 @@ def random_leaves(site: Site, table: SideTable, sizes: Sizes) -> dict[Leaf, Tens
                     x = x.abs() * sign
                 truth = r.leaf.tensor.dtype == torch.bool
                 leaves[r.leaf] = (x > 0).double() if truth else x.requires_grad_()
-    for leaf in {f for m in site.matches() for f in m.value.leaves() if not f.parts} - set(leaves):
+    for leaf in {f for m in site.matches() for f in m.value.leaves() if not f.sources} - set(leaves):
         shape = sizes.shape(table.values[id(leaf.tensor)].axes)
         leaves[leaf] = torch.rand(shape, generator=generator, dtype=torch.float64).requires_grad_()
     return leaves

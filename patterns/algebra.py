@@ -89,6 +89,20 @@ def _not_negative(f: Any) -> bool:
         isinstance(c, int) and c >= 0 for c in f.at.coef.values())
 
 
+def restricting(t: Term) -> frozenset[Affine]:
+    """The conditions of a term but for those that hold at all positions, as those of a pad do that a slice has taken away."""
+    return frozenset(e for e in t.indicators if not _always(e))
+
+
+def _always(e: Affine) -> bool:
+    most = e.const
+    for x, c in e.coef.items():
+        if not isinstance(c, int) or c > 0 and not isinstance(x.size, int):
+            return False
+        most = most + (c * (x.size - 1) if c > 0 else 0)
+    return isinstance(most, int) and most <= 0
+
+
 def _join(s: Term, t: Term) -> Term | None:
     """s + t as one term, where they differ in the coefficient only, or cover a condition and its complement, or where a gate
     takes from one what it gives to the other."""
@@ -96,7 +110,7 @@ def _join(s: Term, t: Term) -> Term | None:
         return _what_a_gate_leaves(s, t) or _what_a_gate_leaves(t, s)
     if (s.factors, s.exponent, s.bound) != (t.factors, t.exponent, t.bound):
         return None
-    if s.indicators == t.indicators:
+    if s.indicators == t.indicators or restricting(s) == restricting(t):
         return replace(s, coef=s.coef + t.coef)
     for one, other in ((s, t), (t, s)):
         extra = other.indicators - one.indicators

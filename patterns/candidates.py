@@ -79,7 +79,7 @@ def _find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node
         if result is None:
             return
         key = Key(id(t), table.versions.get(id(t), 0))
-        if isinstance(result, Match):
+        if isinstance(result, Match) and not result.maximum:
             table.attention.add(id(t))
             storage = t.untyped_storage()._cdata
             if key.version and storage in matched and holder is None and pieces is None:

@@ -63,7 +63,7 @@ def disconnected(v: Value) -> bool:
         return False
     groups: list[set[Leaf]] = []
     for t in v.terms:
-        mine = t.leaves()
+        mine = {source for leaf in t.leaves() for source in (leaf, *(r.leaf for r in leaf.sources))}
         if t.indicators and not mine:                       # a number that stands for a mask
             continue
         touching = [g for g in groups if g & mine]

@@ -32,6 +32,7 @@ class Match:
     With `ends`, the value is the state after the last one instead: it names its variables for those of batch, d and e. `room` is
     the relative rounding of tables in which the program keeps its decay: so far may the one log-decay for all of them be off.
     Of a `detached` one no gradient goes back.
+    A `maximum` is a sum of what it reads in `out`, no attention: the greatest exponents of rows, see `maxima`.
     `ending`, of a loop, tells of other values whether they are the state after it; `divided` is a factor of `out` that the loop
     makes from its normaliser.
     """
@@ -61,9 +62,12 @@ class Match:
     detached: bool = False
     ending: Callable[[Value], Match | None] | None = field(default=None, compare=False, repr=False)
     divided: Divided | None = field(default=None, compare=False, repr=False)
+    maximum: bool = False
 
     @property
     def kind(self) -> str:
+        if self.maximum:
+            return "maximum"
         return "state" if self.ends else "attention" if self.v else "normaliser"
 
     @property
@@ -71,10 +75,13 @@ class Match:
         """Whether it was found in the pieces of a loop: then `value` says nothing but the axes."""
         return "loop" in self.via
 
+    def every(self) -> tuple[Read, ...]:
+        """All reads."""
+        return self.q + self.k + self.v + self.out + self.state + tuple(r for g in self.decay for r in g.reads)
+
     def reads(self) -> tuple[Read, ...]:
         """All reads of leaves that the graph holds."""
-        every = self.q + self.k + self.v + self.out + self.state + tuple(r for g in self.decay for r in g.reads)
-        return tuple(replace(p, function=r.function or p.function) for r in every for p in parts_of(r))
+        return tuple(replace(p, function=r.function or p.function) for r in self.every() for p in parts_of(r))
 
     def per_position(self) -> bool:
         """Whether the log-decay differs from position to position."""
@@ -115,7 +122,7 @@ class Match:
 
 def parts_of(r: Read) -> tuple[Read, ...]:
     """The reads that a read of a put-together leaf is made of, or the read itself."""
-    return tuple(p for p, _, _ in r.leaf.parts) or (r,)
+    return r.leaf.sources or (r,)
 
 
 def _name(r: Read) -> str:

@@ -32,7 +32,8 @@ class Leaf:
     concluded from them. `definition` is the value that it had before it was made a leaf, where it had one.
     `parts` are reads of other leaves, laid one behind the other along the last axis: each with the variables of the other
     axes and those of its own position, outermost first (none: it is a single one). `version` counts the writes to the tensor
-    before it was read.
+    before it was read. Of `greatest` it is the running maximum along the last axis; if it is `relative`, exp of that value less
+    its running maximum, and the other one holds it as `below`.
     """
 
     shape: tuple[Size, ...]
@@ -47,6 +48,16 @@ class Leaf:
     definition: Value | None = None
     parts: tuple[tuple[Read, tuple[Index, ...], tuple[Index, ...]], ...] = ()
     version: int = 0
+    greatest: Value | None = None
+    relative: bool = False
+    below: Leaf | None = None
+
+    @property
+    def sources(self) -> tuple[Read, ...]:
+        """The reads that it is made of; none, where a node holds it."""
+        if self.greatest is not None:
+            return tuple(r for t in self.greatest.terms for r in t.reads())
+        return tuple(r for r, _, _ in self.parts)
 
     @property
     def positive(self) -> bool:
@@ -61,11 +72,15 @@ class Leaf:
     @property
     def spoilt(self) -> bool:
         """Whether it, or a tensor that it is put together from, was written to after it was read."""
-        return self.dirty or any(r.leaf.dirty for r, _, _ in self.parts)
+        return self.dirty or any(r.leaf.dirty for r in self.sources)
 
     def __repr__(self) -> str:
         if self.parts:
             return f"{self.parts[0][0].leaf}" + " ..." * (len(self.parts) > 1)
+        if self.greatest is not None:
+            below = " + ".join(f"{t.coef:g} {'sum ' * bool(t.bound)}{' '.join(repr(r.leaf) for r in t.reads())}"
+                               for t in self.greatest.terms)
+            return f"exp({below} - cummax)" if self.relative else f"cummax({below})"
         return self.node.name if self.node is not None else f"tmp{id(self) & 0xFFF:x}"
 
 

@@ -20,6 +20,7 @@ from .clock import look
 from .codes import NearMiss, near_miss
 from .index import Index, Unknown, product, untied
 from .match import MAX_FEATURES, Match
+from .maxima import maximum, without_maximum
 from .normal_form import Read, Term, Value
 from .places import Places, SequencePosition, digits_of, innermost, ordered, position_of, sharing
 from .polynomial import reduced, width
@@ -34,7 +35,9 @@ def recognise(value: Value) -> Match | NearMiss | None:
     if value.masked is not None or not any(t.bound for t in value.terms):
         return None
     look()
-    terms = [numbers_apart(gates_apart(straighten(pinned(t)))) for t in value.terms]
+    if (rows := maximum(value)) is not None:
+        return rows
+    terms = [numbers_apart(gates_apart(without_maximum(straighten(pinned(t))))) for t in value.terms]
     value = replace(value, terms=tuple(terms))
     leads = [t for t in terms if summed(t)]
     if not leads:

@@ -8,8 +8,9 @@ import torch
 from . import algebra as al
 from . import axes as ax
 from .calls import Call, number_value, rule
-from .index import Index, Unknown, same, size_of, var
-from .normal_form import Position, Read, Term, Value, constant
+from .index import Index, Unknown, mixed_radix, same, size_of, var
+from .maxima import greatest_of_rows
+from .normal_form import Leaf, Position, Read, Term, Value, constant
 
 
 @rule("ones", "zeros", "full", "ones_like", "zeros_like", "full_like", "new_ones", "new_zeros", "new_full", "empty",
@@ -109,3 +110,20 @@ def choice(c: Call) -> Value:
 @rule("masked_fill")
 def masked(c: Call) -> Value:
     return al.where(c["mask"], c.table.value(c.args["value"]), c["self"])
+
+
+@rule("amax", "max")
+def greatest(c: Call) -> Value | list[Value]:
+    """Of causally masked sums, as stabilised decays have them."""
+    both = isinstance(c.out, (tuple, list))
+    dims = c.get("dim", ())
+    dims = [dims] if isinstance(dims, int) else list(dims)
+    if len(dims) != 1 or c.name == "max" and not both:
+        raise Unknown("a maximum over other axes than one")
+    v, dim, out = c["self"], dims[0] % c.args["self"].dim(), c.out[0] if both else c.out
+    v = greatest_of_rows(v, dim, out)
+    v = ax.insert(v, dim) if c.get("keepdim", False) else v
+    if not both:
+        return v
+    where = Read(Leaf(tuple(map(size_of, c.out[1].shape)), c.out[1]), tuple(map(mixed_radix, v.axes)))
+    return [v, Value(v.axes, (Term(1, (where,)),))]

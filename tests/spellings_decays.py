@@ -135,9 +135,9 @@ def forget_and_input_gates_with_a_normaliser(q: Tensor, k: Tensor, v: Tensor, f:
     return (s / (torch.maximum(s.sum(-1, keepdim=True).abs(), q.new_ones(())) + 1e-6)) @ v
 
 
-@spelling(lambda: [*gated(), random(B, H, N, scale=0.5)], sites=0)
+@spelling(lambda: [*gated(), random(B, H, N, scale=0.5)])
 def gates_with_a_stabiliser(q: Tensor, k: Tensor, v: Tensor, f: Tensor, i: Tensor) -> Tensor:
-    """The running maximum is over all pairs: apart from the rest, exponentials would overflow."""
+    """The maximum of a row is taken out of it: what is left of the exponents cannot overflow."""
     g = F.logsigmoid(f).cumsum(-1)
     exponent = torch.where(torch.ones(N, N, dtype=torch.bool).tril(), g[..., :, None] - g[..., None, :], -float("inf"))
     exponent = exponent + i[..., None, :]

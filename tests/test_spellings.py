@@ -11,6 +11,7 @@ import spellings_decays  # noqa: F401
 import spellings_given  # noqa: F401
 import spellings_kernels  # noqa: F401
 import spellings_masks  # noqa: F401
+import spellings_maxima  # noqa: F401
 import spellings_more  # noqa: F401
 import spellings_odd  # noqa: F401
 import spellings_published  # noqa: F401
