@@ -8,7 +8,7 @@ from typing import Any
 
 import torch.fx as fx
 
-from .codes import near_miss
+from .codes import NearMiss, near_miss
 from .index import Affine, Index, same, var
 from .loop_forms import Carry, Form, StateKey, Update
 from .normal_form import Leaf, Read, Term
@@ -16,10 +16,12 @@ from .normal_form import Leaf, Read, Term
 States = Mapping[StateKey, Sequence[Update | Carry]]
 
 _POSITIONS = frozenset({"getitem", "select", "narrow", "index_select", "unbind", "split", "chunk"})
-_DEPTH = 12
+# How far back expressions of two steps are compared. What is made of a number that the loop carries (a maximum so far) goes
+# back to the first step, and is another expression at each; then less of it has to do.
+DEPTHS = (12, 4, 3, 2)
 
 
-def kind(n: fx.Node | None, depth: int = _DEPTH) -> Any:
+def kind(n: fx.Node | None, depth: int) -> Any:
     """Equal for the same expression at another step: what is computed from what, but for the numbers of positions."""
     if n is None or depth == 0:
         return None
@@ -59,17 +61,27 @@ def variables(r: Read) -> list[Index]:
 def gathered(forms: Sequence[Form], states: States, updates: Sequence[Update], position: Callable[[Update], Affine], length: int
              ) -> tuple[Sequence[Form], States]:
     """Forms and states whose gates are read at positions, where each step has tensors of its own for them."""
+    for depth in DEPTHS[:-1]:
+        try:
+            return _gathered(forms, states, updates, position, length, depth)
+        except NearMiss:
+            continue
+    return _gathered(forms, states, updates, position, length, DEPTHS[-1])
+
+
+def _gathered(forms: Sequence[Form], states: States, updates: Sequence[Update], position: Callable[[Update], Affine], length: int,
+              depth: int) -> tuple[Sequence[Form], States]:
     weights = [p.weight for parts in (*states.values(), *(f.parts for f in forms)) for p in parts]
     found: dict[Any, set[Leaf]] = {}
     for t in weights:
         for e in t.exponent:
             for r in e.reads():
                 if positionless(r):
-                    found.setdefault(_family(e, r), set()).add(r.leaf)
+                    found.setdefault(_family(e, r, depth), set()).add(r.leaf)
     many = {family for family, leaves in found.items() if len(leaves) > 1}
     if not many or any(position(u).coef for u in updates):
         return forms, states
-    by_step = _Gates(many, length)
+    by_step = _Gates(many, length, depth)
     at = {key: max((int(position(p).const) for p in parts if isinstance(p, Update)), default=None)
           for key, parts in states.items()}
     for key, parts in states.items():
@@ -80,8 +92,9 @@ def gathered(forms: Sequence[Form], states: States, updates: Sequence[Update], p
     return [replace(f, parts=tuple(by_step.replaced(f.parts, f.start))) for f in forms], new
 
 
-def _family(e: Term, r: Read) -> Any:
-    return kind(r.leaf.node), r.function, r.detached, r.index, e.coef, tuple(f for f in e.factors if not isinstance(f, Read))
+def _family(e: Term, r: Read, depth: int) -> Any:
+    numbers = tuple(f for f in e.factors if not isinstance(f, Read))
+    return kind(r.leaf.node, depth), r.function, r.detached, r.index, e.coef, numbers
 
 
 @dataclass
@@ -90,6 +103,7 @@ class _Gates:
 
     many: set[Any]
     length: int
+    depth: int
 
     def __post_init__(self) -> None:
         self.reads: dict[Any, dict[int, Read]] = {}
@@ -99,7 +113,7 @@ class _Gates:
         for p in parts:
             for e in p.weight.exponent:
                 for r in e.reads():
-                    family = _family(e, r)
+                    family = _family(e, r, self.depth)
                     if family in self.many and (step is None or self.reads.setdefault(family, {}).setdefault(step, r) != r):
                         raise near_miss("LC201", seen=f"{r.leaf} is a gate of several steps")
 
@@ -110,7 +124,7 @@ class _Gates:
     def _term(self, e: Term, step: int | None) -> Term:
         factors = []
         for f in e.factors:
-            if isinstance(f, Read) and (family := _family(e, f)) in self.many and step is not None:
+            if isinstance(f, Read) and (family := _family(e, f, self.depth)) in self.many and step is not None:
                 leaf = self._leaf(family)
                 f = Read(leaf, (*map(var, variables(f)), Affine(step)), f.function, f.detached)
             factors.append(f)

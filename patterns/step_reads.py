@@ -14,16 +14,22 @@ from typing import Any
 
 from .index import Affine, Index, var
 from .normal_form import Leaf, Read, Term
-from .step_gates import behind_each_other, kind, positionless, variables
+from .step_gates import DEPTHS, behind_each_other, kind, positionless, variables
 
 
 def as_one(steps: Sequence[tuple[int, Term]], count: int) -> list[tuple[int, Term]]:
     """The terms of steps, in which a tensor that each has of its own is read at the step's number, of `count`. A family of
     which a step has none, or two, is left as it is."""
+    for depth in DEPTHS:
+        steps = _as_one(steps, count, depth)
+    return list(steps)
+
+
+def _as_one(steps: Sequence[tuple[int, Term]], count: int, depth: int) -> Sequence[tuple[int, Term]]:
     found: dict[Any, dict[int, list[Read]]] = {}
     for n, t in steps:
         for r, inside in _own(t, ()):
-            found.setdefault(_family(r, inside), {}).setdefault(n, []).append(r)
+            found.setdefault(_family(r, inside, depth), {}).setdefault(n, []).append(r)
     made: dict[Any, Leaf] = {}
     for family, by_step in found.items():
         first = min(by_step)
@@ -34,11 +40,11 @@ def as_one(steps: Sequence[tuple[int, Term]], count: int) -> list[tuple[int, Ter
 
     def moved(n: int) -> Callable[[Read, tuple[Index, ...]], Read]:
         def at_step(r: Read, inside: tuple[Index, ...]) -> Read:
-            leaf = made.get(_family(r, inside)) if _is_own(r) else None
+            leaf = made.get(_family(r, inside, depth)) if _is_own(r) else None
             return r if leaf is None else replace(r, leaf=leaf, index=(*map(var, variables(r)), Affine(n)))
         return at_step
 
-    return [(n, _mapped(t, moved(n), ())) for n, t in steps] if made else list(steps)
+    return [(n, _mapped(t, moved(n), ())) for n, t in steps] if made else steps
 
 
 def _is_own(r: Read) -> bool:
@@ -53,10 +59,10 @@ def _own(t: Term, inside: tuple[Index, ...]) -> Iterator[tuple[Read, tuple[Index
         yield from _own(e, inside)
 
 
-def _family(r: Read, inside: tuple[Index, ...]) -> Any:
+def _family(r: Read, inside: tuple[Index, ...], depth: int) -> Any:
     """Equal for what is made in the same way at other steps; each step has names of its own for what it sums over."""
     index = [(str(a.const), *((inside.index(x) if x in inside else x, str(c)) for x, c in a.coef.items())) for a in r.index]
-    return kind(r.leaf.node), r.function, r.detached, tuple(index)
+    return kind(r.leaf.node, depth), r.function, r.detached, tuple(index)
 
 
 def _mapped(t: Term, f: Callable[[Read, tuple[Index, ...]], Read], inside: tuple[Index, ...]) -> Term:

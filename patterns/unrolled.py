@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.fx as fx
 
 from .algebra import times, wider
 from .clock import OutOfTime, look
@@ -40,7 +41,7 @@ from .loop_roles import PieceRoles, is_sum, summed_alike
 from .match import Match
 from .normal_form import Leaf, Read, Term
 from .pieces import Piece, Pieces, by_digits
-from .step_gates import kind, positionless
+from .step_gates import DEPTHS, kind, positionless
 
 log = logging.getLogger("lightning_compile")
 
@@ -82,7 +83,7 @@ class _Loop:
         self.frame: Frame | None = None
         self.states: dict[StateKey, list[Update | Carry]] = {}
         self.dtype: torch.dtype | None = None
-        self.numbers_of_keys: Counter[Any] | None = None    # by what they are made of, where each step has its own
+        self.numbers_of_keys: list[fx.Node | None] | None = None  # what makes them, where each step has its own
         empty = [p.start for p in pieces.pieces if not p.value.terms and p.value.masked is None]
         self.empty = frozenset(s for s in empty if isinstance(s, int))
         self.pieces = replace(pieces, pieces=tuple(p for p in pieces.pieces if p.start not in self.empty))
@@ -236,21 +237,26 @@ class _Loop:
         added = [t for t in terms if not any(map(self._is_state, t.reads()))]
         if self.numbers_of_keys is None and len(added) == 1 and len(terms) == 2:
             _, extra = self._update(added[0])
-            self.numbers_of_keys = Counter(kind(r.leaf.node) for r in extra if positionless(r))
+            self.numbers_of_keys = [r.leaf.node for r in extra if positionless(r)]
 
     def _numbers_of(self, reads: Sequence[Read], keys: Sequence[Read]) -> list[Read]:
         """Those of the reads that are numbers of a key, and no gates. Where a step makes tensors of its own for both, they are
         told apart by what they are made of, and the earlier one of two that are made of the same belongs to the key."""
         if self.numbers_of_keys is None or not any(positionless(r) for r in reads):
             return [r for r in reads if _same_place(r, keys)]
-        left = self.numbers_of_keys.copy()
-        own = [r for r in reads if not positionless(r) and _same_place(r, keys)]
-        for r in sorted((r for r in reads if positionless(r)), key=_order):
-            made_of = kind(r.leaf.node)
-            if left[made_of] > 0:
-                left[made_of] -= 1
-                own.append(r)
-        return own
+        placed = [r for r in reads if not positionless(r) and _same_place(r, keys)]
+        every: list[list[Read]] = []
+        for depth in DEPTHS:
+            left, own = Counter(kind(n, depth) for n in self.numbers_of_keys), list[Read]()
+            for r in sorted((r for r in reads if positionless(r)), key=_order):
+                made_of = kind(r.leaf.node, depth)
+                if left[made_of] > 0:
+                    left[made_of] -= 1
+                    own.append(r)
+            every.append(own)
+            if len(own) == len(self.numbers_of_keys):
+                return placed + own
+        return placed + every[0]
 
     def _is_state(self, r: Read) -> bool:
         """Whether a read has the features of keys and of values; of a normaliser, whose state has none of values, whether it is

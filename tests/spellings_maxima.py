@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from spelling import B, H, Inputs, N, gated, qkv, random, spelling
+from spelling import B, D, E, H, Inputs, N, gated, qkv, random, spelling
 from torch import Tensor
 
 
@@ -87,3 +87,32 @@ def stabilised_by_maxima_with_later_positions(q: Tensor, k: Tensor, v: Tensor, f
     d = g[..., :, None] - g[..., None, :] + 1e-3 * i[..., None, :]
     m = d.masked_fill(torch.ones(N, N, dtype=torch.bool).triu(2), -torch.inf).amax(-1, keepdim=True)
     return (q @ k.mT * (d.masked_fill(later(N), -torch.inf) - m).exp()) @ v
+
+
+# ------------------------------------------------------------------------------------- step by step, with the maximum so far
+def _steps(name: str, sites: int | None, divided: bool = True, wrong: bool = False) -> None:
+    def program(q: Tensor, k: Tensor, v: Tensor, f: Tensor, i: Tensor) -> Tensor:
+        state, z, m = q.new_zeros(B, H, D, E), q.new_zeros(B, H, D), q.new_zeros(B, H, 1)
+        out = []
+        for t in range(N):
+            forget, enter = F.logsigmoid(f[:, :, t, None]), i[:, :, t, None] / 100
+            most = torch.maximum(forget + m, enter)
+            forget, enter = torch.exp(forget + m - most), torch.exp(enter - most)
+            state = forget[..., None] * state + enter[..., None] * (k[:, :, t, :, None] @ v[:, :, t, None, :])
+            z = forget * z + enter * k[:, :, t]
+            o = (q[:, :, t, None, :] @ state).squeeze(-2)
+            if divided:
+                o = o / (torch.maximum((q[:, :, t] * z).sum(-1, keepdim=True).abs(), torch.exp(-most)) + 1e-6)
+            if wrong and t == 7:
+                state = state * enter[..., None]
+            out.append(o)
+            m = most
+        return torch.stack(out, 2)
+
+    program.__name__ = f"steps_with_the_maximum_so_far_{name}"
+    spelling(gates(), sites=sites, keeps=True)(program)
+
+
+_steps("and_a_normaliser", 1)
+_steps("alone", 1, divided=False)
+_steps("and_a_step_that_differs", 0, wrong=True)
