@@ -356,6 +356,8 @@ def random_leaves(site: Site, table: SideTable, sizes: Sizes) -> dict[Leaf, Tens
                     x = x / 2                               # between a quarter and three quarters
                 elif not (r.leaf.positive or r.leaf in functions):
                     x = x * (torch.randint(0, 2, shape, generator=generator) * 2 - 1)
+                for axis in r.leaf.flat:
+                    x = x.narrow(axis, 0, 1).expand(shape).clone()
                 if sign := relied_sign(r.leaf):
                     x = x.abs() * sign
                 truth = r.leaf.tensor.dtype == torch.bool

@@ -230,6 +230,8 @@ class GraphInterpreter(fx.Interpreter):
                                          definition=None if stops or centred(v) else v)
                 looked = before if long else v
                 _tie(v, before)
+                if not long:
+                    v = looked = table.flattened(o, v, before)
             if any(leaf.node is None and not leaf.sources and leaf.tensor is not o and id(leaf.tensor) not in ids
                    for leaf in v.leaves()):
                 before, v = v, table.cut(o, definition=v)

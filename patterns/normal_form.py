@@ -33,7 +33,7 @@ class Leaf:
     `parts` are reads of other leaves, laid one behind the other along the last axis: each with the variables of the other
     axes and those of its own position, outermost first (none: it is a single one). `version` counts the writes to the tensor
     before it was read. Of `greatest` it is the running maximum along the last axis; if it is `relative`, exp of that value less
-    its running maximum, and the other one holds it as `below`.
+    its running maximum, and the other one holds it as `below`. Along the axes `flat` it is the same everywhere.
     """
 
     shape: tuple[Size, ...]
@@ -51,6 +51,7 @@ class Leaf:
     greatest: Value | None = None
     relative: bool = False
     below: Leaf | None = None
+    flat: frozenset[int] = frozenset()
 
     @property
     def sources(self) -> tuple[Read, ...]:

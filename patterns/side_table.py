@@ -18,7 +18,7 @@ from .calls import Call, Table, number_value
 from .evaluate import MAX_TABLE, fold
 from .fakes import call, tensors_in, with_tensors
 from .functions import SUMS, VIEWS
-from .index import Index, Unknown, product, same, size_of
+from .index import Affine, Index, Unknown, product, same, size_of
 from .leaves import are_scores
 from .normal_form import Leaf, Read, Value, definition_or_value, leaf_value
 from .ranges import ALL, Range, by_name
@@ -65,6 +65,19 @@ class SideTable(Assembled):
         self.attention.discard(id(t))
         self.closed.pop(id(t), None)
         return v
+
+    def flattened(self, t: torch.Tensor, v: Value, before: Value) -> Value:
+        """A leaf that was of another value before: along axes that nothing of that depends on it is the same everywhere, and is
+        read at 0, as a decay is that was expanded over features before its exponential."""
+        (read,), used = v.terms[0].reads(), {x for s in before.terms for x in s.free()}
+        flat = [n for n, axis in enumerate(before.axes) if axis and not used & set(axis)]
+        if not flat or before.masked is not None:
+            return v
+        read.leaf.flat = frozenset(flat)
+        index = tuple(Affine() if n in read.leaf.flat else a for n, a in enumerate(read.index))
+        found = replace(v, terms=(replace(v.terms[0], factors=(replace(read, index=index),)),))
+        self.put(t, found)
+        return found
 
     def leaf(self, x: torch.Tensor, function: str = "") -> Value:
         """x read as a whole, without a look into it; its own value stays as it is."""
