@@ -29,6 +29,7 @@ from .patterns.normal_form import Leaf, Read, Value
 from .patterns.records import Key
 from .patterns.signatures import name_of
 from .patterns.states import final_state
+from .patterns.step_outputs import to_be_moved
 from .patterns.transforms import regions, suspect
 from .replay import leaf_key, region
 from .report import Candidate, Detail, Estimate, Report, describe, sketch
@@ -159,11 +160,14 @@ class _Pass:
         for every in blocks.values():
             self._reject(every[-1], near_miss("LC114", blocks=len(every)))
         told: list[cand.Candidate] = []
+        steps = {n for c, _ in attentions for n in c.steps if n in self.replaced}
         pieces = self._pieces()
         for c in self.candidates:
             if not isinstance(c.found, NearMiss) or c.node not in live or c.node in pieces:
                 continue
             own = set(self._nodes(c))                           # what is further back is another layer's, and told of too
+            if own & steps:                                     # it goes on with outputs that are one call now
+                continue
             if not self.loop_sums.intersection(c.node.users) and not any(t.node in own for t in told):
                 told.append(c)
                 self._reject(c, c.found)
@@ -361,6 +365,14 @@ class _Pass:
 
     def _write(self, members: Sequence[cand.Candidate], site: Site) -> NearMiss | None:
         first = min((c.node for c in members), key=lambda n: self.order[n])
+        moved: list[fx.Node] = []
+        if members[0].steps:
+            behind = to_be_moved(site.main, self.interpreter, members[0].steps, self.order)
+            if behind is None or len(members) > 1 or any(self.order[n] > self.order[first] for _, n in self.table.mutations if n):
+                return near_miss("LC115", leaf=members[0].node)
+            moved = behind
+            for n in moved:
+                first.prepend(n)
         device = self.table.tensors[members[0].key.tensor].device
         if any(c.holder is not None and self._seen_otherwise(c) for c in members):
             return near_miss("LC302", leaf=members[0].holder)
@@ -380,6 +392,9 @@ class _Pass:
             return near_miss("LC901", seen=f"{type(e).__name__}: {str(e)[:200]}")
         replaced: list[tuple[fx.Node, fx.Node]] = []
         for c, b, value in zip(members, builders[1:], values):
+            if c.steps:
+                replaced += self._write_steps(c, value, builders)
+                continue
             old = c.node if c.holder is None else c.holder
             value = restore(b, value, old, old.meta.get("example_value"))
             if self._written_later(c):                          # a view of the operator's output must not be written to
@@ -394,8 +409,22 @@ class _Pass:
             if c.holder is not None:
                 self.retired[self._storage(c)] = at
             replaced.append((old, value))
-        self.edits.append(Edit(tuple((n, b.before) for b in builders for n in b.made), tuple(replaced)))
+        self.edits.append(Edit(tuple((n, b.before) for b in builders for n in b.made), tuple(replaced), tuple(moved)))
         return None
+
+    def _write_steps(self, c: cand.Candidate, whole: fx.Node, builders: list[GraphBuilder]) -> list[tuple[fx.Node, fx.Node]]:
+        """Each step's output is its element of all of them."""
+        replaced = []
+        for n, old in enumerate(c.steps):
+            b = GraphBuilder(self.interpreter, old, self.replaced, builders[0].device)
+            value = restore(b, b.call(torch.select, whole, 0, n), old, old.meta.get("example_value"))
+            if self.options.verify == "run":
+                value = watched(GraphBuilder(self.interpreter, old.next, self.replaced, b.device), value, old)
+            old.replace_all_uses_with(value, delete_user_cb=lambda user, v=value: user is not v)
+            self.replaced[old] = value
+            builders.append(b)
+            replaced.append((old, value))
+        return replaced
 
     def _storage(self, c: cand.Candidate) -> int:
         return self.table.tensors[c.key.tensor].untyped_storage()._cdata

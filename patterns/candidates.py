@@ -18,19 +18,22 @@ from .match import Match
 from .normal_form import Value
 from .recognise import recognise
 from .records import Key
+from .step_outputs import outputs_of_steps
 from .unrolled import recognise_pieces
 
 
 @dataclass(frozen=True)
 class Candidate:
     """A node whose value is, or nearly is, a causal linear attention. `key` names its tensor among the records. `holder` is
-    the node of that tensor where the candidate's own node wrote the last window of it."""
+    the node of that tensor where the candidate's own node wrote the last window of it. Of `steps`, the first of which is `node`,
+    each holds one element of the value along its first axis."""
 
     node: fx.Node
     key: Key
     dtype: torch.dtype
     found: Match | NearMiss
     holder: fx.Node | None = None
+    steps: tuple[fx.Node, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,9 @@ def _find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node
 
     interpreter = GraphInterpreter(gm, fake, look, constants, islands, features)
     interpreter.interpret()
+    if not interpreter.switched and not any(isinstance(c.found, Match) and c.found.unrolled for c in found):
+        for nodes, whole, match in outputs_of_steps(interpreter):
+            found.append(Candidate(nodes[0], Key(id(whole), 0), whole.dtype, match, steps=tuple(nodes)))
     return Findings(tuple(found), interpreter)
 
 

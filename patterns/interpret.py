@@ -1,7 +1,7 @@
 """Interpretation: runs a torch-level graph once on fake tensors and gives every tensor a normal form."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +96,11 @@ class GraphInterpreter(fx.Interpreter):
             torch.set_grad_enabled(was_enabled)
             self.fake.cache_enabled = cached
         return self
+
+    def stacked(self, nodes: Sequence[fx.Node]) -> torch.Tensor:
+        """The tensors of nodes side by side along a new first axis, as a call of the program would give them."""
+        with self.fake, torch.no_grad(), without_guards(self.fake), self.table:
+            return torch.stack([self.env[n] for n in nodes])
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
         node = self.table.current
@@ -230,7 +235,7 @@ class GraphInterpreter(fx.Interpreter):
                                          definition=None if stops or centred(v) else v)
                 looked = before if long else v
                 _tie(v, before)
-                if not long:
+                if not long and not stops:
                     v = looked = table.flattened(o, v, before)
             if any(leaf.node is None and not leaf.sources and leaf.tensor is not o and id(leaf.tensor) not in ids
                    for leaf in v.leaves()):

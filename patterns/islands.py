@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +58,9 @@ PROJECTIONS = frozenset({
 RANDOM = ("rand", "dropout", "bernoulli", "multinomial", "normal", "empty", "exponential", "uniform", "poisson")
 WRITING = frozenset({"iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor",
                      "setitem", "delitem", "ilshift", "irshift", "iconcat"})
+
+FEWEST = 4  # steps that are a loop
+
 
 @dataclass(frozen=True)
 class Islands:
@@ -319,7 +323,10 @@ class Partition:
                     example = self.examples[arg]
                     if not isinstance(example, torch.Tensor) or example.dim() > 1:
                         return True
-        return False
+        # the same contraction over and over again is a loop, whatever becomes of its results
+        same = Counter((name_of(n), str(self.examples[n].shape)) for n in island.members
+                       if isinstance(self.examples[n], torch.Tensor) and self._contracts(n))
+        return any(count >= FEWEST for count in same.values())
 
     def _join_by_inputs(self, parts: list[list[fx.Node]]) -> None:
         """An attention and its normaliser may meet in nothing but their operands."""

@@ -71,7 +71,7 @@ class SideTable(Assembled):
         read at 0, as a decay is that was expanded over features before its exponential."""
         (read,), used = v.terms[0].reads(), {x for s in before.terms for x in s.free()}
         flat = [n for n, axis in enumerate(before.axes) if axis and not used & set(axis)]
-        if not flat or before.masked is not None:
+        if not flat or not before.terms or before.masked is not None:
             return v
         read.leaf.flat = frozenset(flat)
         index = tuple(Affine() if n in read.leaf.flat else a for n, a in enumerate(read.index))

@@ -1,0 +1,80 @@
+"""Loops over steps that go on with each step's output: a gate, a norm, a projection, or a whole layer in each step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from spelling import B, D, E, H, Inputs, N, qkv, random, spelling
+from torch import Tensor, nn
+
+Output = Callable[..., Tensor]
+
+
+def _steps(name: str, output: Output, more: tuple[int, ...] = (), sites: int | None = 1, feedback: bool = False) -> None:
+    """`output` makes of a step's output, its number, and a tensor of shape `more` what the program keeps."""
+    def program(q: Tensor, k: Tensor, v: Tensor, *w: Tensor) -> Tensor:
+        state, out = q.new_zeros(B, H, D, E), []
+        for t in range(N):
+            key = k[:, :, t] + 0.1 * out[-1][..., :D] if feedback and out else k[:, :, t]
+            state = 0.9 * state + key[..., :, None] * v[:, :, t, None, :]
+            out.append(output((q[:, :, t, None] @ state)[:, :, 0], t, v, *w))
+        return torch.stack(out, 2)
+
+    inputs: Inputs = (lambda: [*qkv(), random(*more)]) if more else qkv
+    program.__name__ = f"outputs_{name}"
+    spelling(inputs, sites=sites, keeps=True)(program)
+
+
+_steps("gated", lambda o, t, v, w: o * F.silu(w[:, :, t]), (B, H, N, E))
+_steps("normed_by_hand", lambda o, t, v, w: o * torch.rsqrt(o.square().mean(-1, keepdim=True) + 1e-6) * w, (E,))
+_steps("projected", lambda o, t, v, w: o @ w, (E, E))
+_steps("of_a_layer_norm", lambda o, t, v: F.layer_norm(o, (E,)))
+_steps("beside_a_skip", lambda o, t, v, w: o + w[:, None] * v[:, :, t], (H,))
+_steps("of_a_nonlinear_function", lambda o, t, v: torch.tanh(o))
+_steps("that_are_fed_back", lambda o, t, v: torch.tanh(o), sites=0, feedback=True)
+
+
+class _Layer(nn.Module):
+    """Queries, keys and values of a step are computed in the step, and what it reads of the state goes through a norm."""
+
+    again = 0.0  # how much of its last output a step reads
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.q, self.k, self.v = (nn.Linear(8, H * n, bias=False) for n in (D, D, E))
+        self.norm, self.out = nn.LayerNorm(H * E), nn.Linear(H * E, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state, y, out = x.new_zeros(B, H, D, E), x.new_zeros(B, 8), []
+        for t in range(N):
+            x_t = x[:, t] + self.again * y if self.again else x[:, t]
+            q, k, v = (f(x_t).unflatten(-1, (H, -1)) for f in (self.q, self.k, self.v))
+            state = 0.9 * state + k[..., :, None] * v[..., None, :]
+            y = x_t + self.out(self.norm(torch.einsum("bhd,bhde->bhe", q, state).flatten(1)))
+            out.append(y)
+        return torch.stack(out, 1)
+
+
+@spelling(lambda: [random(B, N, 8)], keeps=True)
+class LayerStepByStep(_Layer):
+    pass
+
+
+@spelling(lambda: [random(B, N, 8)], sites=0)
+class LayerThatReadsItsLastOutput(_Layer):
+    again = 0.5
+
+
+@spelling(lambda: [*qkv(), random(B, H, N, E)], sites=None, keeps=True)
+def outputs_written_in_place(q: Tensor, k: Tensor, v: Tensor, w: Tensor) -> Tensor:
+    """Rewritten or not: what is written to stays as it was for whom read it before."""
+    state, out = q.new_zeros(B, H, D, E), []
+    for t in range(N):
+        state = 0.9 * state + k[:, :, t, :, None] * v[:, :, t, None, :]
+        o = (q[:, :, t, None] @ state)[:, :, 0]
+        o.add_(w[:, :, t])
+        out.append(o * 2)
+    return torch.stack(out, 2)
