@@ -35,7 +35,7 @@ def compare(table: SideTable, site: Site, targets: Sequence[Key], regions: Seque
     builder = verify.Eager(sizes, leaves)
     shapes = [sizes.shape(m.value.axes) for m in site.matches()]
     by_operator = emit(builder, [builder] * len(shapes), site, linear_attention, shapes, [None] * len(shapes))
-    inputs = {leaf_key(leaf): x for leaf, x in leaves.items()}
+    inputs = {leaf_key(leaf): x.bool() if leaf.tensor.dtype == torch.bool else x for leaf, x in leaves.items()}
     known: dict[Key, Tensor] = {}
     stop = set(inputs)                                      # what a piece needs not be made of again
     wanted: list[Tensor] = []

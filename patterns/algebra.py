@@ -18,6 +18,7 @@ from .index import Affine, Index, Size, Unknown, mixed_radix, product, same, var
 from .normal_form import MAX_TERMS, Numbers, Position, Read, Term, Value, constant, rename
 from .sizes import at_most
 
+OPPOSITE = {"": "complement", "complement": ""}
 VANISHES = -1e4  # exp of this is zero in every dtype, whatever a log-decay adds to it
 
 
@@ -108,6 +109,8 @@ def _join(s: Term, t: Term) -> Term | None:
     takes from one what it gives to the other."""
     if len(s.factors) != len(t.factors):
         return _what_a_gate_leaves(s, t) or _what_a_gate_leaves(t, s)
+    if (both := _either(s, t)) is not None:
+        return both
     if (s.factors, s.exponent, s.bound) != (t.factors, t.exponent, t.bound):
         return None
     if s.indicators == t.indicators or restricting(s) == restricting(t):
@@ -122,6 +125,16 @@ def _join(s: Term, t: Term) -> Term | None:
         if len(only_s) == len(only_t) == 1 and negation(*only_s) == next(iter(only_t)):  # x [e] + x [not e] = x
             return replace(s, indicators=s.indicators & t.indicators)
     return None
+
+
+def _either(s: Term, t: Term) -> Term | None:
+    """g x + (1 - g) x = x."""
+    mine, other = ([f for f in a.factors if f not in b.factors] for a, b in ((s, t), (t, s)))
+    if len(mine) != 1 or len(other) != 1 or not isinstance(r := mine[0], Read) or r.function not in OPPOSITE or \
+            other[0] != replace(r, function=OPPOSITE[r.function]):
+        return None
+    rest = replace(s, factors=tuple(f for f in s.factors if f is not r), via=s.via | t.via)
+    return rest if rest == replace(t, factors=rest.factors, via=rest.via, dtype=rest.dtype) else None
 
 
 def _what_a_gate_leaves(x: Term, y: Term) -> Term | None:
@@ -166,6 +179,11 @@ def negation(e: Affine) -> Affine:
 
 
 def complement(v: Value) -> Value:
+    """1 - v; of a truth value that is read, the other one."""
+    f = v.terms[0].factors if len(v.terms) == 1 and v.masked is None else ()
+    if len(f) == 1 and isinstance(r := f[0], Read) and r.leaf.tensor.dtype == torch.bool and r.function in OPPOSITE and \
+            v.terms[0] == Term(1, f, dtype=v.terms[0].dtype, via=v.terms[0].via):
+        return replace(v, terms=(replace(v.terms[0], factors=(replace(r, function=OPPOSITE[r.function]),)),))
     return add(constant(1), v.finite(), -1)
 
 

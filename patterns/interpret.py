@@ -122,7 +122,7 @@ class GraphInterpreter(fx.Interpreter):
         """A fresh fake tensor: the graph's own may carry state of Dynamo's run."""
         t = torch.empty_strided(example.shape, example.stride(), dtype=example.dtype, device=example.device)
         parameter = isinstance(example, torch.nn.Parameter) or isinstance(real, torch.nn.Parameter)
-        for leaf in self.table.cut(t, node, parameter).leaves():
+        for leaf in self.table.cut(t, node, parameter, bounds=self.ranges.of(node)).leaves():
             leaf.real = real if static(node) and not parameter else None
         self.table.node_of[id(t)] = node
         if not parameter and (v := self.constants(node, real)) is not None:

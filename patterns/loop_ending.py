@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 
 from .index import Affine, Index, var
-from .loop_forms import Carry, StateKey, Update, resolved
+from .loop_forms import Carry, StateKey, Update, gates_as_exponents, resolved
 from .loop_weights import ROOM, Weighed, without_decay
 from .match import Match, parts_of
 from .normal_form import Term, Value
-from .recurrence import VANISHED, gates_as_exponents
+from .recurrence import VANISHED
 
 
 def ending(value: Value, match: Match, states: Mapping[StateKey, Sequence[Update | Carry]],

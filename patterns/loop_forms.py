@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from .algebra import times
+from .codes import near_miss
 from .index import Affine, Index, Size, mixed_radix, product, same
 from .normal_form import Leaf, Read, Term, Value
 
@@ -64,8 +66,21 @@ class Frame:
 
 
 def merged(parts: Sequence[Update | Carry]) -> list[Update | Carry]:
-    """A state and the same state times -g, a gate between 0 and 1, are that state times 1 - g."""
-    left = list(parts)
+    """A state and the same state times -g, a gate between 0 and 1, are that state times 1 - g. What is given and taken, as by a
+    condition between two states of which one is made of the other, is nothing."""
+    left: list[Update | Carry] = []
+    for p in parts:
+        same = next((n for n, q in enumerate(left) if isinstance(p, Carry) and isinstance(q, Carry) and p.state == q.state
+                     and replace(p.weight, coef=q.weight.coef) == q.weight), None)
+        if same is None:
+            left.append(p)
+        else:
+            q = left.pop(same)
+            assert isinstance(q, Carry)
+            if (coef := q.weight.coef + p.weight.coef) != 0:
+                left.append(Carry(replace(q.weight, coef=coef), q.state))
+    left = _chosen(left)
+    parts = list(left)
     for p in parts:
         for q in parts:
             if not (isinstance(p, Carry) and isinstance(q, Carry) and p.state == q.state and p in left and q in left):
@@ -76,6 +91,36 @@ def merged(parts: Sequence[Update | Carry]) -> list[Update | Carry]:
                 left = [x for x in left if x not in (p, q)]
                 left.append(Carry(replace(p.weight, factors=(replace(gate, function="complement"),)), p.state))
     return left
+
+
+def _chosen(parts: Sequence[Update | Carry]) -> list[Update | Carry]:
+    """A state where a condition fails, and the same state times w where it holds: times exp(log(w) [condition]), and times 1
+    where w is 1, whatever the condition is."""
+    left = list(parts)
+    for p in parts:
+        chosen = p.weight.factors[0] if len(p.weight.factors) == 1 else None
+        if not isinstance(chosen, Read) or p.weight.exponent or p.weight.coef != 1 or chosen.function not in ("", "complement"):
+            continue
+        holds = replace(chosen, function="" if chosen.function else "complement")
+        for q in parts:
+            if _what(q) != _what(p) or holds not in q.weight.factors or not all(any(x is y for x in left) for y in (p, q)):
+                continue
+            w = replace(q.weight, factors=without(q.weight, [holds]))
+            if w != replace(p.weight, factors=()):
+                if holds.leaf.tensor.dtype != torch.bool or not isinstance(w.coef, (int, float)) or w.coef <= 0:
+                    continue
+                w = gates_as_exponents(as_exponent(w))
+                number = (Term(math.log(w.coef), (holds,)),) if w.coef != 1 else ()
+                w = replace(w, coef=1, exponent=(*(replace(e, factors=(*e.factors, holds)) for e in w.exponent), *number))
+            left = [x for x in left if x is not p and x is not q]
+            left.append(replace(p, weight=w))
+            break
+    return left
+
+
+def _what(p: Update | Carry) -> Any:
+    """What a weight multiplies."""
+    return p.state if isinstance(p, Carry) else (p.k, p.v)
 
 
 def substituted(value: Value, index: Sequence[Affine]) -> list[Term]:
@@ -156,6 +201,22 @@ def _times_numbers(leaf: Leaf) -> bool:
     if d is None or len(d.terms) != 1 or d.masked is not None or d.terms[0].bound or d.terms[0].exponent and d.leaves():
         return False
     return sum(not _times_numbers(r.leaf) for r in d.terms[0].reads()) <= 1
+
+
+# The logarithm of a read through a function: its sign and its own function.
+LOGARITHMS = {"": (1, "log"), "reciprocal": (-1, "log"), "complement": (1, "log_complement")}
+
+
+def gates_as_exponents(t: Term) -> Term:
+    """Factors that cannot be negative are exponentials of their logarithms."""
+    gates = [f for f in t.factors if isinstance(f, Read)]
+    for r in gates:
+        if not r.leaf.positive or r.function not in LOGARITHMS or r.function == "complement" and not r.leaf.unit:
+            raise near_miss("LC204", leaf=r.leaf)
+    if not gates:
+        return t
+    logs = tuple(Term(sign, (replace(r, function=function),)) for r in gates for sign, function in (LOGARITHMS[r.function],))
+    return replace(t, factors=tuple(f for f in t.factors if f not in gates), exponent=t.exponent + logs)
 
 
 def as_exponent(t: Term) -> Term:

@@ -14,12 +14,12 @@ from .codes import NearMiss, near_miss
 from .functions import DETACH
 from .index import Affine, Index, hint, product, same
 from .loop_ending import ending
-from .loop_forms import Carry, Form, Frame, NotUnrolled, StateKey, Update
+from .loop_forms import Carry, Form, Frame, NotUnrolled, StateKey, Update, gates_as_exponents
 from .loop_weights import Sequenced, Weighed, weighed
 from .match import MAX_FEATURES, Match
 from .normal_form import Leaf, Read, Term, Value
 from .pieces import Pieces
-from .recurrence import Tables, gates_as_exponents
+from .recurrence import Tables
 from .slots import Slot, slots
 from .step_gates import gathered
 from .weights import Density, causality

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 import torch.fx as fx
 
 Range = tuple[float, float]
@@ -75,6 +76,9 @@ class Ranges:
         return self.known[x]
 
     def _of(self, n: fx.Node, depth: int) -> Range:
+        example = n.meta.get("example_value", n.meta.get("val"))
+        if isinstance(example, torch.Tensor) and example.dtype == torch.bool:
+            return 0.0, 1.0
         if n.op not in ("call_function", "call_method") or _writes(n):
             return ALL
         name = _name(n)

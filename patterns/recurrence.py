@@ -106,25 +106,9 @@ class Tables(Grid):
         return int(np.prod([len(self.of(y)) for y in self.heads], dtype=int))
 
 
-# The logarithm of a read through a function: its sign and its own function.
-LOGARITHMS = {"": (1, "log"), "reciprocal": (-1, "log"), "complement": (1, "log_complement")}
-
-
 def _factors(t: Term) -> list[Factor]:
     """All factors, those of exponents too."""
     return [*t.factors, *(f for e in t.exponent for f in _factors(e))]
-
-
-def gates_as_exponents(t: Term) -> Term:
-    """Factors that cannot be negative are exponentials of their logarithms."""
-    gates = [f for f in t.factors if isinstance(f, Read)]
-    for r in gates:
-        if not r.leaf.positive or r.function not in LOGARITHMS or r.function == "complement" and not r.leaf.unit:
-            raise near_miss("LC204", leaf=r.leaf)
-    if not gates:
-        return t
-    logs = tuple(Term(sign, (replace(r, function=function),)) for r in gates for sign, function in (LOGARITHMS[r.function],))
-    return replace(t, factors=tuple(f for f in t.factors if f not in gates), exponent=t.exponent + logs)
 
 
 class Chain:

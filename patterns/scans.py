@@ -17,10 +17,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .index import Affine, Index, same, var
-from .loop_forms import NotUnrolled, resolved, substituted
+from .loop_forms import LOGARITHMS, NotUnrolled, resolved, substituted
 from .normal_form import Factor, Numbers, Position, Read, Term, Value
 from .pieces import Pieces
-from .recurrence import LOGARITHMS
 from .step_reads import as_one
 
 SHORTEST = 4  # pieces: of fewer, the windows are summed as they are

@@ -111,8 +111,9 @@ def at_most(x: int | sympy.Expr, y: int | sympy.Expr) -> bool:
 
 def _plain(guard: Any) -> Any:
     """A guard with its number on the right, an equation without factors that both sides have and that are never zero."""
-    if isinstance(guard, sympy.Eq) and len(guard.free_symbols) > 1 and len(
-            guard.args[0].free_symbols ^ guard.args[1].free_symbols) == 1 and all(range_of(s).lower > 0 for s in guard.free_symbols):
+    symbols = guard.free_symbols
+    if isinstance(guard, sympy.Eq) and len(symbols) > 1 and len(
+            guard.args[0].free_symbols ^ guard.args[1].free_symbols) == 1 and all(range_of(s).lower > 0 for s in symbols):
         a, b = sympy.fraction(sympy.cancel(guard.args[0] / guard.args[1])) if guard.args[1] != 0 else guard.args
         guard = sympy.Eq(a, b)
     return guard.reversed if isinstance(guard, sympy.core.relational.Relational) and guard.args[0].is_Integer else guard

@@ -224,8 +224,8 @@ class _Loop:
         s + g (x - s), the difference."""
         for _ in range(4):
             states = {r.leaf: (t, r) for t in terms for r in t.reads() if self._is_state(r)}
-            made = next((leaf for leaf in states if leaf.definition is not None and any(
-                r.leaf in states and r.leaf is not leaf for d in leaf.definition.terms for r in d.reads())), None)
+            made = next((leaf for leaf, (t, r) in states.items() if leaf.definition is not None and (_shares(t, r, terms) or any(
+                s.leaf in states and s.leaf is not leaf for d in leaf.definition.terms for s in d.reads()))), None)
             if made is None:
                 break
             t, r = states[made]
@@ -393,3 +393,10 @@ def _same_place(r: Read, keys: Sequence[Read]) -> bool:
 def _in_order(reads: Sequence[Read]) -> tuple[Read, ...]:
     """An order that equal products share."""
     return tuple(sorted(reads, key=lambda r: (r.function, [len(a.coef) for a in r.index], id(r.leaf))))
+
+
+def _shares(t: Term, state: Read, terms: Sequence[Term]) -> bool:
+    """Whether keys and values of a state are in the sum beside it as well, times something else: what a condition leaves."""
+    others = [set(x.reads()) for x in terms if x is not t]
+    own = set(t.reads())
+    return any(len((set(x.reads()) - own) & other) > 1 for x in expand(t, state) for other in others)

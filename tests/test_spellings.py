@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import spellings_adverse  # noqa: F401
+import spellings_conditions  # noqa: F401
 import spellings_decays  # noqa: F401
 import spellings_given  # noqa: F401
 import spellings_kernels  # noqa: F401
