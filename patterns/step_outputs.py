@@ -7,12 +7,14 @@ made. The operator is called where the first of them is, and each is an element 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.fx as fx
 
+from .clock import OutOfTime
 from .islands import FEWEST
 from .match import Match, parts_of
 from .normal_form import Term
@@ -21,6 +23,8 @@ from .unrolled import recognise_pieces
 
 if TYPE_CHECKING:
     from .interpret import GraphInterpreter
+
+log = logging.getLogger("lightning_compile")
 
 DEPTH = 2   # how far back the expressions of two steps are compared
 
@@ -31,7 +35,7 @@ def outputs_of_steps(interpreter: GraphInterpreter) -> list[tuple[Sequence[fx.No
     table = interpreter.table
     for n, t in interpreter.env.items():
         own = isinstance(t, torch.Tensor) and id(t) not in table.viewed and table.node_of.get(id(t)) is n
-        if own and n.op.startswith("call"):
+        if own and n.op.startswith("call") and t.dim() > 1:
             value = table.made_of(t)
             if value is not None and value.masked is None and _reads_a_state(value.terms):
                 groups.setdefault((kind(n, DEPTH), tuple(map(str, t.shape)), t.dtype), []).append(n)
@@ -39,7 +43,13 @@ def outputs_of_steps(interpreter: GraphInterpreter) -> list[tuple[Sequence[fx.No
     for nodes in groups.values():
         if len(nodes) < FEWEST:
             continue
-        whole = interpreter.stacked(nodes)
+        try:
+            whole = interpreter.stacked(nodes)
+        except OutOfTime:
+            raise
+        except Exception:                                   # these tensors are none of a loop; others of the graph may be
+            log.debug("outputs of steps were not put side by side", exc_info=True)
+            continue
         pieces = table.pieces.get(id(whole))
         match = recognise_pieces(pieces.filled()) if pieces is not None else None
         if isinstance(match, Match) and match.kind == "attention":
