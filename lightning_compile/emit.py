@@ -15,6 +15,7 @@ from .patterns.loop_normaliser import Divided
 from .patterns.match import Match
 from .patterns.normal_form import Read, Value
 from .patterns.polynomial import power
+from .patterns.weights import Density
 from .reading import Builder, item, product_of, read, subtract, summed, through
 
 
@@ -103,10 +104,7 @@ def log_decay(b: Builder, m: Match, at: Layout) -> Any:
     order = (*at.outer, *at.heads, *m.j) if per_position else at.heads
     total: Any = None
     for g in m.decay:
-        x: Any = None
-        for r in g.reads:
-            y = b.call(torch.Tensor.to, read(b, r, order), dtype)
-            x = y if x is None else b.call(torch.mul, x, y)
+        x = _density(b, g, order, dtype)
         x = _steps_of(b, m, x) if g.summed else x
         if g.over:
             places = [g.over.index(y) for y in order if y in g.over]
@@ -123,6 +121,25 @@ def log_decay(b: Builder, m: Match, at: Layout) -> Any:
     if any(len(group) != 1 for group in groups):
         total = b.call(torch.reshape, total, tuple(product_of(b, group) for group in groups))
     return total
+
+
+def _density(b: Builder, g: Density, order: Sequence[Index], dtype: torch.dtype) -> Any:
+    """The product of what a summand of the log-decay reads. Where a condition fails it is zero, whatever the rest would be: a
+    gate may have come to zero there, of which neither the logarithm nor its gradient is finite."""
+    x: Any = None
+    holds: Any = None
+    conditions = [r for r in g.reads if r.leaf.tensor.dtype == torch.bool and r.function in ("", "complement")]
+    for r in conditions:
+        y = b.call(torch.ne, read(b, r, order), 0)
+        holds = y if holds is None else b.call(torch.logical_and, holds, y)
+    for r in (r for r in g.reads if r not in conditions):
+        y = read(b, r if holds is None else replace(r, function=""), order)
+        if holds is not None:
+            y = b.call(torch.where, holds, y, 1.0 if r.function == "log" else 0.0)
+            y = through(b, r.function, y) if r.function else y
+        y = b.call(torch.Tensor.to, y, dtype)
+        x = y if x is None else b.call(torch.mul, x, y)
+    return x if x is not None or holds is None else b.call(torch.Tensor.to, holds, dtype)
 
 
 def _steps_of(b: Builder, m: Match, x: Any) -> Any:

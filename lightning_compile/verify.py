@@ -342,6 +342,14 @@ def _variables(v: Value) -> set[Index]:
     return found
 
 
+def _truths(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Truth values of both kinds; the first along each axis is true, for a sum over nothing may be what is divided by."""
+    x = torch.rand(tuple(shape), generator=generator, dtype=torch.float64) < 0.7
+    for axis in range(x.dim()):
+        x.narrow(axis, 0, min(1, x.shape[axis])).fill_(True)
+    return x.double()
+
+
 def random_leaves(site: Site, table: SideTable, sizes: Sizes) -> dict[Leaf, Tensor]:
     """A leaf read through a function (reciprocal) keeps away from zero."""
     generator = torch.Generator().manual_seed(0)
@@ -361,7 +369,7 @@ def random_leaves(site: Site, table: SideTable, sizes: Sizes) -> dict[Leaf, Tens
                 if sign := relied_sign(r.leaf):
                     x = x.abs() * sign
                 truth = r.leaf.tensor.dtype == torch.bool
-                leaves[r.leaf] = (x > 0).double() if truth else x.requires_grad_()
+                leaves[r.leaf] = _truths(shape, generator) if truth else x.requires_grad_()
     for leaf in {f for m in site.matches() for f in m.value.leaves() if not f.sources} - set(leaves):
         shape = sizes.shape(table.values[id(leaf.tensor)].axes)
         leaves[leaf] = torch.rand(shape, generator=generator, dtype=torch.float64).requires_grad_()

@@ -17,10 +17,11 @@ def inputs() -> list[Any]:
     return [*gated(), torch.rand(B, N, generator=torch.Generator().manual_seed(4)) > 0.3]
 
 
-def _steps(name: str, following: Next, sites: int | None = 1) -> None:
+def _steps(name: str, following: Next, sites: int | None = 1,
+           logits: Callable[[Tensor, Tensor], Tensor] = lambda f, c: f) -> None:
     """`following` gives the next state from the last one, what a step would add, its gate, and whether it counts."""
     def program(q: Tensor, k: Tensor, v: Tensor, f: Tensor, counts: Tensor) -> Tensor:
-        state, out, g = q.new_zeros(B, H, D, E), [], torch.sigmoid(f)
+        state, out, g = q.new_zeros(B, H, D, E), [], torch.sigmoid(logits(f, counts[:, None]))
         for t in range(N):
             new = k[:, :, t, :, None] * v[:, :, t, None, :]
             state = following(state, new, g[:, :, t, None, None], counts[:, t, None, None, None])
@@ -42,3 +43,4 @@ _steps("that_forget_otherwise", lambda s, x, g, c: torch.where(c, g * s, 0.0) + 
 _steps("between_two_decays", lambda s, x, g, c: torch.where(c, g * s + x, 0.5 * s), sites=None)
 _steps("that_turn_the_state_round", lambda s, x, g, c: torch.where(c, s + x, -s), sites=0)
 _steps("that_turn_what_is_left_round", lambda s, x, g, c: torch.where(c, -s + x, s), sites=0)
+_steps("where_a_gate_vanishes", lambda s, x, g, c: torch.where(c, g * s + x, s), logits=lambda f, c: torch.where(c, f, -1e4))
