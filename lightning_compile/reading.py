@@ -58,8 +58,8 @@ def whole(b: Builder, leaf: Leaf) -> Any:
 
 
 def summed(b: Builder, v: Value) -> Any:
-    """A sum of products of tensors and of cumulative sums of such, with one axis for each variable; of 16 bits in 32, for an
-    exponent that is rounded to 8 is another decay."""
+    """A sum of products of tensors and of cumulative sums of such, with one axis for each variable; those of 16 bits in
+    fp32, for an exponent that is rounded to 8 or 11 bits is another decay."""
     order = [y for axis in v.axes for y in axis]
     total: Any = None
     for t in v.terms:

@@ -59,6 +59,10 @@ def rewrite(gm: fx.GraphModule, fake: FakeTensorMode, options: Options, thorough
         return Outcome(None, inside)
     with without_guards(fake):                                  # what is written is run on fake tensors too
         found = cand.find(gm, fake, _constants, parts)
+        if parts is not None and parts.twins and any(c.steps for c in found.candidates):
+            # what such a loop reads may be made anywhere, and is moved: each is looked at by itself
+            parts = islands(gm, share=False, thorough=thorough)
+            found = cand.find(gm, fake, _constants, parts)
         pass_ = _Pass(gm, found, options, parts, thorough)
         pass_.run()
     report = Report((*(c for _, c in sorted(pass_.decided.items(), key=lambda item: item[0])), *pass_.rest))
@@ -144,11 +148,16 @@ class _Pass:
         for c, m in reversed(attentions):
             if c.node in live and not m.unrolled and self._part_of_a_loop(c, m):
                 self.loops.update(r.leaf for r in m.q)
+        outputs = [(c, m) for c, m in attentions if c.steps]
+        attentions = [(c, m) for c, m in attentions if not c.steps]
         for c, m in reversed(attentions):
             if c.node in live and self._blocks(m):
                 blocks.setdefault(m.q[0].leaf, []).append(c)
             elif c.node in live and self._attention(c, m, normalisers, live):
                 live = self._live()
+        for c, m in outputs:                                # in order: a layer reads what those before it give, step by step
+            if c.node in live and self._site((c,), Site(m), told=not c.more):
+                live = self._live()                         # what the outputs were made of is none any more
         for c, m in reversed(normalisers):
             if c.node in live and c.node not in self.replaced and "cumsum" not in m.via:
                 if self._site((c,), Site(m)):
@@ -160,7 +169,7 @@ class _Pass:
         for every in blocks.values():
             self._reject(every[-1], near_miss("LC114", blocks=len(every)))
         told: list[cand.Candidate] = []
-        steps = {n for c, _ in attentions for n in c.steps if n in self.replaced}
+        steps = {self.replaced[n] for c, _ in outputs for n in c.steps if n in self.replaced}
         pieces = self._pieces()
         for c in self.candidates:
             if not isinstance(c.found, NearMiss) or c.node not in live or c.node in pieces:
@@ -365,14 +374,11 @@ class _Pass:
 
     def _write(self, members: Sequence[cand.Candidate], site: Site) -> NearMiss | None:
         first = min((c.node for c in members), key=lambda n: self.order[n])
-        moved: list[fx.Node] = []
-        if members[0].steps:
-            behind = to_be_moved(site.main, self.interpreter, members[0].steps, self.order)
-            if behind is None or len(members) > 1 or any(self.order[n] > self.order[first] for _, n in self.table.mutations if n):
-                return near_miss("LC115", leaf=members[0].node)
-            moved = behind
-            for n in moved:
-                first.prepend(n)
+        try:
+            steps, written = members[0].steps, set(self.replaced.values())
+            moved = to_be_moved(site.main, self.interpreter, steps, written) if steps else []
+        except NearMiss as e:
+            return e
         device = self.table.tensors[members[0].key.tensor].device
         if any(c.holder is not None and self._seen_otherwise(c) for c in members):
             return near_miss("LC302", leaf=members[0].holder)
@@ -390,6 +396,8 @@ class _Pass:
             log.warning("a site was not written (%s: %s); it is left as it is, results stay right", type(e).__name__, e)
             log.debug("traceback", exc_info=True)
             return near_miss("LC901", seen=f"{type(e).__name__}: {str(e)[:200]}")
+        for n in moved:
+            builders[0].made[0].prepend(n)
         replaced: list[tuple[fx.Node, fx.Node]] = []
         for c, b, value in zip(members, builders[1:], values):
             if c.steps:
@@ -409,7 +417,7 @@ class _Pass:
             if c.holder is not None:
                 self.retired[self._storage(c)] = at
             replaced.append((old, value))
-        self.edits.append(Edit(tuple((n, b.before) for b in builders for n in b.made), tuple(replaced), tuple(moved)))
+        self.edits.append(Edit(tuple((n, b.before) for b in builders for n in b.made), tuple(replaced)))
         return None
 
     def _write_steps(self, c: cand.Candidate, whole: fx.Node, builders: list[GraphBuilder]) -> list[tuple[fx.Node, fx.Node]]:
@@ -418,6 +426,9 @@ class _Pass:
         for n, old in enumerate(c.steps):
             b = GraphBuilder(self.interpreter, old, self.replaced, builders[0].device)
             value = restore(b, b.call(torch.select, whole, 0, n), old, old.meta.get("example_value"))
+            storage = self.interpreter.env[old].untyped_storage()._cdata
+            if any(s == storage and w is not None and self.order[w] > self.order[old] for s, w in self.table.mutations):
+                value = b.call(torch.clone, value)          # what is written to is no view of the operator's output
             if self.options.verify == "run":
                 value = watched(GraphBuilder(self.interpreter, old.next, self.replaced, b.device), value, old)
             old.replace_all_uses_with(value, delete_user_cb=lambda user, v=value: user is not v)

@@ -14,21 +14,16 @@ from .report.describe import renamed as described
 
 @dataclass(frozen=True)
 class Edit:
-    """Nodes that were made, each with the original node in front of which it stands, which nodes they replace, and which were
-    moved in front of the first of these."""
+    """Nodes that were made, each with the original node in front of which it stands, and which nodes they replace."""
 
     made: tuple[tuple[fx.Node, fx.Node], ...]
     replaced: tuple[tuple[fx.Node, fx.Node], ...]
-    moved: tuple[fx.Node, ...] = ()
 
 
 def repeat(graph: fx.Graph, edits: Sequence[Edit], twin: Mapping[fx.Node, fx.Node]) -> None:
     """The edits of an island, which are complete, on an island whose nodes are the values of `twin`."""
     before = {n: b for e in edits for n, b in e.made}
     copies = dict(twin)
-    for e in edits:
-        for n in e.moved:
-            twin[e.replaced[0][0]].prepend(twin[n])
     for n in [n for n in graph.nodes if n in before]:           # in the graph's order, each after what it reads
         with graph.inserting_before(twin[before[n]]):
             copy = graph.node_copy(n, lambda m: copies.get(m, m))

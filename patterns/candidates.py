@@ -26,7 +26,7 @@ from .unrolled import recognise_pieces
 class Candidate:
     """A node whose value is, or nearly is, a causal linear attention. `key` names its tensor among the records. `holder` is
     the node of that tensor where the candidate's own node wrote the last window of it. Of `steps`, the first of which is `node`,
-    each holds one element of the value along its first axis."""
+    each holds one element of the value along its first axis; if there is `more`, the next one is what they may be made of."""
 
     node: fx.Node
     key: Key
@@ -34,6 +34,7 @@ class Candidate:
     found: Match | NearMiss
     holder: fx.Node | None = None
     steps: tuple[fx.Node, ...] = ()
+    more: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,13 @@ def _find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node
 
     interpreter = GraphInterpreter(gm, fake, look, constants, islands, features)
     interpreter.interpret()
-    if not interpreter.switched and not any(isinstance(c.found, Match) and c.found.unrolled for c in found):
-        for nodes, whole, match in outputs_of_steps(interpreter):
-            found.append(Candidate(nodes[0], Key(id(whole), 0), whole.dtype, match, steps=tuple(nodes)))
+    if not interpreter.switched:
+        known = [(c.node, interpreter.table.tensors[c.key.tensor], c.found) for c in found
+                 if isinstance(c.found, Match) and c.found.unrolled]
+        for families in outputs_of_steps(interpreter, known):
+            for number, (nodes, whole, match) in enumerate(families):
+                found.append(Candidate(nodes[0], Key(id(whole), 0), whole.dtype, match, steps=tuple(nodes),
+                                       more=number + 1 < len(families)))
     return Findings(tuple(found), interpreter)
 
 

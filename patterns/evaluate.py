@@ -27,7 +27,7 @@ class Grid:
     def number(self, s: Any) -> Any:
         if isinstance(s, sympy.Basic):
             if not s.free_symbols <= self.symbols.keys():
-                raise Unknown("a number that another call may have otherwise")
+                raise Unknown("a number that another call may have otherwise; a tensor may be one")
             s = s.subs({x: self.symbols[x] for x in s.free_symbols})
             return int(s) if s.is_Integer else float(s)
         return s

@@ -48,8 +48,8 @@ def recognise(value: Value) -> Match | NearMiss | None:
         return _match(value, terms, lead) if by_degree is None else _polynomial(value, by_degree)
     except NearMiss as e:
         return e
-    except Unknown as e:                                    # a number that is none before the program runs
-        return near_miss("LC201", seen=f"it has {e}; pass it as a tensor")
+    except Unknown as e:
+        return near_miss("LC201", seen=str(e))
 
 
 def _polynomial(value: Value, by_degree: dict[int, list[Term]]) -> Match | NearMiss | None:

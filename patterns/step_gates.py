@@ -61,12 +61,14 @@ def variables(r: Read) -> list[Index]:
 def gathered(forms: Sequence[Form], states: States, updates: Sequence[Update], position: Callable[[Update], Affine], length: int
              ) -> tuple[Sequence[Form], States]:
     """Forms and states whose gates are read at positions, where each step has tensors of its own for them."""
-    for depth in DEPTHS[:-1]:
+    first: NearMiss | None = None
+    for depth in DEPTHS:
         try:
             return _gathered(forms, states, updates, position, length, depth)
-        except NearMiss:
-            continue
-    return _gathered(forms, states, updates, position, length, DEPTHS[-1])
+        except NearMiss as e:
+            first = first or e
+    assert first is not None
+    raise first
 
 
 def _gathered(forms: Sequence[Form], states: States, updates: Sequence[Update], position: Callable[[Update], Affine], length: int,

@@ -8,16 +8,19 @@ made. The operator is called where the first of them is, and each is an element 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.fx as fx
 
 from .clock import OutOfTime
+from .codes import near_miss
+from .functions import dropout_is_active, foreign
 from .islands import FEWEST
 from .match import Match, parts_of
-from .normal_form import Term
+from .normal_form import Leaf, Term
+from .signatures import name_of
 from .step_gates import kind
 from .unrolled import recognise_pieces
 
@@ -29,32 +32,56 @@ log = logging.getLogger("lightning_compile")
 DEPTH = 2   # how far back the expressions of two steps are compared
 
 
-def outputs_of_steps(interpreter: GraphInterpreter) -> list[tuple[Sequence[fx.Node], torch.Tensor, Match]]:
-    """Tensors of steps, in order, which side by side are an attention, with the tensor that would hold them all."""
+Known = tuple[fx.Node, torch.Tensor, Match]  # an attention, and the node that leaves it in a tensor
+
+
+def outputs_of_steps(interpreter: GraphInterpreter, known: Iterable[Known]
+                     ) -> list[list[tuple[Sequence[fx.Node], torch.Tensor, Match]]]:
+    """Of each loop, in the graph's order, the tensors of steps which side by side are an attention, with the tensor that would
+    hold them all: those first that are made of the others. What belongs to attentions that are `known` is none of theirs."""
+    taken = _between(known, interpreter)
     groups: dict[Any, list[fx.Node]] = {}
-    table = interpreter.table
+    table, loops = interpreter.table, _Loops()
     for n, t in interpreter.env.items():
         own = isinstance(t, torch.Tensor) and id(t) not in table.viewed and table.node_of.get(id(t)) is n
-        if own and n.op.startswith("call") and t.dim() > 1:
+        if own and n.op.startswith("call") and n not in taken and t.dim() > 1:
             value = table.made_of(t)
             if value is not None and value.masked is None and _reads_a_state(value.terms):
+                loops.join(n, value.terms)
                 groups.setdefault((kind(n, DEPTH), tuple(map(str, t.shape)), t.dtype), []).append(n)
-    found = list[tuple[Sequence[fx.Node], torch.Tensor, Match]]()
-    for nodes in groups.values():
-        if len(nodes) < FEWEST:
-            continue
-        try:
-            whole = interpreter.stacked(nodes)
-        except OutOfTime:
-            raise
-        except Exception:                                   # these tensors are none of a loop; others of the graph may be
-            log.debug("outputs of steps were not put side by side", exc_info=True)
-            continue
-        pieces = table.pieces.get(id(whole))
-        match = recognise_pieces(pieces.filled()) if pieces is not None else None
-        if isinstance(match, Match) and match.kind == "attention":
-            found.append((nodes, whole, match))
-    return found
+    found: dict[Any, list[tuple[Sequence[fx.Node], torch.Tensor, Match]]] = {}
+    for group in groups.values():
+        for loop, nodes in loops.apart(group).items():
+            if len(nodes) >= FEWEST and (one := _side_by_side(interpreter, nodes)) is not None:
+                found.setdefault(loop, []).insert(0, (nodes, *one))
+    return sorted(found.values(), key=lambda families: families[-1][0][0])
+
+
+def _between(known: Iterable[Known], interpreter: GraphInterpreter) -> set[fx.Node]:
+    """Nodes that known attentions are made of, back to what they read; of a tensor that a loop writes, all that is written."""
+    seen = set[fx.Node]()
+    for end, t, m in known:
+        stop, storage = {leaf.node for leaf in m.leaves()}, t.untyped_storage()._cdata
+        todo = [end, *(n for s, n in interpreter.table.mutations if s == storage and n is not None)]
+        while todo:
+            n = todo.pop()
+            if n not in seen and n not in stop:
+                seen.add(n)
+                todo += n.all_input_nodes
+    return seen
+
+
+def _side_by_side(interpreter: GraphInterpreter, nodes: Sequence[fx.Node]) -> tuple[torch.Tensor, Match] | None:
+    try:
+        whole = interpreter.stacked(nodes)
+    except OutOfTime:
+        raise
+    except Exception:                                       # these tensors are none of a loop; others of the graph may be
+        log.debug("outputs of steps were not put side by side", exc_info=True)
+        return None
+    pieces = interpreter.table.pieces.get(id(whole))
+    match = recognise_pieces(pieces.filled()) if pieces is not None else None
+    return (whole, match) if isinstance(match, Match) and match.kind == "attention" else None
 
 
 def _reads_a_state(terms: Sequence[Term]) -> bool:
@@ -63,20 +90,75 @@ def _reads_a_state(terms: Sequence[Term]) -> bool:
         len(t.reads()) > 2 or any(r.leaf.definition is not None for r in t.reads())) for t in terms)
 
 
+class _Loops:
+    """Which tensors belong to one loop: they read the same keys, or states that are made of them. Layers of a model have loops
+    that are equal but for that."""
+
+    def __init__(self) -> None:
+        self.parent: dict[Any, Any] = {}
+        self.looked_into: set[Leaf] = set()
+
+    def _root(self, x: Any) -> Any:
+        while (p := self.parent.setdefault(x, x)) is not x:
+            x = p
+        return x
+
+    def join(self, x: Any, terms: Sequence[Term]) -> None:
+        """Ties a tensor to all that it is made of, as far as definitions go."""
+        todo: list[tuple[Any, Sequence[Term]]] = [(x, terms)]
+        while todo:
+            x, terms = todo.pop()
+            for r in (r for t in terms for r in t.reads() if not r.leaf.parameter):
+                if (d := r.leaf.definition) is not None and r.leaf not in self.looked_into:
+                    self.looked_into.add(r.leaf)
+                    todo.append((r.leaf, d.terms))
+                read = r.leaf if d is not None else (r.leaf, tuple(str(a.const) for a in r.index if not a.coef))
+                self.parent[self._root(read)] = self._root(x)
+
+    def apart(self, nodes: Sequence[fx.Node]) -> dict[Any, list[fx.Node]]:
+        """The nodes of each loop, in order."""
+        groups: dict[Any, list[fx.Node]] = {}
+        for n in nodes:
+            groups.setdefault(self._root(n), []).append(n)
+        return groups
+
+
 def to_be_moved(m: Match, interpreter: GraphInterpreter, nodes: Sequence[fx.Node],
-                order: dict[fx.Node, int]) -> list[fx.Node] | None:
-    """What the attention reads, and what that is made of, as far as it comes behind the first step's output. None where some of
-    it is made of what a step reads of a state: then the loop is no attention of given tensors."""
-    first, table = order[nodes[0]], interpreter.table
+                written: Collection[fx.Node]) -> list[fx.Node]:
+    """What the attention reads, and what that is made of, as far as it comes behind the first step's output. NearMiss where some
+    of it is made of what a step reads of a state, unless that is `written` already: then the loop is no attention of given
+    tensors; or where it is drawn at random, or something is written to meanwhile, in the program's order."""
+    first, table = nodes[0], interpreter.table
     seen = set[fx.Node]()
+
+    def reads_a_state(n: fx.Node) -> bool:
+        t = interpreter.env.get(n)
+        value = table.made_of(t) if isinstance(t, torch.Tensor) else None
+        return value is not None and _reads_a_state(value.terms)
+
+    def waits(n: fx.Node) -> bool:
+        return reads_a_state(n) and not any(x in written or reads_a_state(x) and not waits(x) for x in n.all_input_nodes)
+
     todo = [r.leaf.node for s in m.every() for r in parts_of(s) if r.leaf.node is not None]
     while todo:
         n = todo.pop()
-        t = interpreter.env.get(n)
-        value = table.made_of(t) if isinstance(t, torch.Tensor) else None
-        if n in nodes or value is not None and _reads_a_state(value.terms):
-            return None
-        if n not in seen and order.get(n, -1) > first:
+        if n in nodes or waits(n):
+            raise near_miss("LC115", leaf=nodes[0])
+        if n not in seen and first < n:
+            if foreign(n) or _is_random(n):
+                raise near_miss("LC303")
             seen.add(n)
             todo += n.all_input_nodes
-    return sorted(seen, key=order.__getitem__)
+    moved = sorted(seen)
+    write = next((n for _, n in table.mutations if n is not None and moved and first < n < moved[-1]), None)
+    if write is not None:
+        raise near_miss("LC301", leaf=write)
+    return moved
+
+
+def _is_random(n: fx.Node) -> bool:
+    name = name_of(n)
+    if "dropout" in name:
+        return dropout_is_active(n)
+    return name in ("normal", "normal_") or name.startswith(
+        ("rand", "bernoulli", "multinomial", "poisson", "uniform", "exponential"))

@@ -331,17 +331,6 @@ def values_corrected(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 @no_loop
-def state_forgotten_halfway(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    s, out = zeros(q, v), []
-    for t in range(q.shape[2]):
-        if t == 9:
-            s = torch.zeros_like(s)
-        s = s + k[:, :, t, :, None] * v[:, :, t, None, :]
-        out.append((q[:, :, t, None, :] @ s).squeeze(2))
-    return torch.stack(out, 2)
-
-
-@no_loop
 def queries_of_another_step(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     s, out = zeros(q, v), []
     for t in range(q.shape[2]):

@@ -204,3 +204,23 @@ def polynomial_whose_constant_is_not_masked(q: Tensor, k: Tensor, v: Tensor) -> 
 def polynomial_whose_degrees_decay_differently(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     s, i = q @ k.mT, torch.arange(N, dtype=q.dtype)
     return (s * torch.exp(-0.1 * (i[:, None] - i)).tril() + (s**2).tril()) @ v
+
+
+def _step_by_step(rate: Tensor, dt: Tensor, x: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """A state space model with rates [H, P, S], x [B, N, H, P] and dt [B, N, H], b and c [B, N, S]."""
+    state, out = x.new_zeros(B, H, x.shape[-1], b.shape[-1]), []
+    for t in range(x.shape[1]):
+        state = state * torch.exp(dt[:, t, :, None, None] * rate) + \
+            dt[:, t, :, None, None] * b[:, t, None, None] * x[:, t, ..., None]
+        out.append((state * c[:, t, None, None]).sum(-1))
+    return torch.stack(out, 1)
+
+
+@spelling(lambda: [random(H), random(B, N, H), random(B, N, H, 5), random(B, N, 3), random(B, N, 3)])
+def rates_expanded_over_features(a: Tensor, dt: Tensor, x: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    return _step_by_step(-torch.exp(a)[:, None, None].expand(-1, 5, 3), F.softplus(dt), x, b, c)
+
+
+@spelling(lambda: [random(H, 5, 3), random(B, N, H), random(B, N, H, 5), random(B, N, 3), random(B, N, 3)], sites=0)
+def rates_for_each_feature(a: Tensor, dt: Tensor, x: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    return _step_by_step(-torch.exp(a), F.softplus(dt), x, b, c)

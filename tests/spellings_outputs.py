@@ -80,6 +80,43 @@ def outputs_written_in_place(q: Tensor, k: Tensor, v: Tensor, w: Tensor) -> Tens
     return torch.stack(out, 2)
 
 
+@spelling(qkv, sites=2, keeps=True)
+def outputs_of_a_state_that_is_forgotten_halfway(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Two attentions, one behind the other."""
+    state, out = q.new_zeros(B, H, D, E), []
+    for t in range(N):
+        state = torch.zeros_like(state) if t == 9 else state
+        state = state + k[:, :, t, :, None] * v[:, :, t, None, :]
+        out.append((q[:, :, t, None, :] @ state).squeeze(2))
+    return torch.stack(out, 2)
+
+
+@spelling(lambda: [random(B, N, 8)], sites=2, keeps=True)
+class LayersOneBehindTheOther(nn.Sequential):
+    """Both are equal but for their numbers; the second reads what the first gives of all steps."""
+
+    def __init__(self) -> None:
+        super().__init__(_Layer(), _Layer())
+
+
+@spelling(lambda: [random(B, N, 8)], sites=2, keeps=True)
+class LayersInEachStep(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList((_Layer(), _Layer()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        states, out = [x.new_zeros(B, H, D, E)] * 2, []
+        for t in range(N):
+            y = x[:, t]
+            for n, f in enumerate(self.layers):
+                q, k, v = (g(y).unflatten(-1, (H, -1)) for g in (f.q, f.k, f.v))
+                states[n] = 0.9 * states[n] + k[..., :, None] * v[..., None, :]
+                y = y + f.out(f.norm(torch.einsum("bhd,bhde->bhe", q, states[n]).flatten(1)))
+            out.append(y)
+        return torch.stack(out, 1)
+
+
 @spelling(qkv, sites=0)
 def outputs_whose_means_are_added_to_the_state(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Numbers of all steps are stacked, too: tensors without axes."""

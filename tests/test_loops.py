@@ -6,6 +6,7 @@ import operator
 
 import pytest
 import torch
+import torch.nn.functional as F
 from loops import LOOPS, NOT_LOOPS
 from loops_normalised import LEFT, NORMALISED
 from torch import Tensor
@@ -193,3 +194,17 @@ def test_a_decay_of_all_steps_stays_finite_over_a_long_loop() -> None:
 
     report = lightning_compile.explain(f, *inputs(1024), -torch.rand(2, dtype=torch.float64), options=OPTIONS)
     assert len(report.rewritten) == 1, str(report)
+
+
+def test_what_a_step_draws_at_random_is_not_moved() -> None:
+    def f(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        state, out = q.new_zeros(2, 2, 4, 5), []
+        for t in range(q.shape[2]):
+            key = F.dropout(k[:, :, t], 0.1)
+            state = 0.9 * state + key[..., :, None] * v[:, :, t, None, :]
+            out.append(torch.tanh((q[:, :, t, None, :] @ state).squeeze(2)))
+        return torch.stack(out, 2)
+
+    inputs = [torch.randn(2, 2, 8, n) for n in (4, 4, 5)]
+    report = lightning_compile.explain(f, *inputs, options={"when": "always"})
+    assert not report.rewritten and [c.code for c in report.rejected] == ["LC303"], report
