@@ -43,9 +43,9 @@ class Builder(Protocol):
 def whole(b: Builder, leaf: Leaf) -> Any:
     """A leaf; one that is put together from others is made here."""
     if leaf.greatest is not None:
-        x = summed(b, leaf.greatest)
-        top = b.call(item, b.call(torch.cummax, x, -1), 0)
-        return b.call(torch.exp, b.call(torch.sub, x, top)) if leaf.relative else top
+        return b.call(item, b.call(torch.cummax, summed(b, leaf.greatest), -1), 0)
+    if leaf.exponent is not None:
+        return b.call(torch.exp, summed(b, leaf.exponent))
     if not leaf.parts:
         return b.leaf(leaf)
     pieces = []
@@ -58,13 +58,13 @@ def whole(b: Builder, leaf: Leaf) -> Any:
 
 
 def summed(b: Builder, v: Value) -> Any:
-    """A sum of products of tensors and of cumulative sums of such, with one axis for each variable; those of 16 bits in
-    fp32, for an exponent that is rounded to 8 or 11 bits is another decay."""
+    """A sum of products of tensors and of sums of such up to each position, or from it on, with one axis for each variable;
+    those of 16 bits in fp32, for an exponent that is rounded to 8 or 11 bits is another decay."""
     order = [y for axis in v.axes for y in axis]
     total: Any = None
     for t in v.terms:
         own = list(order)
-        if t.bound:                                         # up to a position: the other variable of the one indicator
+        if t.bound:                                         # up to a position, or from it on: the other variable
             (e,), (j,) = t.indicators, t.bound
             (i,) = set(e.coef) - {j}
             own[own.index(i)] = j
@@ -74,7 +74,11 @@ def summed(b: Builder, v: Value) -> Any:
             y = b.call(torch.Tensor.to, y, torch.float32) if r.leaf.tensor.dtype in (torch.bfloat16, torch.float16) else y
             x = y if x is None else b.call(torch.mul, x, y)
         if t.bound:
-            x = b.call(torch.cumsum, x, own.index(j))
+            axis, one = own.index(j), x
+            x = b.call(torch.flip, x, (axis,)) if e.coef[j] == -1 else x
+            x = b.call(torch.cumsum, x, axis)
+            x = b.call(torch.flip, x, (axis,)) if e.coef[j] == -1 else x
+            x = b.call(torch.sub, x, one) if e.const == 1 else x    # its own position does not count
         if t.coef != 1:
             x = b.call(torch.mul, x, b.number(t.coef))
         total = x if total is None else b.call(torch.add, total, x)
@@ -130,7 +134,7 @@ def _split(b: Builder, x: Any, r: Read, axis: int, digits: Sequence[Index]) -> A
     step = a.coef[digits[0]] if len(digits) == 1 else 1
     if not isinstance(step, int) or step < 1:
         raise near_miss("LC404", leaf=r.leaf, seen=f"it is read at {a}")
-    whole_axis = len(r.leaf.parts) > 1 or r.leaf.greatest is not None or not r.leaf.parts and b.full(r.leaf, axis, digits)
+    whole_axis = len(r.leaf.parts) > 1 or r.leaf.sum_of is not None or not r.leaf.parts and b.full(r.leaf, axis, digits)
     if a.const != 0 or step != 1 or not whole_axis:
         length = product_of(b, digits)
         if step == 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from .patterns.index import Index, product, same
 from .patterns.interpret import without_guards
 from .patterns.islands import CAUSAL, Islands, islands
 from .patterns.match import Match, parts_of
-from .patterns.normal_form import Leaf, Read, Value
+from .patterns.normal_form import Leaf, Read, Term, Value
 from .patterns.records import Key
 from .patterns.signatures import name_of
 from .patterns.states import final_state
@@ -281,9 +281,7 @@ class _Pass:
             for u in todo:
                 x = self.interpreter.env.get(u)
                 if isinstance(x, torch.Tensor) and (value := self.table.made_of(x)) is not None:
-                    asked = [t for t in value.terms for f in t.factors
-                             if isinstance(f, Read) and f.leaf in own and f.variables() & set(t.bound)]
-                    if len(asked) > 1:
+                    if sum(_asks(t, own) for t in value.terms) > 1:
                         self.loop_sums.add(u)
                         return True
         return False
@@ -489,6 +487,14 @@ class _Pass:
             if not todo:                                        # what is written to is known by any of its names
                 todo += [m for s, m in waiting if m not in live and s in memory]
         return live
+
+
+def _asks(t: Term, queries: Set[Leaf]) -> bool:
+    """Whether a term contracts queries with something, and sums over nothing else that stands at their position: a norm of what
+    was read does."""
+    reads, bound = t.reads(), set(t.bound)
+    return any(f.leaf in queries and f.variables() & bound and not any(
+        f.variables() - bound <= r.variables() and (bound - f.variables()) & r.variables() for r in reads) for f in reads)
 
 
 def _window(r: Read, position: set[Index]) -> bool:

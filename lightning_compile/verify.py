@@ -293,7 +293,7 @@ def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], featur
                 universe.update(*v.axes)
     universe |= {x for m in site.matches() for leaf in m.leaves() for axis in table.values[id(leaf.tensor)].axes for x in axis}
     universe |= {x for m in site.matches() for x in _variables(m.value)}
-    universe |= {x for m in site.matches() for r in m.every() if r.leaf.greatest is not None for x in _variables(r.leaf.greatest)}
+    universe |= {x for m in site.matches() for _, v in m.made() for x in _variables(v)}
     for x in universe:
         for s in getattr(x.size, "free_symbols", ()):
             symbols.setdefault(s, 2 + len(symbols))

@@ -83,6 +83,21 @@ class Match:
         """All reads of leaves that the graph holds."""
         return tuple(replace(p, function=r.function or p.function) for r in self.every() for p in parts_of(r))
 
+    def made(self) -> list[tuple[Leaf, Value]]:
+        """Leaves that are made of sums of others, with these sums; those that they read first."""
+        found: dict[Leaf, Value] = {}
+
+        def note(leaf: Leaf) -> None:
+            if (v := leaf.sum_of) is not None and leaf not in found:
+                for t in v.terms:
+                    for r in t.reads():
+                        note(r.leaf)
+                found[leaf] = v
+
+        for r in self.every():
+            note(r.leaf)
+        return list(found.items())
+
     def per_position(self) -> bool:
         """Whether the log-decay differs from position to position."""
         return any(g.at for g in self.decay)

@@ -12,17 +12,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-
 from .algebra import restricting
-from .index import Affine, Index, Unknown, var
+from .exponents import differences, exponential, greatest, is_sum_at
+from .index import Affine, Unknown, var
 from .match import Match
-from .normal_form import Leaf, Read, Term, Value
+from .normal_form import Read, Term, Value
 
 
-def greatest_of_rows(v: Value, dim: int, out: torch.Tensor) -> Value:
-    """The maximum of a causally masked sum along `dim`, without that axis; `out` is the tensor that holds it. Unknown where the
-    summands do not stand at one of the two positions each."""
+def greatest_of_rows(v: Value, dim: int) -> Value:
+    """The maximum of a causally masked sum along `dim`, without that axis. Unknown where the summands do not stand at one of the
+    two positions each."""
     axis = v.axes[dim]
     if v.masked is None or v.sign > 0 or len(v.masked) != 1 or len(axis) != 1:
         raise Unknown("a maximum")
@@ -30,25 +29,14 @@ def greatest_of_rows(v: Value, dim: int, out: torch.Tensor) -> Value:
     (i,) = set(mask.coef) - {x} if len(mask.coef) == 2 else (None,)
     if i is None or mask != Affine(0, {x: 1, i: -1}):
         raise Unknown("a maximum of other positions than the earlier ones")
-    terms = [replace(t, indicators=restricting(t) - v.masked) for t in v.terms]  # they hold wherever anything is finite
+    # its conditions hold wherever anything is finite
+    terms = differences([replace(t, indicators=restricting(t) - v.masked) for t in v.terms], i, x)
     own = [t for t in terms if x in t.free()]
     rest = [t for t in terms if x not in t.free()]
-    if not own or not all(_at(t, x) for t in own) or any(i in t.free() for t in own):
+    if not own or not all(is_sum_at(t, x) for t in own) or any(i in t.free() for t in own):
         raise Unknown("a maximum of a function of pairs")
-    used = {y for t in own for y in t.free()}
-    axes = tuple(y for a in v.axes for y in a if y in used and y is not x)
-    leaf = Leaf((*(y.size for y in axes), x.size), out, greatest=Value((*((y,) for y in axes), (x,)), tuple(own)))
-    row = Term(1, (Read(leaf, (*map(var, axes), var(i))),))
-    return Value(tuple(a for n, a in enumerate(v.axes) if n != dim), (*rest, row))
-
-
-def _at(t: Term, x: Index) -> bool:
-    """Whether a term is a product of tensors at a position, or its cumulative sum."""
-    plain = bool(t.factors) and not t.exponent and all(isinstance(f, Read) for f in t.factors)
-    if not t.bound:
-        return plain and not t.indicators
-    return plain and len(t.bound) == 1 and t.indicators == {Affine(0, {t.bound[0]: 1, x: -1})} and not any(
-        x in f.variables() for f in t.factors)
+    row = greatest(own, x).substitute({x: var(i)})
+    return Value(tuple(a for n, a in enumerate(v.axes) if n != dim), (*rest, Term(1, (row,))))
 
 
 def without_maximum(t: Term) -> Term:
@@ -57,13 +45,16 @@ def without_maximum(t: Term) -> Term:
         r = e.factors[0] if len(e.factors) == 1 else None
         if not isinstance(r, Read) or r.leaf.greatest is None or e.coef != -1 or e.bound or e.indicators or e.exponent:
             continue
-        others = [o for o in t.exponent if o is not e]
+        i = r.index[-1].only()
+        if i is None:
+            continue
         for j in t.bound:
             index = (*r.index[:-1], var(j))
-            if _alike(_moved(r.leaf.greatest, index), others):
-                key = Term(1, (replace(r, index=index),))
-                weight = Read(relative(r.leaf), index, detached=r.detached)
-                return replace(t, factors=(*t.factors, weight), exponent=(e, key))
+            own = _moved(r.leaf.greatest, index)
+            if _alike(own, differences([o for o in t.exponent if o is not e], i, j)):
+                at = replace(r, index=index)
+                return replace(t, factors=(*t.factors, exponential([*own, Term(-1, (at,))], j)),
+                               exponent=(e, Term(1, (at,))))
     return t
 
 
@@ -84,13 +75,6 @@ def _alike(a: Sequence[Term], b: Sequence[Term]) -> bool:
     return not left
 
 
-def relative(leaf: Leaf) -> Leaf:
-    """The leaf of the weights exp(c - M), one for each leaf M."""
-    if leaf.below is None:
-        leaf.below = Leaf(leaf.shape, leaf.tensor, bounds=(0.0, 1.0), greatest=leaf.greatest, relative=True)
-    return leaf.below
-
-
 def maximum(value: Value) -> Match | None:
     """A value that is such a maximum of rows and nothing else."""
     rows = [t for t in value.terms if len(t.factors) == 1 and isinstance(r := t.factors[0], Read) and r.leaf.greatest is not None]
@@ -98,7 +82,7 @@ def maximum(value: Value) -> Match | None:
         return None
     (r,) = rows[0].reads()
     i = r.index[-1].only()
-    if r.leaf.relative or i is None or not all(t is rows[0] or _at(t, i) or not t.bound and _plain(t) for t in value.terms):
+    if i is None or not all(t is rows[0] or is_sum_at(t, i) or not t.bound and _plain(t) for t in value.terms):
         return None
     reads = tuple(f for t in value.terms for f in t.reads())
     batch = tuple(x for axis in value.axes for x in axis if x is not i)

@@ -32,8 +32,8 @@ class Leaf:
     concluded from them. `definition` is the value that it had before it was made a leaf, where it had one.
     `parts` are reads of other leaves, laid one behind the other along the last axis: each with the variables of the other
     axes and those of its own position, outermost first (none: it is a single one). `version` counts the writes to the tensor
-    before it was read. Of `greatest` it is the running maximum along the last axis; if it is `relative`, exp of that value less
-    its running maximum, and the other one holds it as `below`. Along the axes `flat` it is the same everywhere.
+    before it was read. Of `greatest` it is the running maximum along the last axis, of an `exponent` the exponential; what was
+    `made` of it and of others in one of these ways is held by the first of them. Along the axes `flat` it is the same everywhere.
     """
 
     shape: tuple[Size, ...]
@@ -49,16 +49,21 @@ class Leaf:
     parts: tuple[tuple[Read, tuple[Index, ...], tuple[Index, ...]], ...] = ()
     version: int = 0
     greatest: Value | None = None
-    relative: bool = False
-    below: Leaf | None = None
+    exponent: Value | None = None
+    made: dict[Any, Leaf] = field(default_factory=dict, repr=False)
     flat: frozenset[int] = frozenset()
 
     @property
     def sources(self) -> tuple[Read, ...]:
         """The reads that it is made of; none, where a node holds it."""
-        if self.greatest is not None:
-            return tuple(r for t in self.greatest.terms for r in t.reads())
+        if (v := self.sum_of) is not None:
+            return tuple(s for t in v.terms for r in t.reads() for s in r.leaf.sources or (r,))
         return tuple(r for r, _, _ in self.parts)
+
+    @property
+    def sum_of(self) -> Value | None:
+        """The sum that it is a function of, if it is made of one."""
+        return self.greatest if self.greatest is not None else self.exponent
 
     @property
     def positive(self) -> bool:
@@ -78,10 +83,9 @@ class Leaf:
     def __repr__(self) -> str:
         if self.parts:
             return f"{self.parts[0][0].leaf}" + " ..." * (len(self.parts) > 1)
-        if self.greatest is not None:
-            below = " + ".join(f"{t.coef:g} {'sum ' * bool(t.bound)}{' '.join(repr(r.leaf) for r in t.reads())}"
-                               for t in self.greatest.terms)
-            return f"exp({below} - cummax)" if self.relative else f"cummax({below})"
+        if (v := self.sum_of) is not None:
+            terms = (f"{t.coef:g} {'sum ' * bool(t.bound)}{' '.join(repr(r.leaf) for r in t.reads())}" for t in v.terms)
+            return f"{'exp' if self.greatest is None else 'cummax'}({' + '.join(terms)})"
         return self.node.name if self.node is not None else f"tmp{id(self) & 0xFFF:x}"
 
 

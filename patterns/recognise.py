@@ -18,6 +18,7 @@ import torch
 from .algebra import pinned, straighten, wider
 from .clock import look
 from .codes import NearMiss, near_miss
+from .exponents import gates_apart, numbers_apart, positions_apart
 from .index import Index, Unknown, product, untied
 from .match import MAX_FEATURES, Match
 from .maxima import maximum, without_maximum
@@ -26,7 +27,6 @@ from .places import Places, SequencePosition, digits_of, innermost, ordered, pos
 from .polynomial import reduced, width
 from .refusals import refuse_function_of_scores, refuse_reads, refuse_states_of_one_tensor, without_causality
 from .roles import Roles, enter, fit, free_linked, key_digits, roles_of, summed
-from .sums import gates_apart, numbers_apart
 from .weights import Part, Problem, solve
 
 
@@ -37,7 +37,7 @@ def recognise(value: Value) -> Match | NearMiss | None:
     look()
     if (rows := maximum(value)) is not None:
         return rows
-    terms = [numbers_apart(gates_apart(without_maximum(straighten(pinned(t))))) for t in value.terms]
+    terms = [numbers_apart(gates_apart(positions_apart(without_maximum(straighten(pinned(t)))))) for t in value.terms]
     value = replace(value, terms=tuple(terms))
     leads = [t for t in terms if summed(t)]
     if not leads:

@@ -120,8 +120,8 @@ def greatest(c: Call) -> Value | list[Value]:
     dims = [dims] if isinstance(dims, int) else list(dims)
     if len(dims) != 1 or c.name == "max" and not both:
         raise Unknown("a maximum over other axes than one")
-    v, dim, out = c["self"], dims[0] % c.args["self"].dim(), c.out[0] if both else c.out
-    v = greatest_of_rows(v, dim, out)
+    dim = dims[0] % c.args["self"].dim()
+    v = greatest_of_rows(c["self"], dim)
     v = ax.insert(v, dim) if c.get("keepdim", False) else v
     if not both:
         return v

@@ -1,14 +1,9 @@
-"""Kinds of sums that stay open although their terms read different tensors, and a law of exponents."""
+"""Kinds of sums that stay open although their terms read different tensors."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
-
 from .algebra import are_pairs, pinned
-from .normal_form import Read, Term, Value
-
-LARGE = 80.0  # exp of more overflows float32
+from .normal_form import Read, Value
 
 
 def has_difference(v: Value) -> bool:
@@ -41,27 +36,3 @@ def started(v: Value) -> bool:
     return all(not t.bound and (running or t.indicators) and all(
         isinstance(f, Read) and f.variables() and f.variables() < free - bound for f in t.factors) and t.leaves()
         for t in others)
-
-
-def numbers_apart(t: Term) -> Term:
-    """exp(decay + c) = exp(c) exp(decay)."""
-    numbers = [e for e in t.exponent if e.is_number() and isinstance(e.coef, (int, float))]
-    total = sum(e.coef for e in numbers)
-    if not numbers or abs(total) > LARGE:
-        return t
-    return replace(t, coef=t.coef * math.exp(total), exponent=tuple(e for e in t.exponent if e not in numbers))
-
-
-def gates_apart(t: Term) -> Term:
-    """exp(decay + gate[j]) = exp(decay) exp(gate[j]), where a gate is one tensor at the key's position that the decay does not
-    read. A gate at the query's position is a stabiliser as a rule: apart from the rest, its exponential would overflow."""
-    bound, gates = set(t.bound), []
-    for e in t.exponent:
-        if len(e.factors) == 1 and isinstance(r := e.factors[0], Read) and e.coef == 1 and not (
-                r.function or e.bound or e.indicators or e.exponent) and r.variables() & bound and not any(
-                r.leaf in o.leaves() for o in t.exponent if o is not e):
-            gates.append(e)
-    if not gates:
-        return t
-    factors = tuple(replace(r, function="exp") for e in gates for r in e.factors if isinstance(r, Read))
-    return replace(t, factors=t.factors + factors, exponent=tuple(e for e in t.exponent if e not in gates))

@@ -6,7 +6,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from spelling import B, H, N, gated, qkv, random, short, spelling
+from spelling import B, D, E, H, N, gated, qkv, random, short, spelling
 from torch import Tensor, nn
 
 
@@ -224,3 +224,48 @@ def rates_expanded_over_features(a: Tensor, dt: Tensor, x: Tensor, b: Tensor, c:
 @spelling(lambda: [random(H, 5, 3), random(B, N, H), random(B, N, H, 5), random(B, N, 3), random(B, N, 3)], sites=0)
 def rates_for_each_feature(a: Tensor, dt: Tensor, x: Tensor, b: Tensor, c: Tensor) -> Tensor:
     return _step_by_step(-torch.exp(a), F.softplus(dt), x, b, c)
+
+
+# ------------------------------------------------------------------ sums in the exponent that one of the two positions alone has
+def _from_here_on(f: Tensor) -> Tensor:
+    """[B, H, N]: what comes after each position."""
+    return F.pad(f[..., 1:], (0, 1)).flip(-1).cumsum(-1).flip(-1)
+
+
+@spelling(gated)
+def decays_to_the_end_divided_by_what_is_left(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+    """A sum weighed by what is still to come, divided by that and an epsilon: no decay, but weights of keys and of the output."""
+    left = torch.exp(_from_here_on(-F.softplus(f)))[..., None, None]
+    states = ((k[..., :, None] * v[..., None, :]) * left).cumsum(2) / (left + 1e-3)
+    return torch.einsum("bhnd,bhnde->bhne", q, states)
+
+
+@spelling(gated)
+def keys_grow_with_the_sum_so_far(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+    """The queries' part of the decay is behind a norm."""
+    g = (0.1 * F.logsigmoid(f)).cumsum(-1)[..., None]
+    q = F.normalize(q * g.exp() + 0.1, dim=-1)
+    return (q @ (k * (-g).exp()).mT).tril() @ v
+
+
+@spelling(gated)
+def keys_weighed_by_what_is_to_come_itself_included(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+    left = (0.1 * F.logsigmoid(f)).flip(-1).cumsum(-1).flip(-1)[..., None]
+    return (q @ (k * left.exp()).mT).tril() @ v
+
+
+@spelling(gated)
+def keys_weighed_by_the_sum_before_them(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+    before = F.pad((0.1 * F.logsigmoid(f)).cumsum(-1), (1, -1))[..., None]
+    return (q @ (k * (-before).exp()).mT).tril() @ v
+
+
+@spelling(gated)
+def a_skip_and_a_norm_over_heads_behind(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+    """Queries, keys and values are windows of one tensor, as those of a padded convolution are, and so is the skip."""
+    x = torch.cat([q, k, v], -1).transpose(1, 2)
+    x = F.silu(F.pad(x, (0, 0, 0, 0, 0, 3)) + 0.1)[:, :N].transpose(1, 2)
+    q, k, v = x.split([D, D, E], -1)
+    g = (0.1 * F.logsigmoid(f)).cumsum(-1)
+    o = (q @ k.mT * (g[..., :, None] - g[..., None, :]).tril().exp()).tril() @ v + 0.5 * v
+    return o * torch.rsqrt(o.pow(2).mean((1, 3), keepdim=True) + 1e-5)

@@ -74,19 +74,60 @@ def stabilised_by_the_maxima_of_other_gates(q: Tensor, k: Tensor, v: Tensor, f: 
     return (q @ k.mT * (d + i[..., None, :] + other[..., None, :] - m - 800).exp()) @ v
 
 
-@spelling(gates(), sites=0)
+@spelling(gates())
 def stabilised_by_twice_the_maxima(q: Tensor, k: Tensor, v: Tensor, f: Tensor, i: Tensor) -> Tensor:
     g = F.logsigmoid(f).cumsum(-1)
     d = (g[..., :, None] - g[..., None, :] + 1e-3 * i[..., None, :]).masked_fill(later(N), -torch.inf)
     return (q @ k.mT * (d - 2 * d.amax(-1, keepdim=True)).exp()) @ v
 
 
-@spelling(gates(), sites=0)
+@spelling(gates(), keeps=True)
 def stabilised_by_maxima_with_later_positions(q: Tensor, k: Tensor, v: Tensor, f: Tensor, i: Tensor) -> Tensor:
     g = F.logsigmoid(f).cumsum(-1)
     d = g[..., :, None] - g[..., None, :] + 1e-3 * i[..., None, :]
     m = d.masked_fill(torch.ones(N, N, dtype=torch.bool).triu(2), -torch.inf).amax(-1, keepdim=True)
     return (q @ k.mT * (d.masked_fill(later(N), -torch.inf) - m).exp()) @ v
+
+
+# --------------------------------------------------- what else is taken at the query's position, or is the same at all of them
+@spelling(gates())
+def stabilised_by_maxima_of_segment_sums(q: Tensor, k: Tensor, v: Tensor, f: Tensor, i: Tensor) -> Tensor:
+    between = F.logsigmoid(f)[..., None].repeat(1, 1, 1, N).tril(-1).cumsum(-2)
+    d = torch.where(~later(N), between, -float("inf")) + i[..., None, :]
+    m = d.amax(-1, keepdim=True)
+    return normalised(q @ k.mT * (d - m).exp(), m, v)
+
+
+@spelling(gates())
+def stabilised_by_a_running_maximum(q: Tensor, k: Tensor, v: Tensor, f: Tensor, i: Tensor) -> Tensor:
+    g = F.logsigmoid(f).cumsum(-1)
+    m = (g + torch.cummax(i - g, -1)[0])[..., None]
+    d = (g[..., :, None] - g[..., None, :] + i[..., None, :]).masked_fill(later(N), -torch.inf)
+    return normalised(q @ k.mT * (d - m).exp(), m, v)
+
+
+@spelling(gates((B, H, N)))
+def stabilised_by_a_bound_that_is_given(q: Tensor, k: Tensor, v: Tensor, f: Tensor, i: Tensor, more: Tensor) -> Tensor:
+    """A bound of all input gates, more or less; segments instead of differences."""
+    m = more[..., None] + 830
+    between = F.logsigmoid(f)[..., None].expand(B, H, N, N).tril(-1).cumsum(-2)
+    d = (between + i[..., None, :]).masked_fill(later(N), -torch.inf)
+    return (q @ k.mT * (d - m).exp()) @ v
+
+
+@spelling(gates(), keeps=True)
+def stabilised_by_the_greatest_of_all_pairs(q: Tensor, k: Tensor, v: Tensor, f: Tensor, i: Tensor) -> Tensor:
+    g = F.logsigmoid(f).cumsum(-1)
+    d = (g[..., :, None] - g[..., None, :] + i[..., None, :]).masked_fill(later(N), -torch.inf)
+    m = d.view(B, H, -1).amax(-1)[..., None, None]
+    return normalised(q @ k.mT * (d - m).exp(), m, v)
+
+
+@spelling(gates((B, H, N, N)), sites=0)
+def stabilised_with_a_number_for_each_pair(q: Tensor, k: Tensor, v: Tensor, f: Tensor, i: Tensor, b: Tensor) -> Tensor:
+    g = F.logsigmoid(f).cumsum(-1)
+    d = (g[..., :, None] - g[..., None, :] + i[..., None, :] + b).masked_fill(later(N), -torch.inf)
+    return (q @ k.mT * (d - d.amax(-1, keepdim=True)).exp()) @ v
 
 
 # ------------------------------------------------------------------------------------- step by step, with the maximum so far

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import spelling
+import spellings_decays  # noqa: F401
 import spellings_given  # noqa: F401
 import spellings_maxima  # noqa: F401
 import torch
@@ -23,7 +24,7 @@ from lightning_compile import passed, rewrite, unrolled_check, verify
 from lightning_compile.emit import Site
 from lightning_compile.patterns.index import Index, var
 from lightning_compile.patterns.match import Match
-from lightning_compile.patterns.normal_form import Leaf, Read
+from lightning_compile.patterns.normal_form import Leaf, Read, Term, Value
 from lightning_compile.testing import Program, Spec, Spelling
 
 ALWAYS = {"when": "always"}
@@ -53,6 +54,8 @@ PROGRAMS: dict[str, Program | spelling.Spelling] = {
     "blocks with a decay": Program(replace(BASE, n=11, decay="head"), Spelling(form="blocks")),
     "sums that are given": spelling.SPELLINGS["given_sums_and_a_state"],
     "stabilised": spelling.SPELLINGS["stabilised_by_row_maxima"],
+    "stabilised otherwise": spelling.SPELLINGS["stabilised_by_a_bound_that_is_given"],
+    "weighed by sums": spelling.SPELLINGS["decays_to_the_end_divided_by_what_is_left"],
 }
 
 Change = Callable[[Site], "Site | None"]
@@ -276,26 +279,37 @@ def final_state_scaled(site: Site) -> Site | None:
 
 
 def made_otherwise(m: Match, what: Callable[[Leaf], Leaf]) -> Match | None:
-    """With the leaves that are running maxima, and weights relative to such, made in another way."""
+    """With the leaves that are made of sums, running maxima and exponentials, made in another way."""
     def reads(rs: tuple[Read, ...]) -> tuple[Read, ...]:
-        return tuple(r if r.leaf.greatest is None else replace(r, leaf=what(r.leaf)) for r in rs)
+        return tuple(r if r.leaf.sum_of is None else replace(r, leaf=what(r.leaf)) for r in rs)
 
-    if not any(r.leaf.greatest is not None for r in m.every()):
+    if not m.made():
         return None
-    return replace(m, k=reads(m.k), v=reads(m.v), decay=tuple(replace(g, reads=reads(g.reads)) for g in m.decay))
+    decay = tuple(replace(g, reads=reads(g.reads)) for g in m.decay)
+    return replace(m, k=reads(m.k), v=reads(m.v), out=reads(m.out), decay=decay)
 
 
 @in_main
 def weights_for_maxima(m: Match) -> Match | None:
-    return made_otherwise(m, lambda leaf: replace(leaf, relative=not leaf.relative))
+    return made_otherwise(m, lambda leaf: replace(leaf, greatest=leaf.exponent, exponent=leaf.greatest))
 
 
 @in_main
 def maxima_of_one_gate_alone(m: Match) -> Match | None:
-    def first(leaf: Leaf) -> Leaf:
-        assert leaf.greatest is not None
-        return replace(leaf, greatest=replace(leaf.greatest, terms=leaf.greatest.terms[:1]))
-    return made_otherwise(m, first)
+    if not any(leaf.greatest is not None and len(v.terms) > 1 for leaf, v in m.made()):
+        return None
+    return made_otherwise(m, lambda leaf: leaf if leaf.greatest is None else _with_terms(leaf, lambda terms: terms[:1]))
+
+
+@in_main
+def made_of_the_opposite(m: Match) -> Match | None:
+    return made_otherwise(m, lambda leaf: _with_terms(leaf, lambda terms: tuple(replace(t, coef=-t.coef) for t in terms)))
+
+
+def _with_terms(leaf: Leaf, of: Callable[[tuple[Term, ...]], tuple[Term, ...]]) -> Leaf:
+    def changed(v: Value | None) -> Value | None:
+        return None if v is None else replace(v, terms=of(v.terms))
+    return replace(leaf, greatest=changed(leaf.greatest), exponent=changed(leaf.exponent))
 
 
 @change
