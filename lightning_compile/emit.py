@@ -104,8 +104,8 @@ def log_decay(b: Builder, m: Match, at: Layout) -> Any:
     order = (*at.outer, *at.heads, *m.j) if per_position else at.heads
     total: Any = None
     for g in m.decay:
-        x = _density(b, g, order, dtype)
-        x = _steps_of(b, m, x) if g.summed else x
+        x = _density(b, g, order, torch.float64 if g.summed else dtype)
+        x = b.call(torch.Tensor.to, _steps_of(b, m, x), dtype) if g.summed else x
         if g.over:
             places = [g.over.index(y) for y in order if y in g.over]
             numbers = g.numbers.transpose(places).reshape([y.size if y in g.over else 1 for y in order])

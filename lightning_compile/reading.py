@@ -45,7 +45,8 @@ def whole(b: Builder, leaf: Leaf) -> Any:
     if leaf.greatest is not None:
         return b.call(item, b.call(torch.cummax, summed(b, leaf.greatest), -1), 0)
     if leaf.exponent is not None:
-        return b.call(torch.exp, summed(b, leaf.exponent))
+        x = b.call(torch.exp, summed(b, leaf.exponent))
+        return x if leaf.tensor.dtype == torch.float64 else b.call(torch.Tensor.to, x, torch.float32)
     if not leaf.parts:
         return b.leaf(leaf)
     pieces = []
@@ -58,8 +59,8 @@ def whole(b: Builder, leaf: Leaf) -> Any:
 
 
 def summed(b: Builder, v: Value) -> Any:
-    """A sum of products of tensors and of sums of such up to each position, or from it on, with one axis for each variable;
-    those of 16 bits in fp32, for an exponent that is rounded to 8 or 11 bits is another decay."""
+    """A sum of products of tensors and of sums of such up to each position, or from it on, with one axis for each variable. It
+    is fp64: differences of large sums are exponents of decays, and there are no features here for which this would be much."""
     order = [y for axis in v.axes for y in axis]
     total: Any = None
     for t in v.terms:
@@ -71,7 +72,7 @@ def summed(b: Builder, v: Value) -> Any:
         x: Any = None
         for r in t.reads():
             y = read(b, r, own)
-            y = b.call(torch.Tensor.to, y, torch.float32) if r.leaf.tensor.dtype in (torch.bfloat16, torch.float16) else y
+            y = b.call(torch.Tensor.to, y, torch.float64)
             x = y if x is None else b.call(torch.mul, x, y)
         if t.bound:
             axis, one = own.index(j), x
