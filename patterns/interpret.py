@@ -14,7 +14,7 @@ from .constants import known_value, static
 from .folding import Folder
 from .functions import DETACH, example_of, foreign, is_scalar, opaque
 from .index import same, size_of
-from .leaves import are_scores, centred, coupled, disconnected, dominated, grown, opaque_exponent
+from .leaves import are_scores, centred, coupled, disconnected, dominated, grown, opaque_exponent, writable
 from .normal_form import Value, detached
 from .ranges import Ranges
 from .side_table import SideTable
@@ -239,7 +239,7 @@ class GraphInterpreter(fx.Interpreter):
                     v = looked = table.flattened(o, v, before)
             if any(leaf.node is None and not leaf.sources and leaf.tensor is not o and id(leaf.tensor) not in ids
                    for leaf in v.leaves()):
-                before, v = v, table.cut(o, definition=v)
+                before, v = v, table.cut(o, definition=v if writable(v) else None)
                 looked = v
                 _tie(v, before)
             if isinstance(out, torch.Tensor):

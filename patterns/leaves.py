@@ -96,3 +96,10 @@ def _decay_like(e: Term, every: tuple[Term, ...]) -> bool:
     if any(set(a.coef) & set(e.bound) for a in e.indicators):
         return True
     return any(o is not e and o.leaves() & e.leaves() for o in every)
+
+
+def writable(v: Value) -> bool:
+    """Whether all that a value reads, looked into where need be, is held by nodes of the graph: a tensor that exists inside of a
+    composite operation alone cannot be read by what is written."""
+    return all(leaf.node is not None or leaf.sources or leaf.definition is not None and writable(leaf.definition)
+               for leaf in v.leaves())

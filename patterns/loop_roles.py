@@ -8,6 +8,7 @@ from typing import Any
 from .index import Index
 from .loop_forms import Carry, Frame, NotUnrolled, StateKey, Update, substituted
 from .normal_form import Leaf, Read, Term, Value
+from .step_gates import positionless
 
 
 class PieceRoles:
@@ -37,7 +38,10 @@ class PieceRoles:
         wide = [r for r in holders if self._own_features(r, holders, bound, rows)]
         if any(r not in holders and self._own_features(r, reads, bound, rows) for r in reads):
             wide = [r for r in wide if r.leaf.definition is not None]  # beside values a tensor from outside is no state
-        wide = wide or [r for r in holders if is_sum(r.leaf)]  # a normaliser's state has the features of keys alone
+        if not wide:                                        # a normaliser's state has the features of keys alone
+            sums = [r for r in holders if is_sum(r.leaf)]
+            # queries and keys may be sums, too (rotated ones), but are read at a position, as a state is not
+            wide = sums if len(sums) == 1 else [r for r in sums if positionless(r)]
         if len(wide) > 1:                                   # heads that share keys give queries an axis of their own
             wide = [r for r in wide if r.leaf.definition is not None]
         if len(wide) > 1:

@@ -11,6 +11,7 @@ from . import axes as ax
 from .calls import Call, rule
 from .index import Unknown, product, same, size_of
 from .normal_form import Numbers, Read, Value, constant
+from .sums import enters
 
 
 # -------------------------------------------------------------------------------------------------------- the same value
@@ -47,6 +48,11 @@ def sums(c: Call) -> Value:
         return al.add(al.add(x, y), al.multiply(x, y), -1)
     alpha = c.get("alpha", 1)
     x, y = c.open("self"), c.open("other")
+    for name, mine, other in (("other", y, x), ("self", x, y)):
+        if enters(mine, other):
+            closed = c.table.leaf(c.args[name])
+            x, y = (x, closed) if name == "other" else (closed, y)
+            break
     if c.name == "rsub":
         return al.add(y, x, -alpha)
     return al.add(x, y, -alpha if c.name == "sub" else alpha)

@@ -36,3 +36,17 @@ def started(v: Value) -> bool:
     return all(not t.bound and (running or t.indicators) and all(
         isinstance(f, Read) and f.variables() and f.variables() < free - bound for f in t.factors) and t.leaves()
         for t in others)
+
+
+def enters(state: Value, running: Value) -> bool:
+    """Whether a sum of products that has no axis of positions is added to a running sum of others, or to the product of one step,
+    as the state before the first position is; of what it is made, that is all one."""
+    if state.masked is not None or running.masked is not None or state.leaves() & running.leaves() or not state.terms or not all(
+            t.bound and len(t.reads()) > 1 and not t.indicators for t in state.terms):
+        return False
+    added = [t for t in running.terms if len(t.reads()) > 1]
+    if added and len(added) == len(running.terms) and not any(t.bound or t.indicators for t in added):
+        return all(t.free() == {x for axis in running.axes for x in axis} for t in added)
+    moving = {x for t in added for e in t.indicators if set(e.coef) & set(t.bound) for x in set(e.coef) - set(t.bound)}
+    along = {n - len(running.axes) for n, axis in enumerate(running.axes) if moving & set(axis)}
+    return bool(along) and all(n < -len(state.axes) or not state.axes[n] for n in along)

@@ -339,12 +339,25 @@ class _Loop:
                 return self._weighed(forms)
         return None
 
+    def _starts_outside(self) -> bool:
+        """Whether a first state was looked into that is made of other tensors than what the loop adds: it is one from outside."""
+        for key, own in self.states.items():
+            made_of = {leaf for p in own for leaf in _added(p)}
+            others = {leaf for other, every in self.states.items() if other != key for p in every for leaf in _added(p)}
+            if made_of and not made_of & others and key[0].node is not None and not any(isinstance(p, Carry) for p in own):
+                self.states[key] = []
+                self.forms = [replace(f, parts=tuple(_unopened(p, key, own) for p in f.parts)) for f in self.forms]
+                return True
+        return False
+
     def match(self) -> Match | NearMiss | None:
         self.forms = sorted((self._form(p, parts) for p, parts in self.order), key=lambda f: f.start)
         assert self.frame is not None
         try:
             found = self._weighed(self.forms)
         except NearMiss as e:
+            if e.code == "LC109" and self._starts_outside():
+                return self.match()
             if e.code not in ("LC106", "LC109", "LC201") or (gated := self._gated()) is None:
                 raise
             found = gated
@@ -353,6 +366,19 @@ class _Loop:
             if not (found.strict and own and len(self.frame.rows) == 1):
                 raise near_miss("LC106", seen=f"position {start} sees none")
         return found
+
+
+def _added(p: Update | Carry) -> set[Leaf]:
+    """Keys and values of an update."""
+    return {r.leaf for r in (*p.k, *p.v)} if isinstance(p, Update) else set()
+
+
+def _unopened(p: Update | Carry, key: StateKey, own: Sequence[Update | Carry]) -> Update | Carry:
+    """A part that is all of a state, as that state."""
+    plain = len(own) == 1 and own[0].weight.coef == 1 and not own[0].weight.variables()
+    if not plain or _added(p) != _added(own[0]) or set(p.weight.bound) & p.weight.variables():
+        return p
+    return Carry(replace(p.weight, bound=()), key)
 
 
 def _reads_a_state(terms: Sequence[Term]) -> bool:

@@ -49,6 +49,47 @@ def state_in_place(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 @loop
+def normalised_by_a_composite(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A function of which nothing but the result is a tensor of the graph."""
+    q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+    s, out = zeros(q, v), []
+    for t in range(q.shape[2]):
+        s = 0.9 * s + torch.einsum("bhd,bhe->bhde", k[:, :, t], v[:, :, t])
+        out.append(torch.einsum("bhd,bhde->bhe", q[:, :, t], s))
+    return torch.stack(out, 2)
+
+
+def rotated(x: Tensor) -> Tensor:
+    """Rotary positions (Su et al., 2021), by tables that are made on the spot."""
+    n, d = x.shape[-2:]
+    angle = torch.arange(n)[:, None] * 10000.0 ** (-torch.arange(d // 2) / d).repeat(2)
+    a, b = x.chunk(2, -1)
+    return x * angle.cos() + torch.cat((-b, a), -1) * angle.sin()
+
+
+@loop
+def rotated_before_the_steps(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k = rotated(q), rotated(k)
+    s, out = zeros(q, v), []
+    for t in range(q.shape[2]):
+        s = 0.9 * s + k[:, :, t, :, None] * v[:, :, t, None, :]
+        out.append((q[:, :, t, None, :] @ s)[:, :, 0])
+    return torch.stack(out, 2)
+
+
+@loop
+def rotated_before_the_steps_and_normalised(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The sums of rotated keys are not positive; a clamp keeps the division finite."""
+    q, k = rotated(q), rotated(k)
+    s, z, out = zeros(q, v), torch.zeros_like(k[:, :, 0]), []
+    for t in range(q.shape[2]):
+        s = s + k[:, :, t, :, None] * v[:, :, t, None, :]
+        z = z + k[:, :, t]
+        out.append((q[:, :, t, None, :] @ s)[:, :, 0] / (q[:, :, t] * z).sum(-1, keepdim=True).abs().clamp(min=1))
+    return torch.stack(out, 2)
+
+
+@loop
 def written_and_cast(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     s, out = zeros(q, v), torch.empty_like(v)
     for t in range(q.shape[2]):

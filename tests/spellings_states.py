@@ -242,3 +242,40 @@ def states_of_chunks_in_windows_of_a_buffer(q: Tensor, k: Tensor, v: Tensor, f: 
     states = states.reshape(B, H, n, D, E)
     decay = (g[..., :, None] - g[..., None, :]).masked_fill(~torch.ones(c, c, dtype=torch.bool).tril(), -torch.inf).exp()
     return ((q * g.exp()[..., None]) @ states + (q @ k.mT * decay) @ v).reshape(B, H, n * c, E)
+
+
+# -------------------------------------------------------------------------- a state before the first that is a sum of products
+def after_a_prefix() -> list[Tensor]:
+    """q, k, v, and the keys and values of a prefix that all positions see."""
+    return [*qkv(), random(B, H, 7, D), random(B, H, 7, E)]
+
+
+@spelling(after_a_prefix)
+def running_sum_after_a_prefix(q: Tensor, k: Tensor, v: Tensor, before: Tensor, values: Tensor) -> Tensor:
+    states = (k[..., :, None] * v[..., None, :]).cumsum(2) + (before.mT @ values)[:, :, None]
+    return (q[..., None, :] @ states).squeeze(-2)
+
+
+@spelling(after_a_prefix, keeps=True)
+def normalised_running_sum_after_a_prefix(q: Tensor, k: Tensor, v: Tensor, before: Tensor, values: Tensor) -> Tensor:
+    """The prefix is half of the normaliser, which has no state from outside and stays."""
+    q, k, before = (F.elu(x) + 1 for x in (q, k, before))
+    states = (k[..., :, None] * v[..., None, :]).cumsum(2) + torch.einsum("bhmd,bhme->bhde", before, values)[:, :, None]
+    keys = before.sum(2, keepdim=True) + k.cumsum(2)
+    return torch.einsum("bhnd,bhnde->bhne", q, states) / ((q * keys).sum(-1, keepdim=True) + 1e-6)
+
+
+@spelling(after_a_prefix)
+def chunks_after_a_prefix(q: Tensor, k: Tensor, v: Tensor, before: Tensor, values: Tensor) -> Tensor:
+    q, k, v = (x.unflatten(2, (-1, 8)) for x in (q, k, v))
+    states = F.pad((k.mT @ v).cumsum(2), (0, 0, 0, 0, 1, -1)) + (before.mT @ values)[:, :, None]
+    return (q @ states + (q @ k.mT).tril() @ v).flatten(2, 3)
+
+
+@spelling(after_a_prefix)
+def steps_after_a_prefix(q: Tensor, k: Tensor, v: Tensor, before: Tensor, values: Tensor) -> Tensor:
+    state, out = before.mT @ values, []
+    for t in range(N):
+        state = 0.9 * state + k[:, :, t, :, None] * v[:, :, t, None, :]
+        out.append((q[:, :, t, None, :] @ state)[:, :, 0])
+    return torch.stack(out, 2)

@@ -21,11 +21,12 @@ LOOPS = ("steps", "blocks")
 # Feature maps. Those of the second table are positive, so that their sums may be divided by.
 FEATURES = {
     "none": "{0}", "relu": "F.relu({0})", "cos": "torch.cos({0})", "plus": "{0} + 0.5",
-    "centred": "{0} - {0}.mean(-1, keepdim=True)",
+    "centred": "{0} - {0}.mean(-1, keepdim=True)", "normalised": "F.normalize({0}, dim=-1)", "silu": "F.silu({0})",
+    "layer_norm": "F.layer_norm({0}, {0}.shape[-1:])", "rms": "{0} * torch.rsqrt({0}.square().mean(-1, keepdim=True) + 1e-3)",
 }
 POSITIVE = {
     "elu": "F.elu({0}) + 1", "exp": "torch.exp({0})", "softmax": "torch.softmax({0}, -1)", "square": "{0} * {0} + 0.1",
-    "sigmoid": "{0}.sigmoid()",
+    "sigmoid": "{0}.sigmoid()", "softplus": "F.softplus({0})",
 }
 
 
