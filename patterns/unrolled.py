@@ -344,9 +344,9 @@ class _Loop:
         for key, own in self.states.items():
             made_of = {leaf for p in own for leaf in _added(p)}
             others = {leaf for other, every in self.states.items() if other != key for p in every for leaf in _added(p)}
-            if made_of and not made_of & others and key[0].node is not None and not any(isinstance(p, Carry) for p in own):
+            if made_of and others and not made_of & others and key[0].node is not None and not any(
+                    isinstance(p, Carry) for p in own):
                 self.states[key] = []
-                self.forms = [replace(f, parts=tuple(_unopened(p, key, own) for p in f.parts)) for f in self.forms]
                 return True
         return False
 
@@ -371,14 +371,6 @@ class _Loop:
 def _added(p: Update | Carry) -> set[Leaf]:
     """Keys and values of an update."""
     return {r.leaf for r in (*p.k, *p.v)} if isinstance(p, Update) else set()
-
-
-def _unopened(p: Update | Carry, key: StateKey, own: Sequence[Update | Carry]) -> Update | Carry:
-    """A part that is all of a state, as that state."""
-    plain = len(own) == 1 and own[0].weight.coef == 1 and not own[0].weight.variables()
-    if not plain or _added(p) != _added(own[0]) or set(p.weight.bound) & p.weight.variables():
-        return p
-    return Carry(replace(p.weight, bound=()), key)
 
 
 def _reads_a_state(terms: Sequence[Term]) -> bool:

@@ -78,6 +78,20 @@ def rotated_before_the_steps(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 @loop
+def rotated_at_each_step(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The first step turns by nothing, and reads what it is given."""
+    d = q.shape[-1]
+    angle = 10000.0 ** (-torch.arange(d // 2) / d).repeat(2)
+    s, out = zeros(q, v), []
+    for t in range(q.shape[2]):
+        qt, kt = (x[:, :, t] * (angle * t).cos() + torch.cat((-x[:, :, t, d // 2:], x[:, :, t, :d // 2]), -1) * (angle * t).sin()
+                  for x in (q, k))
+        s = 0.9 * s + kt[..., :, None] * v[:, :, t, None, :]
+        out.append((qt[..., None, :] @ s).squeeze(-2))
+    return torch.stack(out, 2)
+
+
+@loop
 def rotated_before_the_steps_and_normalised(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The sums of rotated keys are not positive; a clamp keeps the division finite."""
     q, k = rotated(q), rotated(k)
