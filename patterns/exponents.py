@@ -144,6 +144,8 @@ def _follows(c: Affine, conditions: Set[Affine], x: Index, y: Index) -> bool:
     if set(c.coef) != {x}:
         return False
     step = c.coef[x]
+    if at_most(c.const, 0 if step == -1 else 1 - x.size):   # everywhere
+        return True
     for o in conditions:
         if o.coef == {x: step, y: -step} and at_most(c.const, o.const if step == -1 else o.const + 1 - y.size):
             return True                                     # x >= y + o and y >= 0, or x <= y - o and y < size

@@ -14,7 +14,17 @@ from .constants import known_value, static
 from .folding import Folder
 from .functions import DETACH, example_of, foreign, is_scalar, opaque
 from .index import same, size_of
-from .leaves import are_scores, centred, coupled, disconnected, dominated, grown, opaque_exponent, writable
+from .leaves import (
+    are_scores,
+    centred,
+    coupled,
+    disconnected,
+    dominated,
+    grown,
+    of_one_tensor,
+    opaque_exponent,
+    writable,
+)
 from .normal_form import Value, detached
 from .ranges import Ranges
 from .side_table import SideTable
@@ -227,7 +237,7 @@ class GraphInterpreter(fx.Interpreter):
             if coupled(v):
                 self.coupled.add(n)
                 stops = stops or n in self.features
-            if dominated(v) or disconnected(v) or opaque_exponent(v) or long or stops:
+            if dominated(v) or disconnected(v) or opaque_exponent(v) or of_one_tensor(v) or long or stops:
                 of_scores = any(are_scores(e) for t in v.terms for e in t.exponent)
                 low, high = self.ranges.of(n)
                 low = max(low, 0.0) if all(t.pure_exponent() for t in v.terms) else low

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import torch.fx as fx
+
 from .normal_form import Leaf, Position, Term, Value
 from .sums import has_difference, polynomial_of_scores, started
 
 CARRIED = 6  # terms of a sum that is left as it is
+NEAR = 32    # operations of which numbers are made
 
 
 def are_scores(t: Term) -> bool:
@@ -106,3 +109,29 @@ def writable(v: Value) -> bool:
     composite operation alone cannot be read by what is written."""
     return all(leaf.node is not None or leaf.sources or leaf.definition is not None and writable(leaf.definition)
                for leaf in v.leaves())
+
+
+def of_one_tensor(v: Value) -> bool:
+    """A tensor times numbers that it makes of itself, as a norm does: a feature map, of which nobody has to ask whose number is
+    whose."""
+    if len(v.terms) != 1 or v.masked is not None:
+        return False
+    (t,) = v.terms
+    if t.bound or t.exponent or t.indicators or len(t.reads()) < 2:
+        return False
+    return any(all(r is x or _made_of(r.leaf.node, x.leaf.node) for r in t.reads()) for x in t.reads())
+
+
+def _made_of(n: fx.Node | None, source: fx.Node | None) -> bool:
+    """Whether a node is made of another, and of no other input."""
+    if n is None or source is None or n is source:
+        return False
+    todo, seen = [n], {n}
+    while todo and len(seen) <= NEAR:
+        x = todo.pop()
+        if x is not source:
+            if x.op in ("placeholder", "get_attr"):
+                return False
+            todo += (y for y in x.all_input_nodes if y not in seen)
+            seen.update(x.all_input_nodes)
+    return not todo and source in seen

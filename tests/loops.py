@@ -67,6 +67,33 @@ def rotated(x: Tensor) -> Tensor:
     return x * angle.cos() + torch.cat((-b, a), -1) * angle.sin()
 
 
+def rms_normalised(x: Tensor) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-3)
+
+
+@loop
+def normalised_steps_of_a_decay(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The numbers of queries and of keys stand at the same position, and are positive, as a gate is."""
+    q, k, rate = rms_normalised(q), rms_normalised(k), torch.sigmoid(v.mean(-1))
+    s, out = zeros(q, v), []
+    for t in range(q.shape[2]):
+        s = rate[:, :, t, None, None] * s
+        out.append((q[:, :, t, None, :] @ s)[:, :, 0])
+        s = s + k[:, :, t, :, None] * v[:, :, t, None, :]
+    return torch.stack(out, 2)
+
+
+@loop
+def normalised_blocks_of_which_the_last_has_one_row(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k = rms_normalised(q), rms_normalised(k)
+    s, out = zeros(q, v), []
+    for a in range(0, q.shape[2], q.shape[2] - 1):
+        qi, ki, vi = (x[:, :, a:a + q.shape[2] - 1] for x in (q, k, v))
+        out.append(qi @ s + (qi @ ki.mT).tril() @ vi)
+        s = s + ki.mT @ vi
+    return torch.cat(out, 2)
+
+
 @loop
 def rotated_before_the_steps(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k = rotated(q), rotated(k)
