@@ -119,7 +119,8 @@ def of_one_tensor(v: Value) -> bool:
     (t,) = v.terms
     if t.bound or t.exponent or t.indicators or len(t.reads()) < 2:
         return False
-    return any(all(r is x or _made_of(r.leaf.node, x.leaf.node) for r in t.reads()) for x in t.reads())
+    whole = next((r for r in t.reads() if t.free() <= r.variables()), None)  # an outer product is none, whatever it is made of
+    return whole is not None and all(r is whole or _made_of(r.leaf.node, whole.leaf.node) for r in t.reads())
 
 
 def _made_of(n: fx.Node | None, source: fx.Node | None) -> bool:
