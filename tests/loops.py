@@ -62,7 +62,7 @@ def normalised_by_a_composite(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def rotated(x: Tensor) -> Tensor:
     """Rotary positions (Su et al., 2021), by tables that are made on the spot."""
     n, d = x.shape[-2:]
-    angle = torch.arange(n)[:, None] * 10000.0 ** (-torch.arange(d // 2) / d).repeat(2)
+    angle = torch.arange(n)[:, None] * 10000.0 ** (-torch.arange(d // 2, dtype=x.dtype) / d).repeat(2)
     a, b = x.chunk(2, -1)
     return x * angle.cos() + torch.cat((-b, a), -1) * angle.sin()
 
@@ -108,7 +108,7 @@ def rotated_before_the_steps(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def rotated_at_each_step(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The first step turns by nothing, and reads what it is given."""
     d = q.shape[-1]
-    angle = 10000.0 ** (-torch.arange(d // 2) / d).repeat(2)
+    angle = 10000.0 ** (-torch.arange(d // 2, dtype=q.dtype) / d).repeat(2)
     s, out = zeros(q, v), []
     for t in range(q.shape[2]):
         qt, kt = (x[:, :, t] * (angle * t).cos() + torch.cat((-x[:, :, t, d // 2:], x[:, :, t, :d // 2]), -1) * (angle * t).sin()

@@ -207,8 +207,7 @@ def memory_and_normaliser_step_by_step(q: Tensor, k: Tensor, v: Tensor, f: Tenso
     return torch.stack(out, 2)
 
 
-# -------------------------------------------------------------------------------------------------------- near misses
-@spelling(lambda: gated(n=12), sites=0, slow=True)
+@spelling(lambda: gated(n=12), keeps=True, slow=True)
 def memory_with_a_running_maximum(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
     """Stabilised as extended LSTMs are: the maximum so far scales both state and input."""
     c, m, out = q.new_zeros(B, H, D, E), q.new_zeros(B, H), []
@@ -222,6 +221,7 @@ def memory_with_a_running_maximum(q: Tensor, k: Tensor, v: Tensor, f: Tensor) ->
     return torch.stack(out, 2)
 
 
+# -------------------------------------------------------------------------------------------------------- near misses
 @spelling(lambda: [*qkv(n=12), random(B, H, 12, D)], sites=0, slow=True)
 def gate_of_each_feature_step_by_step(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
     s, out, g = q.new_zeros(B, H, D, E), [], torch.sigmoid(f) ** (1 / 16)

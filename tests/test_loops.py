@@ -128,7 +128,7 @@ def test_a_last_block_of_one_row_belongs_to_the_loop(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow])
-                                  for n in LOOPS if n != "blocks_by_cumsum"])
+                                  for n in LOOPS if n not in ("blocks_by_cumsum", "rotated_at_each_step")])  # angles by a symbol
 def test_a_loop_of_dynamic_sizes_is_one_site(name: str) -> None:
     """Batch, heads and features are symbols; lengths too, as far as the number of steps leaves them open."""
     compiled = Counting(LOOPS[name])
