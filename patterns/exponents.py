@@ -49,7 +49,7 @@ def gates_apart(t: Term) -> Term:
 def positions_apart(t: Term) -> Term:
     """Summands of the exponent that belong to one position, and to no decay, as weights of the keys; or, if there are such of
     the query's position, all of them by the law of a stabilised decay."""
-    pair = _positions(t)
+    pair = _positions(t) if t.exponent else None
     if pair is None:
         return t
     i, j = pair
@@ -219,6 +219,7 @@ def _made(terms: Sequence[Term], x: Index, kind: str) -> Read:
     key = (kind, *(str(y.size) for y in order), *sorted(map(named, terms)))
     if key not in first.made:
         value = Value(tuple((y,) for y in order), tuple(replace(t, dtype=None, via=frozenset()) for t in terms))
-        bounds = (0.0, math.inf) if kind == "exponent" else (-math.inf, math.inf)
-        first.made[key] = Leaf(tuple(y.size for y in order), first.tensor, bounds=bounds, **{kind: value})  # type: ignore[arg-type]
+        shape = tuple(y.size for y in order)
+        first.made[key] = Leaf(shape, first.tensor, greatest=value) if kind == "greatest" else Leaf(
+            shape, first.tensor, bounds=(0.0, math.inf), exponent=value)
     return Read(first.made[key], tuple(map(var, order)))

@@ -24,10 +24,7 @@ def dominated(v: Value) -> bool:
     sums."""
     if len(v.terms) < 2 or v.masked is not None or not v.leaves():
         return False
-    if any(t.bound and not _of_itself(t, v) or any(isinstance(f, Position) for f in t.factors) for t in v.terms):
-        return False
-    conditions = [e for t in v.terms for e in t.indicators]     # those of one variable may be windows of one tensor, turned round
-    if any(len(e.coef) > 1 for e in conditions) or conditions and not set.intersection(*(t.leaves() for t in v.terms)):
+    if any(t.bound and not _of_itself(t, v) or t.indicators or any(isinstance(f, Position) for f in t.factors) for t in v.terms):
         return False
     if any(t.exponent and not {x for e in t.exponent for x in e.free()} <= {x for r in t.reads() for x in r.variables()}
            for t in v.terms):

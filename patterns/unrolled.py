@@ -341,11 +341,11 @@ class _Loop:
 
     def _starts_outside(self) -> bool:
         """Whether a first state was looked into that is made of other tensors than what the loop adds: it is one from outside."""
+        made_of = {key: {leaf for p in own for leaf in _added(p)} for key, own in self.states.items()}
+        seen = Counter(leaf for every in made_of.values() for leaf in every)
         for key, own in self.states.items():
-            made_of = {leaf for p in own for leaf in _added(p)}
-            others = {leaf for other, every in self.states.items() if other != key for p in every for leaf in _added(p)}
-            if made_of and others and not made_of & others and key[0].node is not None and not any(
-                    isinstance(p, Carry) for p in own):
+            alone = made_of[key] and all(seen[leaf] == 1 for leaf in made_of[key]) and len(seen) > len(made_of[key])
+            if alone and key[0].node is not None and not any(isinstance(p, Carry) for p in own):
                 self.states[key] = []
                 return True
         return False
