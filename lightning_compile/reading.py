@@ -164,7 +164,7 @@ def _split_wide(b: Builder, x: Any, r: Read, axis: int, digits: Sequence[Index])
             x = b.call(torch.unflatten, x, place, (-1, step))
         x = b.call(torch.narrow, x, place, const // step, b.size(y))
         const, place = const % step, place + 1
-    return x
+    return x if a.coef[digits[-1]] == 1 else b.call(torch.select, x, place, const)
 
 
 def span(b: Builder, start: Any, step: int, length: Any) -> Any:

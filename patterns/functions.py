@@ -26,6 +26,23 @@ OPAQUE: frozenset[Any] = frozenset({
     torch._C._nn.softplus, torch.conv1d, torch.conv2d, torch.nn.functional.cross_entropy,
     torch.nn.functional.scaled_dot_product_attention, torch._C._nn.scaled_dot_product_attention, torch.rsqrt})
 
+# Of these: such as act on each element alone, and on the last axes of their first argument, as many as are named.
+ELEMENTWISE: frozenset[Any] = frozenset({
+    torch.nn.functional.gelu, torch._C._nn.gelu, torch.nn.functional.silu, torch.nn.functional.elu, torch.nn.functional.relu,
+    torch.relu, torch.sigmoid, torch.tanh, torch.nn.functional.softplus, torch._C._nn.softplus, torch.rsqrt})
+LAST_AXIS: frozenset[Any] = frozenset({torch.nn.functional.linear, torch._C._nn.linear})
+LAST_AXES: frozenset[Any] = frozenset({torch.nn.functional.layer_norm, torch.nn.functional.rms_norm})
+
+
+def apart(n: fx.Node, axes: int) -> int:
+    """Along how many of the leading axes an opaque function leaves alone what stands at different places."""
+    if n.target in ELEMENTWISE:
+        return axes
+    if n.target in LAST_AXIS:
+        return axes - 1
+    shape = n.args[1] if len(n.args) > 1 else n.kwargs.get("normalized_shape")
+    return axes - len(shape) if n.target in LAST_AXES and isinstance(shape, (list, tuple)) else 0
+
 
 def opaque(n: fx.Node) -> bool:
     """A function whose result is a leaf whatever goes in. Dropout is one while it is active."""

@@ -12,7 +12,7 @@ from ..compat import FakeTensorMode, HigherOrderOperator, enable_python_dispatch
 from .clock import look
 from .constants import known_value, static
 from .folding import Folder
-from .functions import DETACH, example_of, foreign, is_scalar, opaque
+from .functions import DETACH, apart, example_of, foreign, is_scalar, opaque
 from .index import same, size_of
 from .leaves import (
     are_scores,
@@ -182,7 +182,9 @@ class GraphInterpreter(fx.Interpreter):
             if isinstance(out, torch.Tensor):
                 args, _ = self.fetch_args_kwargs_from_env(n)
                 name = n.target.__name__
-                self.table.cut(out, scores=self.table.of_scores(name, args), bounds=self.ranges.of(n))
+                v = self.table.cut(out, scores=self.table.of_scores(name, args), bounds=self.ranges.of(n))
+                if (axes := apart(n, out.dim())) and isinstance(args[0], torch.Tensor):
+                    self.table.flattened(out, v, [self.table.value(args[0])], axes)
         else:
             with self.table:
                 out = super().run_node(n)
@@ -246,7 +248,7 @@ class GraphInterpreter(fx.Interpreter):
                 looked = before if long else v
                 _tie(v, before)
                 if not long and not stops:
-                    v = looked = table.flattened(o, v, before)
+                    v = looked = table.flattened(o, v, [before])
             if any(leaf.node is None and not leaf.sources and leaf.tensor is not o and id(leaf.tensor) not in ids
                    for leaf in v.leaves()):
                 before, v = v, table.cut(o, definition=v if writable(v) else None)

@@ -11,7 +11,7 @@ import torch
 
 from .algebra import times
 from .codes import near_miss
-from .index import Affine, Index, Size, mixed_radix, product, same
+from .index import Affine, Index, Size, divide, mixed_radix, product, same
 from .normal_form import Leaf, Read, Term, Value
 
 StateKey = tuple[Leaf, tuple[Affine, ...]]
@@ -135,13 +135,16 @@ def substituted(value: Value, index: Sequence[Affine]) -> list[Term]:
 
 
 def _digits(axis: tuple[Index, ...], a: Affine) -> dict[Index, Affine]:
-    """The digits of an index into a merged axis, where it is made of such digits, or of finer ones."""
+    """The digits of an index into a merged axis, where it is made of such digits, or of finer ones; what it steps over is read at
+    zero."""
     found: dict[Index, Affine] = {}
     left, below = dict(a.coef), 1
     for x in reversed(axis):
         inside: list[Index] = []
         while not same(size := product(y.size for y in inside), x.size):
             y = next((y for y, c in left.items() if same(c, below * size)), None)
+            if y is None and not inside and all(divide(c, below * x.size) is not None for c in left.values()):
+                break
             if y is None:
                 raise NotUnrolled
             del left[y]

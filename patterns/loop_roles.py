@@ -37,13 +37,15 @@ class PieceRoles:
         holders = [r for r in reads if r.variables() & d]
         wide = [r for r in holders if self._own_features(r, holders, bound, rows)]
         if any(r not in holders and self._own_features(r, reads, bound, rows) for r in reads):
-            wide = [r for r in wide if r.leaf.definition is not None]  # beside values a tensor from outside is no state
+            wide = [r for r in wide if is_sum(r.leaf)]      # beside values a tensor from outside is no state
         if not wide:                                        # a normaliser's state has the features of keys alone
             sums = [r for r in holders if is_sum(r.leaf)]
             # queries and keys may be sums, too (rotated ones), but are read at a position, as a state is not
             wide = sums if len(sums) == 1 else [r for r in sums if positionless(r)]
         if len(wide) > 1:                                   # heads that share keys give queries an axis of their own
             wide = [r for r in wide if r.leaf.definition is not None]
+        if len(wide) > 1:                                   # though they are made of something
+            wide = [r for r in wide if is_sum(r.leaf)]
         if len(wide) > 1:
             raise NotUnrolled
         state = wide[0] if wide else None

@@ -4,6 +4,7 @@ It sees the ATen operations that a graph's calls are made of, and looks each up 
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from .calls import Call, Table, number_value
 from .evaluate import MAX_TABLE, fold
 from .fakes import call, tensors_in, with_tensors
 from .functions import SUMS, VIEWS
-from .index import Affine, Index, Unknown, product, same, size_of
+from .index import Affine, Index, Unknown, mixed_radix, product, same, size_of
 from .leaves import are_scores
 from .normal_form import Leaf, Read, Value, definition_or_value, leaf_value
 from .ranges import ALL, Range, by_name
@@ -66,16 +67,31 @@ class SideTable(Assembled):
         self.closed.pop(id(t), None)
         return v
 
-    def flattened(self, t: torch.Tensor, v: Value, before: Value) -> Value:
-        """A leaf that was of another value before: along axes that nothing of that depends on it is the same everywhere, and is
-        read at 0, as a decay is that was expanded over features before its exponential."""
-        (read,), used = v.terms[0].reads(), {x for s in before.terms for x in s.free()}
-        flat = [n for n, axis in enumerate(before.axes) if axis and not used & set(axis)]
-        if not flat or not before.terms or before.masked is not None:
+    def flattened(self, t: torch.Tensor, v: Value, before: Sequence[Value], axes: int | None = None) -> Value:
+        """A leaf that is made, along its first `axes`, element by element of other values. Along what these do not depend on it is
+        the same everywhere, and is read at 0: a decay that was expanded over features before its exponential, heads that share a
+        key before its feature map."""
+        if any(not b.terms or b.masked is not None for b in before):
+            return v
+        (read,), used = v.terms[0].reads(), {x for b in before for s in b.terms for x in s.free()}
+        own, index, flat = list(v.axes), list(read.index), set[Index]()
+        for n, axis in enumerate(v.axes[:axes]):
+            olds = [b.axes[n - len(v.axes)] for b in before if len(v.axes) - n <= len(b.axes)]
+            olds = [old for old in olds if old]
+            if not axis or not olds or any(len(o) != len(olds[0]) or not all(same(x.size, y.size) for x, y in zip(o, olds[0]))
+                                           for o in olds):
+                continue
+            empty = [not any(o[d] in used for o in olds) for d in range(len(olds[0]))]
+            if any(empty):
+                own[n] = axis if len(empty) == 1 else tuple(Index(x.size) for x in olds[0])
+                if own[n] is not axis:
+                    axis[0].split(own[n])
+                flat |= {x for x, e in zip(own[n], empty) if e}
+                index[n] = Affine(0, {x: c for x, c in mixed_radix(own[n]).coef.items() if x not in flat})
+        if not flat:
             return v
         read.leaf.flat = frozenset(flat)
-        index = tuple(Affine() if n in read.leaf.flat else a for n, a in enumerate(read.index))
-        found = replace(v, terms=(replace(v.terms[0], factors=(replace(read, index=index),)),))
+        found = replace(v, axes=tuple(own), terms=(replace(v.terms[0], factors=(replace(read, index=tuple(index)),)),))
         self.put(t, found)
         return found
 
@@ -162,7 +178,9 @@ class SideTable(Assembled):
             if mutates:
                 self.versions[id(o)] = self.versions.get(id(o), 0) + 1
             if v is None:
-                self.cut(o, scores=self.of_scores(name, args), bounds=by_name(name))
+                v = self.cut(o, scores=self.of_scores(name, args), bounds=by_name(name))
+                if torch.Tag.pointwise in func.tags and torch.Tag.nondeterministic_seeded not in func.tags and not mutates:
+                    self.flattened(o, v, [self.values[id(x)] for x in given])
                 continue
             remains = inherits and (name in VIEWS or any(t.bound for t in v.terms) and self._opens(v, given))
             self.put(o, v)                                      # what is asked of a tensor that is written to was asked before

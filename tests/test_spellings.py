@@ -18,6 +18,7 @@ import spellings_odd  # noqa: F401
 import spellings_outputs  # noqa: F401
 import spellings_published  # noqa: F401
 import spellings_retention  # noqa: F401
+import spellings_shared  # noqa: F401
 import spellings_spaces  # noqa: F401
 import spellings_states  # noqa: F401
 import spellings_steps  # noqa: F401
@@ -100,3 +101,21 @@ def test_axes_inserted_in_place_are_no_other_sizes() -> None:
 
     q, k, v = (torch.randn(2, 3, 16, 4) for _ in range(3))
     assert len(lightning_compile.explain(f, q, k, v, options={"when": "always"}).rewritten) == 1
+
+
+def test_what_is_the_same_for_heads_that_share_it_is_read_once() -> None:
+    """Keys that are repeated before their feature map are as many as there were, of the function's values."""
+    shapes = list[tuple[int, ...]]()
+
+    def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        graph = examine(gm, example_inputs, Options(when="always")).graph
+        assert graph is not None
+        calls = [n for n in graph.graph.nodes if "linear_attention" in str(n.target)]
+        shapes.extend(tuple(x.meta["example_value"].shape) for n in calls for x in n.args[:3])
+        return graph.forward
+
+    one = SPELLINGS["repeated_before_a_feature_map"]
+    torch._dynamo.reset()
+    torch.compile(one.program, backend=backend)(*one.inputs())
+    (_, heads, *_), (_, of_keys, *_), (_, of_values, *_) = shapes
+    assert (heads, of_keys, of_values) == (2 * H, H, H)
