@@ -359,6 +359,11 @@ def _truths(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     return x.double()
 
 
+def _masked_numbers(v: Value) -> bool:
+    """Whether a leaf is numbers under a mask, of which some are told from others: no tensors."""
+    return not v.leaves() and v.masked is None and any(t.indicators for t in v.terms)
+
+
 def _flat(x: Tensor, axes: Sequence[tuple[Index, ...]], flat: Collection[Index], sizes: Sizes) -> Tensor:
     """Numbers that are the same everywhere along the digits `flat`."""
     digits = [y for axis in axes for y in axis]
@@ -387,6 +392,9 @@ def random_leaves(site: Site, table: SideTable, sizes: Sizes) -> dict[Leaf, Tens
                     x = _flat(x, table.values[id(r.leaf.tensor)].axes, r.leaf.flat, sizes)
                 if sign := relied_sign(r.leaf):
                     x = x.abs() * sign
+                if (numbers := r.leaf.definition) is not None and _masked_numbers(numbers):
+                    leaves[r.leaf] = evaluate(numbers, numbers.terms, sizes, {})
+                    continue
                 truth = r.leaf.tensor.dtype == torch.bool
                 leaves[r.leaf] = _truths(shape, generator) if truth else x.requires_grad_()
     for leaf in {f for m in site.matches() for f in m.value.leaves() if not f.sources} - set(leaves):

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +14,8 @@ import torch
 from ..compat import no_modes
 from .axes import align, expand, pad
 from .evaluate import fold
-from .index import Affine, Index, Size, Unknown, mixed_radix, product, same, var
-from .normal_form import MAX_TERMS, Numbers, Position, Read, Term, Value, constant, rename
+from .index import Affine, Index, Size, Unknown, hint, mixed_radix, product, same, var
+from .normal_form import MAX_TERMS, Factor, Numbers, Position, Read, Term, Value, constant, rename
 from .sizes import at_most
 
 OPPOSITE = {"": "complement", "complement": ""}
@@ -96,12 +96,49 @@ def restricting(t: Term) -> frozenset[Affine]:
 
 
 def _always(e: Affine) -> bool:
+    """Whether a condition holds for all values of its variables."""
     most = e.const
     for x, c in e.coef.items():
-        if not isinstance(c, int) or c > 0 and not isinstance(x.size, int):
+        if not isinstance(c, int):
             return False
         most = most + (c * (x.size - 1) if c > 0 else 0)
-    return isinstance(most, int) and most <= 0
+    return at_most(most, 0)
+
+
+def masked_numbers(v: Value, leaf: Value) -> Value | None:
+    """A product of tables of numbers, each of some axes, under a mask, of which a tensor holds the whole: w[i, j] = a[i] b[j]
+    wherever the mask holds is w[i, n] w[m, j] / w[m, n], of a row m and a column n, the first or the last, that the mask leaves
+    out nowhere but where it leaves out all."""
+    if len(v.terms) != 1 or v.masked is not None or v.terms[0].exponent or v.terms[0].bound:
+        return None
+    (t,), ((read,),) = v.terms, (s.reads() for s in leaf.terms)
+    masks, groups = restricting(t), list[set[Index]]()
+    for f in t.factors:                                     # variables that a table is of, and those on axes with them
+        new = {x for axis in v.axes if f.variables() & set(axis) for x in axis}
+        groups = [g for g in groups if not g & new] + [new.union(*(g for g in groups if g & new))]
+    if not masks or not groups:
+        return None
+    ends: dict[Index, Affine] = {}                          # where conditions hold, if they hold at all
+    for e in masks:
+        for x, c in e.coef.items():
+            if ends.setdefault(x, end := Affine(0 if hint(c) > 0 else x.size - 1)) != end:
+                return None
+
+    def at(own: Set[Index]) -> tuple[Affine, ...]:
+        zero = Affine()
+        return tuple(mixed_radix(axis).substitute({x: ends.get(x, zero) for x in axis if x not in own}) for axis in v.axes)
+
+    corner = (replace(read, index=at(set()), function="reciprocal"),) * (len(groups) - 1)
+    if corner and not (all(_always(e.substitute(ends)) for e in masks) and all(_not_zero(f.substitute(ends)) for f in t.factors)):
+        return None
+    factors = tuple(replace(read, index=at(g)) for g in groups) + corner
+    return replace(v, terms=(replace(t, coef=1, factors=factors, indicators=masks),))
+
+
+def _not_zero(f: Factor) -> bool:
+    """Whether numbers, read at one place, are not zero."""
+    at = None if isinstance(f, Read) else f.at.const
+    return isinstance(at, int) and (f.values[at] if isinstance(f, Numbers) else at) != 0
 
 
 def _join(s: Term, t: Term) -> Term | None:

@@ -33,8 +33,8 @@ class Leaf:
     `parts` are reads of other leaves, laid one behind the other along the last axis: each with the variables of the other
     axes and those of its own position, outermost first (none: it is a single one). `version` counts the writes to the tensor
     before it was read. Of `greatest` it is the running maximum along the last axis, of an `exponent` the exponential; what was
-    `made` of it and of others in one of these ways is held by the first of them. Along the digits `flat` of its axes it is the same
-    everywhere.
+    `made` of it and of others in one of these ways is held by the first of them. Along the digits `flat` of its axes it is the
+    same everywhere.
     """
 
     shape: tuple[Size, ...]

@@ -63,9 +63,9 @@ def _operands(c: Call, x: str, y: str) -> tuple[Value, Value]:
     numbers is a tensor like any other."""
     a, b = c.table.value(c.args[x]), c.table.value(c.args[y])
     if a.leaves() and _is_table(b):
-        b = c.table.leaf(c.args[y])
+        b = al.masked_numbers(b, c.table.leaf(c.args[y])) or c.table.leaf(c.args[y])
     elif b.leaves() and _is_table(a):
-        a = c.table.leaf(c.args[x])
+        a = al.masked_numbers(a, c.table.leaf(c.args[x])) or c.table.leaf(c.args[x])
     settled_a, settled_b = c.table.settled(c.args[x]), c.table.settled(c.args[y])
     return (c[x] if settled_a and b.leaves() and not _is_decay(b) else a), \
         (c[y] if settled_b and a.leaves() and not _is_decay(a) else b)

@@ -68,9 +68,9 @@ class SideTable(Assembled):
         return v
 
     def flattened(self, t: torch.Tensor, v: Value, before: Sequence[Value], axes: int | None = None) -> Value:
-        """A leaf that is made, along its first `axes`, element by element of other values. Along what these do not depend on it is
-        the same everywhere, and is read at 0: a decay that was expanded over features before its exponential, heads that share a
-        key before its feature map."""
+        """A leaf that is made, along its first `axes`, element by element of other values. Along what these do not depend on it
+        is the same everywhere, and is read at 0: a decay that was expanded over features before its exponential, heads that
+        share a key before its feature map."""
         if any(not b.terms or b.masked is not None for b in before):
             return v
         (read,), used = v.terms[0].reads(), {x for b in before for s in b.terms for x in s.free()}

@@ -14,6 +14,7 @@ import spellings_kernels  # noqa: F401
 import spellings_masks  # noqa: F401
 import spellings_maxima  # noqa: F401
 import spellings_more  # noqa: F401
+import spellings_numbers  # noqa: F401
 import spellings_odd  # noqa: F401
 import spellings_outputs  # noqa: F401
 import spellings_published  # noqa: F401
