@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from .patterns.codes import near_miss
 from .patterns.index import Affine, Index, hint, product, same
-from .patterns.normal_form import Leaf, Read, Value
+from .patterns.normal_form import Leaf, Numbers, Read, Value
 
 
 class Builder(Protocol):
@@ -45,8 +46,9 @@ def whole(b: Builder, leaf: Leaf) -> Any:
     if leaf.greatest is not None:
         return b.call(item, b.call(torch.cummax, summed(b, leaf.greatest), -1), 0)
     if leaf.exponent is not None:
-        x = b.call(torch.exp, summed(b, leaf.exponent))
-        return x if leaf.tensor.dtype == torch.float64 else b.call(torch.Tensor.to, x, torch.float32)
+        return _as_read(b, leaf, b.call(torch.exp, summed(b, leaf.exponent)))
+    if leaf.numbers is not None:
+        return _as_read(b, leaf, summed(b, leaf.numbers))
     if not leaf.parts:
         return b.leaf(leaf)
     pieces = []
@@ -58,9 +60,14 @@ def whole(b: Builder, leaf: Leaf) -> Any:
     return pieces[0] if len(pieces) == 1 else b.call(torch.cat, pieces, len(leaf.shape) - 1)
 
 
+def _as_read(b: Builder, leaf: Leaf, x: Any) -> Any:
+    return x if leaf.tensor.dtype == torch.float64 else b.call(torch.Tensor.to, x, torch.float32)
+
+
 def summed(b: Builder, v: Value) -> Any:
-    """A sum of products of tensors and of sums of such up to each position, or from it on, with one axis for each variable. It
-    is fp64: differences of large sums are exponents of decays, and there are no features here for which this would be much."""
+    """A sum of products of tensors, of numbers, and of sums of such up to each position, or from it on, with one axis for each
+    variable. It is fp64: differences of large sums are exponents of decays, and there are no features here for which this would
+    be much."""
     order = [y for axis in v.axes for y in axis]
     total: Any = None
     for t in v.terms:
@@ -70,9 +77,13 @@ def summed(b: Builder, v: Value) -> Any:
             (i,) = set(e.coef) - {j}
             own[own.index(i)] = j
         x: Any = None
-        for r in t.reads():
-            y = read(b, r, own)
-            y = b.call(torch.Tensor.to, y, torch.float64)
+        for f in t.factors:
+            if isinstance(f, Numbers):
+                (at,) = f.at.coef
+                y = b.numbers(np.array(f.values).reshape([-1 if y is at else 1 for y in own]), torch.float64)
+            else:
+                assert isinstance(f, Read)
+                y = b.call(torch.Tensor.to, read(b, f, own), torch.float64)
             x = y if x is None else b.call(torch.mul, x, y)
         if t.bound:
             axis, one = own.index(j), x

@@ -191,7 +191,7 @@ def _compare(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequ
     builder = Eager(sizes, leaves)
     shapes = [sizes.shape(m.value.axes) for m in site.matches()]
     plain = [None] * len(shapes)
-    read = leaves | {f: whole(builder, f) for m in site.matches() for f in m.value.leaves() if f.sources}
+    read = leaves | {f: whole(builder, f) for m in site.matches() for f in m.value.leaves() if not f.held}
     wanted = [evaluate(m.value, m.value.terms, sizes, read) for m in site.matches()]
     by_reference = emit(builder, [builder] * len(shapes), site, reference.linear_attention, shapes, plain)
     by_operator = emit(builder, [builder] * len(shapes), site, linear_attention, shapes, plain)
@@ -397,7 +397,7 @@ def random_leaves(site: Site, table: SideTable, sizes: Sizes) -> dict[Leaf, Tens
                     continue
                 truth = r.leaf.tensor.dtype == torch.bool
                 leaves[r.leaf] = _truths(shape, generator) if truth else x.requires_grad_()
-    for leaf in {f for m in site.matches() for f in m.value.leaves() if not f.sources} - set(leaves):
+    for leaf in {f for m in site.matches() for f in m.value.leaves() if f.held} - set(leaves):
         shape = sizes.shape(table.values[id(leaf.tensor)].axes)
         leaves[leaf] = torch.rand(shape, generator=generator, dtype=torch.float64).requires_grad_()
     return leaves

@@ -249,7 +249,7 @@ class GraphInterpreter(fx.Interpreter):
                 _tie(v, before)
                 if not long and not stops:
                     v = looked = table.flattened(o, v, [before])
-            if any(leaf.node is None and not leaf.sources and leaf.tensor is not o and id(leaf.tensor) not in ids
+            if any(leaf.node is None and leaf.held and leaf.tensor is not o and id(leaf.tensor) not in ids
                    for leaf in v.leaves()):
                 before, v = v, table.cut(o, definition=v if writable(v) else None)
                 looked = v

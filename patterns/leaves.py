@@ -104,7 +104,7 @@ def _decay_like(e: Term, every: tuple[Term, ...]) -> bool:
 def writable(v: Value) -> bool:
     """Whether all that a value reads, looked into where need be, is held by nodes of the graph: a tensor that exists inside of a
     composite operation alone cannot be read by what is written."""
-    return all(leaf.node is not None or leaf.sources or leaf.definition is not None and writable(leaf.definition)
+    return all(leaf.node is not None or not leaf.held or leaf.definition is not None and writable(leaf.definition)
                for leaf in v.leaves())
 
 

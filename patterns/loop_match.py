@@ -11,10 +11,12 @@ import sympy
 import torch
 
 from .codes import NearMiss, near_miss
+from .evaluate import Array
 from .functions import DETACH
 from .index import Affine, Index, hint, product, same
 from .loop_ending import ending
 from .loop_forms import Carry, Form, Frame, NotUnrolled, StateKey, Update, gates_as_exponents
+from .loop_numbers import read_of
 from .loop_weights import Sequenced, Weighed, weighed
 from .match import MAX_FEATURES, Match
 from .normal_form import Leaf, Read, Term, Value
@@ -22,7 +24,7 @@ from .pieces import Pieces
 from .recurrence import Tables
 from .slots import Slot, slots
 from .step_gates import gathered
-from .weights import Density, causality
+from .weights import Density
 
 States = Mapping[StateKey, Sequence[Update | Carry]]
 
@@ -67,10 +69,12 @@ def weigh(pieces: Pieces, frame: Frame, forms: Sequence[Form], states: States, d
         weights = [p.weight for parts in (*states.values(), *(f.parts for f in forms)) for p in parts]
     at = _sequenced(pieces, forms, operands, updates, stride, Tables(frame, weights, 0), empty)
     found, tables = weighed(forms, states, frame, weights, operands.moving_key(), at)
-    coef, reverse, strict = causality(found.norms[0], found.rows, found.columns, found.decays)
+    coef, reverse, strict = found.mask
     densities = tuple(a.density(-r if reverse else r, tables) for a, r in zip(found.atoms, found.ratios) if np.any(r))
     match = _match(pieces, frame, operands, at, coef, densities, reverse, strict, dtype, tables.eps)
     match = _started(match, states, found)
+    if found.numbers is not None:
+        return _with_numbers(match, *found.numbers)
     if reverse or strict:
         return match
 
@@ -129,6 +133,19 @@ def _started(match: Match, states: States, found: Weighed) -> Match:
             np.allclose(w, median, rtol=1e-6 + 16 * match.room, atol=0) for w in weights):
         raise near_miss("LC113", leaf=initial[0][0] if initial else "a state")
     return replace(match, state=(Read(*initial[0]),), entering=median / match.coef)
+
+
+def _with_numbers(m: Match, rows: Array, keys: Array) -> Match:
+    """With numbers of queries' positions outside of the sum, and of keys' positions inside."""
+    if len(m.rows) > 1 or m.i != m.rows or not same(m.i[0].size, len(rows)):
+        raise near_miss("LC201", seen="numbers of positions, of which there are others at another length")
+    beside = (m.v or m.k)[0].leaf
+    if not np.allclose(rows, 1, rtol=1e-12, atol=0):
+        m = replace(m, out=(*m.out, read_of(rows, m.i[0], beside)))
+    if not np.allclose(keys, 1, rtol=1e-12, atol=0):
+        more = read_of(keys, m.j[0], beside)
+        m = replace(m, v=(*m.v, more)) if m.v else replace(m, k=(*m.k, more))
+    return m
 
 
 def _independent(operands: Sequence[Leaf], states: States) -> None:

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .codes import near_miss
+from .codes import NearMiss, near_miss
 from .index import hint
 from .loop_forms import Carry, Form, Frame, StateKey, Update
+from .loop_numbers import Explained, explained
 from .normal_form import Term
 from .recurrence import Array, Atom, Chain, Tables, atoms_of, divided, fit, sample, some
 from .slots import Slot
+from .weights import causality
 
 ROOM = 1e-6   # weights may be off by so much
 
@@ -30,9 +32,10 @@ class Sequenced:
 
 @dataclass(frozen=True)
 class Weighed:
-    """Weights of pairs of positions without their log-decay. For each draw of the tensors that weights read: the chain of
-    states, the cumulative sums of `atoms`, the weights [heads, rows] of a state from outside, and the weights [rows, columns]
-    divided by exp(G[i] - G[j]). `ratios` are numbers, by head, for each atom."""
+    """Weights of pairs of positions without their log-decay and without `numbers` of their positions. For each draw of the
+    tensors that weights read: the chain of states, the cumulative sums of `atoms`, and the weights [heads, rows] of a state from
+    outside. `ratios` are numbers, by head, for each atom; `mask` says what remains of pairs: a coefficient, and whether their sum
+    is reversed or strict."""
 
     count: int
     rows: Array
@@ -42,11 +45,8 @@ class Weighed:
     chains: Sequence[Chain]
     levels: Sequence[Sequence[Array]]
     entering: Sequence[Array]
-    norms: Sequence[Array]
-
-    @property
-    def decays(self) -> bool:
-        return any(np.any(r) for r in self.ratios)
+    mask: tuple[float, bool, bool]
+    numbers: tuple[Array, Array] | None = None
 
     def entering_weight(self, reverse: bool) -> tuple[list[Array], float]:
         """The weights of a state from outside without their decay, by draw, and their median; zero where none enters."""
@@ -64,30 +64,61 @@ def weighed(forms: Sequence[Form], states: Mapping[StateKey, Sequence[Update | C
     probe = Tables(frame, weights, 0, at.n)
     columns = sample(at.n, forms, at.stride)
     rows, values = _rows(forms, frame)
+    count = len(rows)
     atoms = atoms_of(probe, weights, at.low[0])
     for r in (r for a in atoms for r in a.reads):
         if r.leaf.spoilt:
             raise near_miss("LC301", leaf=r.leaf)
-    chains: list[Chain] = []
-    levels: list[list[Array]] = []
-    drawn: list[Array] = []
-    # a tensor that is the same at all positions is told from a number by drawing it again
-    for seed in range(1 + sum(bool(a.reads) and not a.moves(probe) for a in atoms)):
+    moves = [bool(a.reads) and a.moves(probe) for a in atoms]
+
+    def draw(seed: int) -> _Draw:
         tables = Tables(frame, weights, seed, at.n)
-        chains.append(Chain(tables, states, keys, columns, at.low[1]))
-        drawn.append(_draw(chains[-1], tables.count(), forms, values, len(rows)))
-        levels.append([a.level(tables, at.n) for a in atoms])
+        chain = Chain(tables, states, keys, columns, at.low[1])
+        u = _draw(chain, tables.count(), forms, values, count)
+        return _Draw(chain, u, [a.level(tables, at.n) for a in atoms])
+
+    # a tensor that is the same at all positions is told from a number by drawing it again
+    every = [draw(seed) for seed in range(1 + sum(bool(a.reads) and not m for a, m in zip(atoms, moves)))]
     keep, seen = rows < at.count, columns < at.count
-    if any(np.any(u[:, ~keep, :-1]) or np.any(u[:, :, :-1][:, :, ~seen]) for u in drawn):
+    if any(np.any(d.u[:, ~keep, :-1]) or np.any(d.u[:, :, :-1][:, :, ~seen]) for d in every):
         raise near_miss("LC108", queries=at.n, keys=at.count)
     rows, columns = rows[keep], columns[seen]
-    pairs = [u[:, keep, :-1][:, :, seen] for u in drawn]
-    ratios = fit(list(zip(pairs, levels)), rows, columns)
-    norms = [divided(u, level, rows, columns, ratios, ROOM + 16 * probe.eps) for u, level in zip(pairs, levels)]
+    room = ROOM + 16 * probe.eps
+    pairs = [(d.u[:, keep, :-1][:, :, seen], d.levels) for d in every]
+    numbers: Explained | None = None
+    try:
+        mask = _mask(pairs, ratios := fit(pairs, rows, columns), rows, columns, room)
+    except NearMiss:
+        if at.stride > 1 or len(columns) != at.n or not np.array_equal(rows, np.arange(at.n)) or len(every) > 1:
+            raise
+        if any(moves):
+            every.append(draw(1))
+            pairs.append((every[-1].u[:, keep, :-1][:, :, seen], every[-1].levels))
+        if (numbers := explained(pairs, moves, room)) is None:
+            raise
+        pairs = [(numbers.without(u), levels) for u, levels in pairs]
+        mask = _mask(pairs, ratios := numbers.ratios, rows, columns, room)
+    entering = [d.u[:, keep, -1] / (1 if numbers is None else numbers.rows) for d in every]
+    return Weighed(at.count, rows, columns, atoms, ratios, [d.chain for d in every], [d.levels for d in every], entering, mask,
+                   None if numbers is None else (numbers.rows, numbers.keys)), probe
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """The weights [heads, rows, columns + 1] of all pieces for one choice of the tensors that weights read."""
+
+    chain: Chain
+    u: Array
+    levels: list[Array]
+
+
+def _mask(pairs: Sequence[tuple[Array, Sequence[Array]]], ratios: Sequence[Array], rows: Array, columns: Array,
+          room: float) -> tuple[float, bool, bool]:
+    """Which mask the weights are without their log-decay, in each draw the same."""
+    norms = [divided(u, levels, rows, columns, ratios, room) for u, levels in pairs]
     if any(not np.allclose(x, norms[0], rtol=0, atol=ROOM * np.abs(norms[0]).max()) for x in norms):
         raise near_miss("LC201", seen="the weight of a pair is another function of its positions")
-    entering = [u[:, keep, -1] for u in drawn]
-    return Weighed(at.count, rows, columns, atoms, ratios, chains, levels, entering, norms), probe
+    return causality(norms[0], rows, columns, any(np.any(r) for r in ratios))
 
 
 def _draw(chain: Chain, heads: int, forms: Sequence[Form], values: Sequence[Sequence[Array]], rows: int) -> Array:

@@ -137,7 +137,7 @@ class Match:
 
 def parts_of(r: Read) -> tuple[Read, ...]:
     """The reads that a read of a put-together leaf is made of, or the read itself."""
-    return r.leaf.sources or (r,)
+    return (r,) if r.leaf.held else r.leaf.sources
 
 
 def _name(r: Read) -> str:

@@ -32,9 +32,9 @@ class Leaf:
     concluded from them. `definition` is the value that it had before it was made a leaf, where it had one.
     `parts` are reads of other leaves, laid one behind the other along the last axis: each with the variables of the other
     axes and those of its own position, outermost first (none: it is a single one). `version` counts the writes to the tensor
-    before it was read. Of `greatest` it is the running maximum along the last axis, of an `exponent` the exponential; what was
-    `made` of it and of others in one of these ways is held by the first of them. Along the digits `flat` of its axes it is the
-    same everywhere.
+    before it was read. Of `greatest` it is the running maximum along the last axis, of an `exponent` the exponential; `numbers`
+    are what it is. What was `made` of it and of others in one of these ways is held by the first of them. Along the digits `flat`
+    of its axes it is the same everywhere.
     """
 
     shape: tuple[Size, ...]
@@ -51,6 +51,7 @@ class Leaf:
     version: int = 0
     greatest: Value | None = None
     exponent: Value | None = None
+    numbers: Value | None = None
     made: dict[Any, Leaf] = field(default_factory=dict, repr=False)
     flat: frozenset[Index] = frozenset()
 
@@ -58,13 +59,18 @@ class Leaf:
     def sources(self) -> tuple[Read, ...]:
         """The reads that it is made of; none, where a node holds it."""
         if (v := self.sum_of) is not None:
-            return tuple(s for t in v.terms for r in t.reads() for s in r.leaf.sources or (r,))
+            return tuple(s for t in v.terms for r in t.reads() for s in ((r,) if r.leaf.held else r.leaf.sources))
         return tuple(r for r, _, _ in self.parts)
+
+    @property
+    def held(self) -> bool:
+        """Whether it is a tensor of the program, and not made of others, or of numbers, where it is read."""
+        return not self.parts and self.sum_of is None
 
     @property
     def sum_of(self) -> Value | None:
         """The sum that it is a function of, if it is made of one."""
-        return self.greatest if self.greatest is not None else self.exponent
+        return next((v for v in (self.greatest, self.exponent, self.numbers) if v is not None), None)
 
     @property
     def positive(self) -> bool:
@@ -85,6 +91,8 @@ class Leaf:
         if self.parts:
             return f"{self.parts[0][0].leaf}" + " ..." * (len(self.parts) > 1)
         if (v := self.sum_of) is not None:
+            if self.numbers is not None:
+                return "numbers"
             terms = (f"{t.coef:g} {'sum ' * bool(t.bound)}{' '.join(repr(r.leaf) for r in t.reads())}" for t in v.terms)
             return f"{'exp' if self.greatest is None else 'cummax'}({' + '.join(terms)})"
         return self.node.name if self.node is not None else f"tmp{id(self) & 0xFFF:x}"

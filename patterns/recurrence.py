@@ -304,7 +304,7 @@ def divided(u: Array, level: Sequence[Array], rows: Array, columns: Array, ratio
             raise near_miss("LC106", seen="all zero")
         if typical is None:                                 # own positions have no decay, if they take part at all
             own = u[h][i == p]
-            typical = float(np.median(own if len(own) and np.all(own) else known))
+            typical = float(np.median(own if len(own) and np.all(own) else known)) or float(known[0])
         ratio = np.nan_to_num(x / typical)                  # rounding moves the exponent by so much of itself
         alike = (ratio > 0) & (np.abs(np.log(np.where(ratio > 0, ratio, 1.0))) <= room * (1 + np.abs(exponent)))
         x = np.where(np.isnan(x) | alike, typical, x)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from spelling import H, N, qkv, spelling
+from spelling import B, D, E, H, N, gated, qkv, random, spelling
 from torch import Tensor
 
 
@@ -31,3 +31,38 @@ _weighed("of_both_of_which_the_first_is_zero", lambda i, mask: mask * (1 / i)[:,
 _weighed("of_pairs", lambda i, mask: mask / (i[:, None] + i), sites=0)
 _weighed("in_a_window", lambda i, mask: mask.triu(-3) * (1 / i)[:, None], sites=0)
 _weighed("of_both_in_a_window", lambda i, mask: mask.triu(-3) * (1 / i)[:, None] * (i + 2).sqrt(), sites=0)
+
+
+# ---------------------------------------------------------------------------------------------------------------- loops
+Step = Callable[[Tensor, Tensor, int], Tensor]
+T, HALVES = 11, [0.5 ** (n % 3) for n in range(11)]
+
+
+def _steps(name: str, following: Step, sites: int | None = 1, read: Callable[[Tensor, int], Tensor] = lambda o, t: o,
+           start: bool = False, gate: bool = False) -> None:
+    """`following` gives the next state from the last one, what a step adds, and the number of the step."""
+    def program(q: Tensor, k: Tensor, v: Tensor, *more: Tensor) -> Tensor:
+        state, out = more[-1] if start else q.new_zeros(B, H, D, E), []
+        for t in range(T):
+            state = torch.sigmoid(more[0][:, :, t, None, None]) * state if gate else state
+            state = following(state, k[:, :, t, :, None] * v[:, :, t, None, :], t)
+            out.append(read((q[:, :, t, None] @ state)[:, :, 0], t))
+        return torch.stack(out, 2)
+
+    program.__name__ = f"numbers_in_steps_{name}"
+    spelling(lambda: [*(gated(T) if gate else qkv(n=T)), *[random(B, H, D, E)] * start], sites=sites)(program)
+
+
+_steps("of_a_running_mean", lambda s, x, t: s + (x - s) / (t + 1))
+_steps("of_a_running_mean_by_lerp", lambda s, x, t: torch.lerp(s, x, 1 / (t + 1)))
+_steps("of_a_mean_from_a_state", lambda s, x, t: s * ((t + 1) / (t + 2)) + x / (t + 2), start=True)
+_steps("of_keys", lambda s, x, t: s + x / (t + 1))
+_steps("of_keys_with_a_decay", lambda s, x, t: 0.9 * s + x * (t + 1) ** 0.5)
+_steps("of_keys_with_a_gate", lambda s, x, t: s + x * (t + 1) ** -0.5, gate=True)
+_steps("of_keys_with_a_gate_from_a_state", lambda s, x, t: s + x * (t + 1) ** -0.5, gate=True, start=True)
+_steps("of_a_schedule_of_decays", lambda s, x, t: HALVES[t] * s + x)
+_steps("of_a_steep_schedule_of_decays", lambda s, x, t: 0.01 * HALVES[t] * s + x)
+_steps("of_both", lambda s, x, t: s + (t + 1) * x, read=lambda o, t: o / (t + 2))
+_steps("of_signs", lambda s, x, t: (-0.5) ** (t % 2) * s + x)
+_steps("of_a_sum_that_is_forgotten", lambda s, x, t: (s if t % 4 else 0 * s) + (t + 1) * x, sites=None)
+_steps("of_pairs", lambda s, x, t: s + x / (t + 1), read=lambda o, t: o.tanh() if t == 3 else o, sites=None)

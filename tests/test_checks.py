@@ -17,6 +17,7 @@ import spelling
 import spellings_decays  # noqa: F401
 import spellings_given  # noqa: F401
 import spellings_maxima  # noqa: F401
+import spellings_numbers  # noqa: F401
 import torch
 
 import lightning_compile
@@ -55,6 +56,9 @@ PROGRAMS: dict[str, Program | spelling.Spelling] = {
     "sums that are given": spelling.SPELLINGS["given_sums_and_a_state"],
     "stabilised": spelling.SPELLINGS["stabilised_by_row_maxima"],
     "stabilised otherwise": spelling.SPELLINGS["stabilised_by_a_bound_that_is_given"],
+    "numbers of both positions": spelling.SPELLINGS["numbers_of_both"],
+    "steps with numbers of both positions": spelling.SPELLINGS["numbers_in_steps_of_both"],
+    "steps with a gate and numbers of keys": spelling.SPELLINGS["numbers_in_steps_of_keys_with_a_gate"],
     "weighed by sums": spelling.SPELLINGS["decays_to_the_end_divided_by_what_is_left"],
 }
 
@@ -291,6 +295,8 @@ def made_otherwise(m: Match, what: Callable[[Leaf], Leaf]) -> Match | None:
 
 @in_main
 def weights_for_maxima(m: Match) -> Match | None:
+    if not any(leaf.numbers is None for leaf, _ in m.made()):
+        return None
     return made_otherwise(m, lambda leaf: replace(leaf, greatest=leaf.exponent, exponent=leaf.greatest))
 
 
@@ -303,13 +309,28 @@ def maxima_of_one_gate_alone(m: Match) -> Match | None:
 
 @in_main
 def made_of_the_opposite(m: Match) -> Match | None:
-    return made_otherwise(m, lambda leaf: _with_terms(leaf, lambda terms: tuple(replace(t, coef=-t.coef) for t in terms)))
+    def opposite(terms: tuple[Term, ...]) -> tuple[Term, ...]:
+        return tuple(replace(t, coef=-t.coef) for t in terms)
+
+    if not any(leaf.numbers is None for leaf, _ in m.made()):  # numbers of both positions may both be negative
+        return None
+    return made_otherwise(m, lambda leaf: leaf if leaf.numbers is not None else _with_terms(leaf, opposite))
+
+
+@in_main
+def numbers_of_the_next_position(m: Match) -> Match | None:
+    def shifted(t: Term) -> Term:
+        return replace(t, factors=tuple(replace(f, values=(*f.values[1:], f.values[0])) for f in t.factors))
+
+    if not any(leaf.numbers is not None for leaf, _ in m.made()):
+        return None
+    return made_otherwise(m, lambda leaf: leaf if leaf.numbers is None else _with_terms(leaf, lambda ts: tuple(map(shifted, ts))))
 
 
 def _with_terms(leaf: Leaf, of: Callable[[tuple[Term, ...]], tuple[Term, ...]]) -> Leaf:
     def changed(v: Value | None) -> Value | None:
         return None if v is None else replace(v, terms=of(v.terms))
-    return replace(leaf, greatest=changed(leaf.greatest), exponent=changed(leaf.exponent))
+    return replace(leaf, greatest=changed(leaf.greatest), exponent=changed(leaf.exponent), numbers=changed(leaf.numbers))
 
 
 @change

@@ -1,0 +1,105 @@
+"""Numbers of positions in the weights of a loop, as those of a running mean: what remains of a pair's weight once the decay is
+taken out is a number of the query's position times one of the key's.
+
+    u[i, j] = a[i] b[j] exp(G[i] - G[j])        wherever the mask holds
+
+The logarithm is a sum of a function of i and one of j. Log-decays that are read from tensors are told from numbers by drawing
+these tensors twice; a constant one is taken out of the numbers where these would leave the range of low precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .evaluate import Array
+from .index import Index, var
+from .normal_form import Leaf, Numbers, Read, Term, Value
+
+NEAR, FAR = np.log(64.0), np.log(4096.0)  # how far numbers may spread without a constant log-decay, and with it
+
+
+@dataclass(frozen=True)
+class Explained:
+    """`rows` and `keys` are the numbers, [n]; `ratios` those by head for each atom, as `recurrence.fit` gives them."""
+
+    rows: Array
+    keys: Array
+    ratios: list[Array]
+
+    def without(self, u: Array) -> Array:
+        """[heads, rows, columns]: weights without their numbers."""
+        return u / (self.rows[:, None] * self.keys)
+
+
+def explained(draws: Sequence[tuple[Array, Sequence[Array]]], moves: Sequence[bool], room: float) -> Explained | None:
+    """The numbers of weights [heads, n, n], given the cumulative sums of the atoms of a log-decay in each draw, and which of the
+    atoms are read from tensors; None where the weights are none of this kind. The first atom is the constant one."""
+    found: list[tuple[Array, Array, list[float]]] = []
+    for h in range(draws[0][0].shape[0]):
+        split = [_split(u[h], room) for u, _ in draws]
+        if any(s is None for s in split):
+            return None
+        sides = [(r, k) for s in split if s is not None for r, k in [s]]
+        rows, keys = sides[0]
+        numbers = [0.0] * len(moves)
+        if any(moves):
+            ahead = np.stack([x - y for (_, b), (_, a) in zip(draws[1:], draws) for x, y, m in zip(b, a, moves) if m], -1) \
+                if len(draws) == 2 else None
+            if ahead is None:
+                return None
+            at = np.isfinite(rows)
+            known = np.concatenate([ahead, np.ones((len(ahead), 1))], -1)[at]
+            ratios, *_ = np.linalg.lstsq(known, np.real(sides[1][0] - rows)[at], rcond=None)
+            for n, r in zip([n for n, m in enumerate(moves) if m], ratios):
+                numbers[n] = float(r)
+        levels = sum((r * x for r, x in zip(numbers, draws[0][1])), np.zeros(len(rows)))
+        rows, keys = rows - levels, keys + levels
+        steps = np.arange(len(rows))
+        if max(_spread(rows), _spread(keys)) > NEAR:
+            at = np.isfinite(rows)
+            numbers[0] = float(np.polyfit(steps[at], np.real(rows)[at], 1)[0])
+            rows, keys = rows - numbers[0] * steps, keys + numbers[0] * steps
+        if max(_spread(rows), _spread(keys)) > FAR:
+            return None
+        found.append((rows, keys, numbers))
+    rows, keys = (_numbers(x) for x in found[0][:2])
+    if not all(np.allclose(_numbers(x), y, rtol=room, atol=0) for r, k, _ in found for x, y in ((r, rows), (k, keys))):
+        return None                                         # other numbers for other heads
+    return Explained(rows, keys, [np.array([numbers[n] for *_, numbers in found]) for n in range(len(moves))])
+
+
+def _split(u: Array, room: float) -> tuple[Array, Array] | None:
+    """Logarithms (complex ones: signs are angles) of numbers by row and by column, whose products are the weights wherever these
+    are not zero. What a row or a column without weights has may be anything: it is infinite."""
+    on = u != 0
+    full = on.any(1)[:, None] & on.any(0)
+    row = next((i for i in (len(u) - 1, 0) if np.array_equal(on[i], full[i]) and on[i].any()), None)
+    column = next((j for j in (0, len(u) - 1) if np.array_equal(on[:, j], full[:, j]) and on[:, j].any()), None)
+    if row is None or column is None or not on[row, column]:
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(u.astype(complex))
+        rows, keys = logs[:, column], logs[row] - logs[row, column]
+        off = np.exp(logs - rows[:, None] - keys, where=on, out=np.ones_like(logs)) - 1
+    return (rows, keys) if np.abs(off).max() <= room * (1 + np.abs(logs[on]).max()) else None
+
+
+def _spread(logs: Array) -> float:
+    x = np.real(logs)[np.isfinite(logs)]
+    return float(x.max() - x.min())
+
+
+def _numbers(logs: Array) -> Array:
+    """Relative to one of them: what all have in common is a coefficient."""
+    on = np.isfinite(logs)
+    return np.where(on, np.real(np.exp(np.where(on, logs, 0) - logs[on][0])), 1.0)
+
+
+def read_of(numbers: Array, x: Index, beside: Leaf) -> Read:
+    """Numbers at a position, as a read of a leaf that is made of them."""
+    y = Index(len(numbers))
+    value = Value(((y,),), (Term(1, (Numbers(tuple(map(float, numbers)), var(y)),)),))
+    return Read(Leaf((len(numbers),), beside.tensor, numbers=value), (var(x),))
