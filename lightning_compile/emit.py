@@ -192,6 +192,8 @@ def call_operator(b: Builder, site: Site, operator: Callable[..., Any]) -> tuple
     at = layout(m)
     q = operand(b, m.q, at, m.i, m.d, m.dtype)
     k = operand(b, m.k, at, m.j, m.d, m.dtype)
+    if m.prefix != 0:                                       # rows that see the prefix alone, and that nothing reads
+        q = b.call(torch.nn.functional.pad, q, (0, 0, b.number(m.prefix), 0))
     if m.degrees:
         q, k = powers(b, m, q, True), powers(b, m, k, False)
     if m.v:
@@ -217,6 +219,8 @@ def finish(b: Builder, m: Match, x: Any, at: Layout, applied: float, shape: Sequ
     """From the operator's output to the user's axes: factors outside the sum, order, merged axes, dtype. `applied` is the
     coefficient that the operator has already multiplied by, `factor` a further one, [batch, positions, 1]."""
     order = at.order() + m.rows + m.e
+    if m.prefix != 0:
+        x = b.call(torch.narrow, x, 2, b.number(m.prefix), b.size(m.i[0]))
     if m.i != m.rows and len(m.i) == 1:
         n, wanted_n = b.size(m.i[0]), product_of(b, m.rows)
         if n is not wanted_n and n != wanted_n:             # the user's sequence goes on where its tensors were padded

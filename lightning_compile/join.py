@@ -40,7 +40,7 @@ def joined(main: Match, z: Match) -> Site | None:
             else:
                 return None
     groups = ((main.i, z.i), (main.j, z.j), (main.d, z.d))
-    if any(tuple(mapping.get(x, x) for x in b) != a for a, b in groups):
+    if not same(main.prefix, z.prefix) or any(tuple(mapping.get(x, x) for x in b) != a for a, b in groups):
         return None
     if {mapping.get(x, x) for x in z.batch} != set(main.batch) or len(set(mapping.values())) != len(mapping):
         return None

@@ -122,8 +122,9 @@ def run_again(record: Record, get: Callable[[Key], Tensor], sizes: Sizes, out_dt
         length = shape[dim]
         if length == x.shape[dim]:
             return [x]
-        if start < 0:
-            start = start + x.shape[dim]
+        if start < 0:                                       # the last ones are the last ones at any size
+            last = step == 1 and -start == hint(product(y.size for y in record.values[0].axes[dim]))
+            start = x.shape[dim] - (length if last else -start)
         elif sizes.along(record.values[0].axes[dim]):
             start = sizes.scaled(start)
         return [x[(slice(None),) * dim + (slice(start, start + (length - 1) * step + 1, step),)]]

@@ -143,5 +143,5 @@ class _Signature:
         ends = tuple((self.name(x), self.name(y)) for x, y in m.ends)
         made = tuple((leaf.greatest is None, leaf.numbers is None, self.value(v)) for leaf, v in m.made())
         return (self.reads(m.q), self.reads(m.k), self.reads(m.v), self.reads(m.out), groups, decay, axes, str(m.coef), m.reverse,
-                m.strict, m.degrees, self.reads(m.state), float(m.entering), float(m.room), ends, sorted(m.via), made,
-                self.value(m.value) if m.maximum else None)
+                m.strict, str(m.prefix), m.degrees, self.reads(m.state), float(m.entering), float(m.room), ends, sorted(m.via),
+                made, self.value(m.value) if m.maximum else None)

@@ -39,7 +39,8 @@ class Sizes:
 
     def __init__(self, given: Mapping[Index, int], universe: Iterable[Index], symbols: Mapping[Any, int],
                  positions: Iterable[Index] = (), pad: int | None = PAD, tiles: bool = False,
-                 compared: Iterable[tuple[Index, Index]] = ()) -> None:
+                 compared: Iterable[tuple[Index, Index]] = (), prefix: int = 0) -> None:
+        self.shift = max(KEPT, prefix)                      # of slices that are shifted by so much, or less
         self.pad, self.tiles, self.compared = pad, tiles, tuple(dict.fromkeys(compared))
         self.positions = self._same_axis(positions)
         self.known: dict[Index, int] = {}                   # by their first names
@@ -181,7 +182,7 @@ class Sizes:
         whole = x.window[0]
         more = whole.size - x.size
         more = int(more) if isinstance(more, int) or more.is_Integer else None
-        return (whole, more) if more is not None and abs(more) <= KEPT else None
+        return (whole, more) if more is not None and abs(more) <= self.shift else None
 
     def of(self, x: Index) -> int:
         n = self.known.get(x.first)

@@ -126,6 +126,7 @@ def _check_closed(table: SideTable, site: Site, targets: Sequence[Key], regions:
     failed = _not_checkable(Unsolvable("no sizes were found at which it takes little time"))
     rows, alike = site.main.rows, [pair for m in site.matches() for pair in compared(m.value.terms)]
     n, chunk = (product(x.size for x in digits) for digits in (rows, rows[1:]))
+    prefix = site.main.prefix if isinstance(site.main.prefix, int) else 0
     ways = [set[Index]()]                                   # of the digits of a position, those that keep their sizes
     if isinstance(chunk, int) and 1 < chunk <= WHOLE:
         ways.append(set(rows[1:]))
@@ -137,7 +138,7 @@ def _check_closed(table: SideTable, site: Site, targets: Sequence[Key], regions:
                 continue
             try:
                 sizes = Sizes(*_small(site, table, regions, features, kept, own), rows, n if len(kept) == len(rows) else PAD,
-                              compared=alike)
+                              compared=alike, prefix=prefix)
                 found = _compare(table, site, targets, regions, sizes)
             except (Unsolvable, RuntimeError, LookupError, ArithmeticError) as e:
                 failed = _not_checkable(e)
@@ -295,6 +296,8 @@ def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], featur
         for q, y in enumerate(digits):                      # batch and heads on one axis: it is what they are together
             choose(y, x.size if keep else (2, 3)[(p + q) % 2])
     given.update({y: given[x] for m in site.matches() for x, y in m.ends if x in given})
+    if isinstance(main.prefix, int) and main.prefix and main.i[0] in given:
+        given[main.j[0]] = given[main.i[0]] + main.prefix
     universe = set[Index]()
     for records in regions:                                 # variables of sums are tied to those of axes
         for r in records:

@@ -398,7 +398,7 @@ def logarithm(v: Value) -> Value | None:
     return table(np.log(numbers), v)
 
 
-def triangle(v: Value, diagonal: int, lower: bool) -> Value:
+def triangle(v: Value, diagonal: Size, lower: bool) -> Value:
     """tril keeps j <= i + diagonal, triu keeps j >= i + diagonal."""
     rows, columns = v.axes[-2:]
     if len(rows) > 1 or len(columns) > 1:

@@ -11,10 +11,12 @@ import torch.fx as fx
 
 from ..compat import TorchDispatchMode
 from .axes import insert, remove
-from .index import Size, size_of
-from .normal_form import Value
+from .index import Size, same, size_of
+from .normal_form import Value, rename
 from .pieces import Pieces, joined, stacked
 from .records import Key, Record
+
+FEW = 4  # pieces that are no loop
 
 
 class Assembled(TorchDispatchMode):
@@ -43,6 +45,15 @@ class Assembled(TorchDispatchMode):
         for n, (x, y) in enumerate(zip(whole.axes, piece.axes)):
             if n != dim and len(x) == 1 and y:
                 x[0].split(y)
+
+    def _tie_pieces(self, whole: Value, pieces: Pieces) -> None:
+        """The same of all pieces of a few; those of a long loop are as large as the first."""
+        few = len(pieces.pieces) <= FEW
+        for p in pieces.pieces if few else pieces.pieces[:1]:
+            self._tie(whole, p.value, pieces.dim)
+            own, along = p.value.axes[pieces.dim], whole.axes[pieces.dim]
+            if few and len(own) == len(along) == 1 and not same(p.length, pieces.length):
+                rename(own[0]).slice_of(along[0], p.start, 1)
 
     def forget_views(self) -> None:
         """Views that were made inside of the last node cannot be seen again: a loop of writes need not look at them."""

@@ -34,7 +34,8 @@ class Match:
     Of a `detached` one no gradient goes back.
     A `maximum` is a sum of what it reads in `out`, no attention: the greatest exponents of rows, see `maxima`.
     `ending`, of a loop, tells of other values whether they are the state after it; `divided` is a factor of `out` that the loop
-    makes from its normaliser.
+    makes from its normaliser. The first query stands at the position of the key with the number `prefix`: i + prefix takes the
+    place of i in the sums.
     """
 
     value: Value
@@ -63,6 +64,7 @@ class Match:
     ending: Callable[[Value], Match | None] | None = field(default=None, compare=False, repr=False)
     divided: Divided | None = field(default=None, compare=False, repr=False)
     maximum: bool = False
+    prefix: Any = 0
 
     @property
     def kind(self) -> str:
@@ -122,7 +124,8 @@ class Match:
         if self.state:
             start = "".join(f"{_name(r)} * " for r in self.state) + ("exp(G[i]) * " if self.decay else "")
             factors += f" + {start}({q})[i]"
-        return f"o[i] = {scale}sum over {sums[self.reverse, self.strict]} of {scores}{decay}{value}{factors}{below}"
+        over = sums[self.reverse, self.strict] + (f" + {self.prefix}" if self.prefix != 0 else "")
+        return f"o[i] = {scale}sum over {over} of {scores}{decay}{value}{factors}{below}"
 
     def _log_decay(self) -> str:
         summands = []

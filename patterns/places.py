@@ -91,7 +91,7 @@ class Places:
     digits of the tensor with the most axes."""
 
     def __init__(self, rows: tuple[Index, ...], low: tuple[int, int], whole: bool,
-                 positions: tuple[SequencePosition, SequencePosition]) -> None:
+                 positions: tuple[SequencePosition, SequencePosition], prefix: Any = 0) -> None:
         self.low = low
         self.single = all(len(axes) <= 1 for p in positions for axes in p.axes)
         self.rows = rows
@@ -107,6 +107,12 @@ class Places:
             self.i[0].split(rows)
         else:
             self.i = rows
+        if prefix != 0:
+            if len(self.i) > 1 or not self.single or len(positions[1].at.coef) > 1:
+                raise near_miss("LC404", leaf="the sequence", seen="a part of it that all queries see is on an axis of its own")
+            self.j: tuple[Index, ...] = (Index(self.i[0].size + prefix),)
+            self.j[0].split(tuple(positions[1].at.coef))
+            return
         self.j = tuple(Index(x.size) for x in self.i)
         for x, y in zip(self.i, self.j):
             x.split((y,))

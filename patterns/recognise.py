@@ -7,6 +7,7 @@ decide, see `weights`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,8 @@ from .places import Places, SequencePosition, digits_of, innermost, ordered, pos
 from .polynomial import reduced, width
 from .refusals import refuse_function_of_scores, refuse_reads, refuse_states_of_one_tensor, without_causality
 from .roles import Roles, enter, fit, free_linked, key_digits, roles_of, summed
-from .weights import Part, Problem, solve
+from .sizes import at_most
+from .weights import Part, Problem, Weights, solve
 
 
 def recognise(value: Value) -> Match | NearMiss | None:
@@ -82,7 +84,7 @@ def _sum_of(m: Match) -> Any:
     groups = enumerate((m.q, m.k, m.v, m.out))
     reads = tuple(sorted(((role, read(r)) for role, group in groups for r in group), key=str))
     decay = tuple((tuple(g.numbers.ravel().round(9)), tuple(map(read, g.reads)), g.summed) for g in m.decay)
-    return reads, decay, m.reverse, m.strict, m.batch, m.e, m.state, m.entering
+    return reads, decay, m.reverse, m.strict, m.batch, m.e, m.state, m.entering, str(m.prefix)
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,9 @@ def _match(value: Value, terms: list[Term], lead: Term) -> Match | NearMiss | No
     parts += [_part(t, lead, roles, names.i, query, key) for t in terms if t not in entering]
     rows = digits_of(query.at, names.i)
     _refuse_half_detached(terms)
+    problem = Problem(tuple(parts), rows, names.batch, (query.length, key.length))
     try:
-        weights = solve(Problem(tuple(parts), rows, names.batch, (query.length, key.length)))
+        problem, weights = _solved(problem)
     except NearMiss as e:
         if e.code in ("LC106", "LC201") and any(p.factors for p in parts):
             raise near_miss("LC203") from None
@@ -125,15 +128,28 @@ def _match(value: Value, terms: list[Term], lead: Term) -> Match | NearMiss | No
     if not weights.whole and beside:                        # the output goes on where these tensors end
         q, out = q + beside, [r for r in out if r not in beside]
         query = position_of(q, names.i, set())
-    place = Places(rows, weights.low, weights.whole, (query, key))
+    place = Places(rows, weights.low, weights.whole, (query, key), problem.prefix)
     ratio = round(weights.coef) if abs(weights.coef - round(weights.coef)) < 1e-9 else weights.coef
     dtype = _dtype(terms, roles, names)
     decay = tuple(replace(g, reads=place.decay(g)) for g in weights.densities)
     found = Match(value, place.reads(q, query, 0), place.reads(k, key, 1), place.reads(v, key, 1, len(k)), tuple(out),
                  names.batch, place.i, place.j, rows, ordered(roles.d, k), names.e, lead.coef * ratio, decay,
                  weights.reverse, weights.strict, dtype, frozenset().union(*(t.via for t in terms)),
-                 state=names.state, entering=weights.entering)
+                 state=names.state, entering=weights.entering, prefix=problem.prefix)
     return found if found.v else _with_gradients(found)
+
+
+def _solved(problem: Problem) -> tuple[Problem, Weights]:
+    """The weights; where there are more keys than queries, it may be that all queries see the first ones."""
+    try:
+        return problem, solve(problem)
+    except NearMiss as e:
+        if len(problem.i) > 1 or not at_most(1, more := problem.lengths[1] - problem.lengths[0]):
+            raise
+        with contextlib.suppress(NearMiss):
+            behind = replace(problem, prefix=more)
+            return behind, solve(behind)
+        raise e
 
 
 def _with_gradients(m: Match) -> Match:

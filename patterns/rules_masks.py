@@ -97,7 +97,7 @@ def negated(c: Call) -> Value:
 
 @rule("tril", "triu")
 def triangle(c: Call) -> Value:
-    return al.triangle(c["self"], c.get("diagonal", 0), c.name == "tril")
+    return al.triangle(c["self"], size_of(c.get("diagonal", 0)), c.name == "tril")
 
 
 @rule("where")

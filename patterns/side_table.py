@@ -16,6 +16,7 @@ from ..compat import FakeTensor, no_modes, pytree
 from .algebra import table, windows
 from .assembled import Assembled
 from .calls import Call, Table, number_value
+from .constants import mask_value
 from .evaluate import MAX_TABLE, fold
 from .fakes import call, tensors_in, with_tensors
 from .functions import SUMS, VIEWS
@@ -197,7 +198,7 @@ class SideTable(Assembled):
         if put_together is not None:
             self.pieces[id(out)] = put_together
             self.sum_up(out)
-            self._tie(self.values[id(out)], put_together.pieces[0].value, put_together.dim)
+            self._tie_pieces(self.values[id(out)], put_together)
         keys = tuple((id(o), self.versions.get(id(o), 0)) for o in outs)
         record = Record(func, inputs, keywords, keys, tuple(self.values[id(o)] for o in outs), len(self.records))
         self.records.update(dict.fromkeys(keys, record))
@@ -283,6 +284,9 @@ class SideTable(Assembled):
             args = with_tensors(args, real)
             kwargs = {k: v for k, v in with_tensors(kwargs, real).items() if k not in ("device", "dtype", "layout", "pin_memory")}
             numbers = func(*args, **kwargs).double().numpy()
+            mask = mask_value(torch.from_numpy(numbers))
+        if mask is not None:
+            return mask
         axes = tuple(() if s == 1 else (Index(s),) for s in out.shape)
         finite = bool(np.isfinite(numbers).all())           # others may be known by their values as a whole
         return table(numbers, Value(axes, ())) if finite and numbers.shape == tuple(out.shape) else None

@@ -46,12 +46,13 @@ class Part:
 @dataclass(frozen=True)
 class Problem:
     """All parts; `i` are the digits of the query's position, `batch` the variables of heads and batches, `lengths` of the
-    tensors that queries and keys are read from."""
+    tensors that queries and keys are read from. The first query stands at the position of the key with the number `prefix`."""
 
     parts: tuple[Part, ...]
     i: tuple[Index, ...]
     batch: tuple[Index, ...]
     lengths: tuple[Any, Any]
+    prefix: Any = 0
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def solve(problem: Problem) -> Weights:
     sign = -1 if result[1] else 1                           # reversed, the weight of a pair is exp(G[p] - G[i])
     densities = tuple(Density(*_squeeze(sign * x, problem.batch), a.reads, a.at, given)
                       for a, x, given in zip(atoms, numbers, summed) if x.any())
-    whole = sizes.need is not None or int(pairs.counts[0]) == sizes.number(product(x.size for x in problem.i))
+    whole = sizes.need is not None or int(pairs.counts[0]) - pairs.prefix == sizes.number(product(x.size for x in problem.i))
     return Weights(*result[:3], densities, pairs.low, whole, result[3])
 
 
@@ -151,7 +152,7 @@ class _Sizes(Grid):
 
     def __init__(self, problem: Problem, symbols: Mapping[Any, int]) -> None:
         super().__init__(symbols=symbols)
-        expressions = [e for p in problem.parts for e in p.affine()]
+        expressions = [*(e for p in problem.parts for e in p.affine()), Affine(problem.prefix)]
         tensors = [t for p in problem.parts for t in p.exponent]
         nested = [*expressions, *(e for t in tensors for e in t.indicators),
                   *(a for t in tensors for f in t.factors for a in (f.index if isinstance(f, Read) else (f.at,)))]
@@ -224,8 +225,12 @@ class _Pairs:
         low, high = zip(*(self._range([e for p in problem.parts if (e := getattr(p, name)) is not None])
                           for name in ("query", "key")))
         self.low = tuple(max(0, x) for x in low)
+        self.prefix = int(sizes.number(problem.prefix))
+        if self.prefix and any(self.low):
+            raise near_miss("LC108", queries=problem.lengths[0], keys=problem.lengths[1])
         lengths = [sizes.number(x) for x in problem.lengths]
         self.counts = [min(h + 1, n) - x for h, n, x in zip(high, lengths, self.low)]
+        self.counts[0] += self.prefix                       # positions are counted from the first key
         self.limit = max(self.counts)
         if sizes.need is not None and self.counts[0] != self.counts[1] and self._as_many(lengths):
             self.limit = min(self.counts)                   # a shifted read leaves less of the first positions to look at
@@ -243,7 +248,7 @@ class _Pairs:
         for name, length, low in zip(("query", "key"), lengths, self.low):
             every = [e for p in self.problem.parts if (e := getattr(p, name)) is not None]
             found.append(min(self._range(every, True)[1] + 1, length) - low)
-        return found[0] == found[1]
+        return found[0] + self.prefix == found[1]
 
     def _range(self, expressions: Sequence[Affine], whole: bool = False) -> tuple[int, int]:
         """The least and the greatest value on the grid, or of all."""
@@ -282,7 +287,7 @@ class _Pairs:
         weight: Array = np.full(shape, float(self.sizes.number(part.coef)))
         if part.factors:
             weight = weight * grid.term(Term(1, part.factors), over)
-        row, column = query - self.low[0], key - self.low[1]
+        row, column = query - self.low[0] + self.prefix, key - self.low[1]
         holds &= row < self.limit
         inside = (row >= 0) & ((column >= 0) & (column < len(self.columns)) | (part.key is None))
         if np.any(weight[holds & ~inside]):
@@ -366,18 +371,27 @@ class _Pairs:
         batch = self.problem.batch
         if best is None:
             return np.zeros([1] * len(batch))
-        _, n, cell = best
-        query, key, flat, _, _ = self.cells[n]
-        part = self.problem.parts[n]
+        _, n, far = best
+        query, key, *_ = self.cells[n]
+        distance = level[query] - level[key]
+        if not self.prefix:
+            return self._at(n, atom, far) / distance[far]
+        near = int(np.abs(distance - distance[far]).argmax())  # a number of the distance to the first query is a coefficient
+        if distance[near] == distance[far]:
+            raise near_miss("LC201", seen="the weight of a pair is another function of its positions")
+        return (self._at(n, atom, far) - self._at(n, atom, near)) / (distance[far] - distance[near])
+
+    def _at(self, n: int, atom: _Atom, cell: int) -> Array:
+        """The exponent's part at a cell of part n, with the axes of batch variables."""
+        part, batch = self.problem.parts[n], self.problem.batch
         grid = self._grid(part)
-        at = np.unravel_index(flat[cell], [len(grid.of(x)) for x in part.variables])
+        at = np.unravel_index(self.cells[n][2][cell], [len(grid.of(x)) for x in part.variables])
         one = self._grid(part, batch=False)
         one.values.update({x: grid.of(x)[[k]] for x, k in zip(part.variables, at)})
         total: Array = np.zeros(())
         for t in atom.terms[n]:
             total = total + one.term(t, [*batch, *part.variables])
-        total = total.reshape(total.shape[:len(batch)])
-        return total / (level[query[cell]] - level[key[cell]])
+        return total.reshape(total.shape[:len(batch)])
 
     def total(self, ratios: Sequence[float]) -> Array:
         """The weights divided by exp(G[i] - G[p]): rows and columns counted from the first position."""

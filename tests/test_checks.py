@@ -18,6 +18,7 @@ import spellings_decays  # noqa: F401
 import spellings_given  # noqa: F401
 import spellings_maxima  # noqa: F401
 import spellings_numbers  # noqa: F401
+import spellings_prefix  # noqa: F401
 import torch
 
 import lightning_compile
@@ -59,6 +60,8 @@ PROGRAMS: dict[str, Program | spelling.Spelling] = {
     "numbers of both positions": spelling.SPELLINGS["numbers_of_both"],
     "steps with numbers of both positions": spelling.SPELLINGS["numbers_in_steps_of_both"],
     "steps with a gate and numbers of keys": spelling.SPELLINGS["numbers_in_steps_of_keys_with_a_gate"],
+    "behind a prefix": spelling.SPELLINGS["prefix_long_with_a_decay"],
+    "behind a prefix, normalised": spelling.SPELLINGS["prefix_with_a_normaliser"],
     "weighed by sums": spelling.SPELLINGS["decays_to_the_end_divided_by_what_is_left"],
 }
 
@@ -325,6 +328,19 @@ def numbers_of_the_next_position(m: Match) -> Match | None:
     if not any(leaf.numbers is not None for leaf, _ in m.made()):
         return None
     return made_otherwise(m, lambda leaf: leaf if leaf.numbers is None else _with_terms(leaf, lambda ts: tuple(map(shifted, ts))))
+
+
+@in_main
+def prefix_of_another_length(m: Match) -> Match | None:
+    """The queries stand one position before their own, and the last key is left out."""
+    if not isinstance(m.prefix, int) or m.prefix <= 1:
+        return None
+    return replace(m, prefix=m.prefix - 1, j=(Index(m.j[0].size - 1),))
+
+
+@in_main
+def prefix_forgotten(m: Match) -> Match | None:
+    return replace(m, prefix=0, j=m.i) if m.prefix != 0 else None
 
 
 def _with_terms(leaf: Leaf, of: Callable[[tuple[Term, ...]], tuple[Term, ...]]) -> Leaf:

@@ -1,0 +1,91 @@
+"""Keys that all queries see before the first of their own: a prefix that is learned, or what earlier calls have left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from spelling import B, D, E, H, N, random, spelling
+from torch import Tensor
+
+MEMORY, LONG = 3, 20
+
+
+def remembered(m: int, n: int = N) -> list[Tensor]:
+    """q, k and v of n positions, k and v of m positions before them."""
+    return [random(B, H, n, D), random(B, H, n, D), random(B, H, n, E), random(B, H, m, D), random(B, H, m, E)]
+
+
+def _behind(name: str, form: Callable[[Tensor, Tensor, Tensor], Tensor], sites: int = 1, m: int = MEMORY,
+            dynamic: bool = False) -> None:
+    def program(q: Tensor, k: Tensor, v: Tensor, mk: Tensor, mv: Tensor) -> Tensor:
+        return form(q, torch.cat([mk, k], 2), torch.cat([mv, v], 2))
+
+    program.__name__ = f"prefix_{name}"
+    longer = (lambda: remembered(m + 2, N + 5)) if dynamic else None
+    spelling(lambda: remembered(m), sites=sites, dynamic=dynamic, longer=longer)(program)
+
+
+def _distance(q: Tensor, k: Tensor) -> Tensor:
+    n, m = q.shape[2], k.shape[2]
+    return torch.arange(m - n, m, dtype=q.dtype)[:, None] - torch.arange(m, dtype=q.dtype)
+
+
+def _normalised(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k = F.elu(q) + 1, F.elu(k) + 1
+    scores = (q @ k.mT).tril(k.shape[2] - q.shape[2])
+    return scores @ v / scores.sum(-1, keepdim=True)
+
+
+def _mask_of_two_parts(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    n, m = q.shape[2], k.shape[2]
+    mask = torch.cat([q.new_ones(n, m - n), q.new_ones(n, n).tril()], 1)
+    return (q @ k.mT * mask) @ v
+
+
+def _last_rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    mask = q.new_ones(k.shape[2], k.shape[2]).tril()[-q.shape[2]:]
+    return (q @ k.mT * mask) @ v
+
+
+def _from_the_end(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Each query sees the keys from its own on."""
+    return (q @ k.mT).triu(k.shape[2] - q.shape[2]) @ v
+
+
+def _one_too_far(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.mT).tril(k.shape[2] - q.shape[2] + 1) @ v
+
+
+def _as_many_as_there_are_queries(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The last keys are seen by nobody."""
+    return (q @ k.mT).tril() @ v
+
+
+for _name, _m in (("short", MEMORY), ("long", LONG)):
+    _behind(f"{_name}_by_an_offset", lambda q, k, v: (q @ k.mT).tril(k.shape[2] - q.shape[2]) @ v, m=_m)
+    _behind(f"{_name}_with_a_mask_of_two_parts", _mask_of_two_parts, m=_m)
+    _behind(f"{_name}_with_the_last_rows_of_a_mask", _last_rows, m=_m)
+    _behind(f"{_name}_without_the_own_position", lambda q, k, v: (q @ k.mT * (_distance(q, k) > 0)) @ v, m=_m)
+    _behind(f"{_name}_with_a_decay", lambda q, k, v: (q @ k.mT * torch.where(
+        _distance(q, k) >= 0, 0.9 ** _distance(q, k).clamp_min(0), 0.0)) @ v, m=_m)
+_behind("with_a_normaliser", _normalised)
+_behind("of_a_reversed_sum", _from_the_end)
+_behind("of_any_length", lambda q, k, v: (q @ k.mT).tril(k.shape[2] - q.shape[2]) @ v, dynamic=True)
+_behind("and_one_more", _one_too_far, sites=0)
+_behind("that_is_none", _as_many_as_there_are_queries)
+
+
+@spelling(lambda: remembered(MEMORY))
+def prefix_and_the_state_after_all(q: Tensor, k: Tensor, v: Tensor, mk: Tensor, mv: Tensor) -> tuple[Tensor, Tensor]:
+    """As a cache keeps it for the next call."""
+    k, v = torch.cat([mk, k], 2), torch.cat([mv, v], 2)
+    return (q @ k.mT).tril(MEMORY) @ v, k.mT @ v
+
+
+@spelling(lambda: [*remembered(MEMORY), random(B, H, N + MEMORY)])
+def prefix_with_a_gate(q: Tensor, k: Tensor, v: Tensor, mk: Tensor, mv: Tensor, g: Tensor) -> Tensor:
+    k, v, total = torch.cat([mk, k], 2), torch.cat([mv, v], 2), F.logsigmoid(g).cumsum(-1)
+    decay = (total[:, :, MEMORY:, None] - total[:, :, None, :]).masked_fill(_distance(q, k) < 0, float("-inf")).exp()
+    return (q @ k.mT * decay) @ v
