@@ -13,7 +13,7 @@ import torch
 
 from .patterns.codes import near_miss
 from .patterns.index import Affine, Index, hint, product, same
-from .patterns.normal_form import Leaf, Numbers, Read, Value
+from .patterns.normal_form import Leaf, Numbers, Position, Read, Value
 
 
 class Builder(Protocol):
@@ -78,13 +78,10 @@ def summed(b: Builder, v: Value) -> Any:
             own[own.index(i)] = j
         x: Any = None
         for f in t.factors:
-            if isinstance(f, Numbers):
-                (at,) = f.at.coef
-                y = b.numbers(np.array(f.values).reshape([-1 if y is at else 1 for y in own]), torch.float64)
-            else:
-                assert isinstance(f, Read)
-                y = b.call(torch.Tensor.to, read(b, f, own), torch.float64)
+            y = b.call(torch.Tensor.to, read(b, f, own), torch.float64) if isinstance(f, Read) else _numbers(b, f, own)
             x = y if x is None else b.call(torch.mul, x, y)
+        if x is None:
+            x = b.call(torch.ones, (1,) * len(own), dtype=torch.float64, device=b.device)
         if t.bound:
             axis, one = own.index(j), x
             x = b.call(torch.flip, x, (axis,)) if e.coef[j] == -1 else x
@@ -95,6 +92,19 @@ def summed(b: Builder, v: Value) -> Any:
             x = b.call(torch.mul, x, b.number(t.coef))
         total = x if total is None else b.call(torch.add, total, x)
     return b.call(torch.Tensor.expand, total, tuple(map(b.size, order)))
+
+
+def _numbers(b: Builder, f: Position | Numbers, order: Sequence[Index]) -> Any:
+    """Numbers at a position, with one axis for each variable."""
+    (at,) = f.at.coef
+    shape = tuple(-1 if y is at else 1 for y in order)
+    if isinstance(f, Numbers):
+        places = f.at.const + f.at.coef[at] * np.arange(b.size(at))
+        return b.numbers(np.array(f.values)[places].reshape(shape), torch.float64)
+    x = b.call(torch.arange, b.size(at), dtype=torch.float64, device=b.device)
+    x = b.call(torch.mul, x, b.number(f.at.coef[at])) if f.at.coef[at] != 1 else x
+    x = b.call(torch.add, x, b.number(f.at.const)) if f.at.const != 0 else x
+    return b.call(torch.reshape, x, shape)
 
 
 def read(b: Builder, r: Read, order: Sequence[Index]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -39,6 +40,10 @@ class Assembled(TorchDispatchMode):
     def value(self, x: Any) -> Value:
         """The normal form of a tensor or number."""
 
+    @abstractmethod
+    def side_by_side(self, tensors: Sequence[torch.Tensor]) -> list[Value]:
+        """The normal forms of tensors that are put together."""
+
     @staticmethod
     def _tie(whole: Value, piece: Value, dim: int) -> None:
         """A tensor has the axes of its pieces, but for the one along which they are put together."""
@@ -68,7 +73,8 @@ class Assembled(TorchDispatchMode):
             dim = named.get("dim", 0) % out.dim()
             if name == "stack":
                 return stacked([self.value(t) for t in tensors], dim)
-            return joined([(self.value(t), size_of(t.shape[dim]), self.pieces.get(id(t))) for t in tensors
+            values = self.side_by_side(tensors)
+            return joined([(v, size_of(t.shape[dim]), self.pieces.get(id(t))) for t, v in zip(tensors, values)
                            if t.dim() == out.dim()], dim)
         if name in ("slice", "select", "alias"):
             whole = named["self"]

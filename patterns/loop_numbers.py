@@ -16,7 +16,8 @@ import numpy as np
 
 from .evaluate import Array
 from .index import Index, var
-from .normal_form import Leaf, Numbers, Read, Term, Value
+from .normal_form import Leaf, Numbers, Read, Term
+from .position_weights import numbers_at
 
 NEAR, FAR = np.log(64.0), np.log(4096.0)  # how far numbers may spread without a constant log-decay, and with it
 
@@ -99,7 +100,5 @@ def _numbers(logs: Array) -> Array:
 
 
 def read_of(numbers: Array, x: Index, beside: Leaf) -> Read:
-    """Numbers at a position, as a read of a leaf that is made of them."""
-    y = Index(len(numbers))
-    value = Value(((y,),), (Term(1, (Numbers(tuple(map(float, numbers)), var(y)),)),))
-    return Read(Leaf((len(numbers),), beside.tensor, numbers=value), (var(x),))
+    """Numbers at a position, as a read."""
+    return numbers_at([Term(1, (Numbers(tuple(map(float, numbers)), var(x)),))], x, [beside])

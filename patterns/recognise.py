@@ -26,6 +26,7 @@ from .maxima import maximum, without_maximum
 from .normal_form import Read, Term, Value
 from .places import Places, SequencePosition, digits_of, innermost, ordered, position_of, sharing
 from .polynomial import reduced, width
+from .position_weights import weights_apart
 from .refusals import refuse_function_of_scores, refuse_reads, refuse_states_of_one_tensor, without_causality
 from .roles import Roles, enter, fit, free_linked, key_digits, roles_of, summed
 from .sizes import at_most
@@ -40,7 +41,14 @@ def recognise(value: Value) -> Match | NearMiss | None:
     if (rows := maximum(value)) is not None:
         return rows
     terms = [numbers_apart(gates_apart(positions_apart(without_maximum(straighten(pinned(t)))))) for t in value.terms]
-    value = replace(value, terms=tuple(terms))
+    found = _recognised(replace(value, terms=tuple(terms)))
+    if isinstance(found, NearMiss) and found.code == "LC203" and (apart := weights_apart(terms)) != terms:
+        return _recognised(replace(value, terms=tuple(apart)))
+    return found
+
+
+def _recognised(value: Value) -> Match | NearMiss | None:
+    terms = list(value.terms)
     leads = [t for t in terms if summed(t)]
     if not leads:
         return without_causality(terms)

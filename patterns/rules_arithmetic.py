@@ -48,9 +48,10 @@ def sums(c: Call) -> Value:
         return al.add(al.add(x, y), al.multiply(x, y), -1)
     alpha = c.get("alpha", 1)
     x, y = c.open("self"), c.open("other")
-    for name, mine, other in (("other", y, x), ("self", x, y)):
+    operands = [("other", y, x), ("self", x, y)]
+    for name, mine, other in sorted(operands, key=lambda one: c.table.age(c.args[one[0]])):  # what was there first is before it
         if enters(mine, other):
-            closed = c.table.leaf(c.args[name])
+            closed = c.table.entering(c.args[name])
             x, y = (x, closed) if name == "other" else (closed, y)
             break
     if c.name == "rsub":

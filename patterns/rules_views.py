@@ -121,7 +121,7 @@ def padded(c: Call) -> Value:
 def concatenated(c: Call) -> Value:
     """A sum of windows. Where no piece is a sum over positions, nothing is gained by looking into it."""
     tensors = [t for t in c.args["tensors"] if t.dim() != 1 or t.shape[0] != 0]
-    pieces = [c.table.value(t) for t in tensors]
+    pieces = c.table.side_by_side(tensors)
     d = int(c.args.get("dim", 0)) % c.out.dim()
     lengths = [size_of(t.shape[d]) for t in tensors] if c.name == "cat" else [1] * len(tensors)
     if c.name == "stack":

@@ -13,7 +13,7 @@ import torch
 import torch.fx as fx
 
 from ..compat import FakeTensor, no_modes, pytree
-from .algebra import table, windows
+from .algebra import multiply, table, windows
 from .assembled import Assembled
 from .calls import Call, Table, number_value
 from .constants import mask_value
@@ -27,6 +27,7 @@ from .ranges import ALL, Range, by_name
 from .records import Key, Record
 from .rules import RULES
 from .scans import SHORTEST, running_sum
+from .sums import enters
 
 VIEWS_AND_SUMS = VIEWS | SUMS
 
@@ -118,6 +119,30 @@ class SideTable(Assembled):
 
     def settled(self, x: Any) -> bool:
         return id(x) in self.attention
+
+    def age(self, x: Any) -> int:
+        """The number of the operation that made a tensor; -1 of an input and of a number."""
+        record = self.records.get((id(x), self.versions.get(id(x), 0))) if isinstance(x, torch.Tensor) else None
+        return -1 if record is None else record.number
+
+    def entering(self, x: torch.Tensor) -> Value:
+        """A state from outside, read as a whole; of a decayed one, which others may read before it decays, the state itself."""
+        record = self.records.get((id(x), self.versions.get(id(x), 0)))
+        if record is not None and record.described[0] == "mul" and len(record.args) == 2:
+            for state, decay in (record.args, record.args[::-1]):
+                if any(self.versions.get(k.tensor, 0) != k.version for k in record.keys):
+                    break                                   # it was written to since
+                if isinstance(state, Key) and any(t.bound for t in self.values[state.tensor].terms):
+                    by = self.value(self.tensors[decay.tensor] if isinstance(decay, Key) else decay)
+                    return multiply(self.entering(self.tensors[state.tensor]), by)
+        return self.leaf(x)
+
+    def side_by_side(self, tensors: Sequence[torch.Tensor]) -> list[Value]:
+        """The values of tensors that are put together; a state in front of what is summed up is read as a whole."""
+        values = [self.value(t) for t in tensors]
+        if len(tensors) == 2:
+            values = [self.leaf(t) if enters(v, other) else v for t, v, other in zip(tensors, values, values[::-1])]
+        return values
 
     def made_of(self, t: torch.Tensor) -> Value | None:
         """What a tensor is made of, also where it was made a leaf; None of one that is not known."""
@@ -330,6 +355,15 @@ class _Closed:
 
     def leaf(self, x: torch.Tensor, function: str = "") -> Value:
         return self.table.leaf(x, function)
+
+    def age(self, x: Any) -> int:
+        return self.table.age(x)
+
+    def side_by_side(self, tensors: Sequence[torch.Tensor]) -> list[Value]:
+        return [self.value(t) for t in tensors]
+
+    def entering(self, x: torch.Tensor) -> Value:
+        return self.table.entering(x)
 
     def settled(self, x: Any) -> bool:
         return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .algebra import are_pairs, pinned
+from .algebra import are_pairs, outer, pinned
 from .normal_form import Read, Value
 
 
@@ -47,6 +47,8 @@ def enters(state: Value, running: Value) -> bool:
     added = [t for t in running.terms if len(t.reads()) > 1]
     if added and len(added) == len(running.terms) and not any(t.bound or t.indicators for t in added):
         return all(t.free() == {x for axis in running.axes for x in axis} for t in added)
+    if len(added) == len(running.terms) and all(t.bound and outer(t) and not t.indicators for t in (*added, *state.terms)):
+        return bool(added)                                  # two states, of which the earlier one is before the other
     moving = {x for t in added for e in t.indicators if set(e.coef) & set(t.bound) for x in set(e.coef) - set(t.bound)}
     along = {n - len(running.axes) for n, axis in enumerate(running.axes) if moving & set(axis)}
     return bool(along) and all(n < -len(state.axes) or not state.axes[n] for n in along)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import sympy
 import torch
 import torch.fx as fx
 
@@ -82,6 +83,7 @@ class _Loop:
         self.pieces = pieces
         self.frame: Frame | None = None
         self.states: dict[StateKey, list[Update | Carry]] = {}
+        self.outside: tuple[StateKey, set[Leaf], Any] | None = None  # a state, what it is the sum of, and times what
         self.dtype: torch.dtype | None = None
         self.numbers_of_keys: list[fx.Node | None] | None = None  # what makes them, where each step has its own
         empty = [p.start for p in pieces.pieces if not p.value.terms and p.value.masked is None]
@@ -340,18 +342,31 @@ class _Loop:
         return None
 
     def _starts_outside(self) -> bool:
-        """Whether a first state was looked into that is made of other tensors than what the loop adds: it is one from outside."""
+        """Whether a first state was looked into that is made of other tensors than what the loop adds: it is one from outside. A
+        piece that was given what it is made of reads the state."""
         made_of = {key: {leaf for p in own for leaf in _added(p)} for key, own in self.states.items()}
         seen = Counter(leaf for every in made_of.values() for leaf in every)
         for key, own in self.states.items():
             alone = made_of[key] and all(seen[leaf] == 1 for leaf in made_of[key]) and len(seen) > len(made_of[key])
             if alone and key[0].node is not None and not any(isinstance(p, Carry) for p in own):
+                whole = own[0].weight if len(own) == 1 else None
+                if whole is not None and not whole.variables() and not isinstance(whole.coef, sympy.Basic):
+                    self.outside = (key, made_of[key], whole.coef)
                 self.states[key] = []
                 return True
         return False
 
+    def _with_outside(self, p: Update | Carry) -> Update | Carry:
+        """A sum over what the state from outside is made of is that state."""
+        if self.outside is None or not isinstance(p, Update) or _added(p) != self.outside[1] or (
+                set(p.weight.bound) & p.weight.variables()):
+            return p
+        key, _, coef = self.outside
+        return Carry(replace(p.weight, coef=p.weight.coef / coef, bound=()), key)
+
     def match(self) -> Match | NearMiss | None:
         self.forms = sorted((self._form(p, parts) for p, parts in self.order), key=lambda f: f.start)
+        self.forms = [replace(f, parts=tuple(map(self._with_outside, f.parts))) for f in self.forms]
         assert self.frame is not None
         try:
             found = self._weighed(self.forms)

@@ -31,6 +31,33 @@ _weighed("of_both_of_which_the_first_is_zero", lambda i, mask: mask * (1 / i)[:,
 _weighed("of_pairs", lambda i, mask: mask / (i[:, None] + i), sites=0)
 _weighed("in_a_window", lambda i, mask: mask.triu(-3) * (1 / i)[:, None], sites=0)
 _weighed("of_both_in_a_window", lambda i, mask: mask.triu(-3) * (1 / i)[:, None] * (i + 2).sqrt(), sites=0)
+_weighed("that_grow_by_rows", lambda i, mask: mask * i[:, None])
+_weighed("that_grow_by_keys", lambda i, mask: mask * (i - 1))
+_weighed("that_grow_by_both", lambda i, mask: mask * i[:, None] * (2 * i - 1))
+_weighed("that_grow_with_the_distance", lambda i, mask: mask * (i[:, None] - i + 1), sites=0)
+
+
+def _tensors(name: str, program: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], dynamic: bool = False) -> None:
+    """With the positions 0 ... N - 1 as a column."""
+    def with_positions(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return program(q, k, v, torch.arange(q.shape[2], dtype=q.dtype)[:, None])
+
+    with_positions.__name__ = f"positions_times_{name}"
+    spelling(qkv, dynamic=dynamic, longer=(lambda: qkv(n=N + 7)) if dynamic else None)(with_positions)
+
+
+for _dynamic, _often in ((False, ""), (True, "_of_any_length")):
+    _tensors(f"values{_often}", lambda q, k, v, i: (q @ k.mT).tril() @ (v * i), _dynamic)
+    _tensors(f"keys{_often}", lambda q, k, v, i: (q @ (k * (i + 1)).mT).tril() @ v, _dynamic)
+    _tensors(f"queries{_often}", lambda q, k, v, i: ((q * (2 * i + 1)) @ k.mT).triu() @ v, _dynamic)
+_tensors("products", lambda q, k, v, i: torch.einsum(
+    "bhnd,bhnde->bhne", q, (k[..., None] * v[..., None, :] * (i + 1)[..., None]).cumsum(2)))
+
+
+@spelling(qkv)
+def positions_times_keys_of_a_normalised_sum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = (q.exp() @ (k.exp() * torch.arange(1, N + 1)[:, None]).mT).tril()
+    return scores @ v / scores.sum(-1, keepdim=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------- loops

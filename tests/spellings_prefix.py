@@ -89,3 +89,37 @@ def prefix_with_a_gate(q: Tensor, k: Tensor, v: Tensor, mk: Tensor, mv: Tensor, 
     k, v, total = torch.cat([mk, k], 2), torch.cat([mv, v], 2), F.logsigmoid(g).cumsum(-1)
     decay = (total[:, :, MEMORY:, None] - total[:, :, None, :]).masked_fill(_distance(q, k) < 0, float("-inf")).exp()
     return (q @ k.mT * decay) @ v
+
+
+# ----------------------------------------------------------------------------------- a first state that a prefix has left
+Next = Callable[[Tensor, Tensor, Tensor], Tensor]
+CHUNK = 5
+
+
+def _chunks(name: str, following: Next, decay: float = 1.0) -> None:
+    """`following` gives the next state from the last one, the keys of a chunk, and its values."""
+    def program(q: Tensor, k: Tensor, v: Tensor, mk: Tensor, mv: Tensor) -> Tensor:
+        state, out, i = mk.mT @ mv, [], torch.arange(CHUNK, dtype=q.dtype)
+        for a in range(0, q.shape[2], CHUNK):
+            x, y, z = (t[:, :, a:a + CHUNK] for t in (q, k, v))
+            n = x.shape[2]
+            scores = x @ y.mT * (decay ** (i[:n, None] - i[:n])).tril()
+            out.append(scores @ z + (x * decay ** (i[:n, None] + 1)) @ state)
+            state = following(state if decay == 1 else state * decay ** n, y * decay ** (n - 1 - i[:n, None]), z)
+        return torch.cat(out, 2)
+
+    program.__name__ = f"state_of_a_prefix_{name}"
+    spelling(lambda: remembered(MEMORY, N + 2))(program)
+
+
+_chunks("before_chunks", lambda s, k, v: s + k.mT @ v)
+_chunks("added_to_what_chunks_add", lambda s, k, v: k.mT @ v + s)
+_chunks("before_chunks_that_decay", lambda s, k, v: s + k.mT @ v, decay=0.9)
+_chunks("before_chunks_by_einsum", lambda s, k, v: s.add(torch.einsum("bhnd,bhne->bhde", k, v)))
+
+
+@spelling(lambda: remembered(MEMORY))
+def state_of_a_prefix_in_front_of_running_sums(q: Tensor, k: Tensor, v: Tensor, mk: Tensor, mv: Tensor) -> Tensor:
+    products = torch.einsum("bhnd,bhne->bhnde", k, v)
+    states = torch.cat([(mk.mT @ mv).unsqueeze(2), products], 2).cumsum(2)[:, :, 1:]
+    return torch.einsum("bhnd,bhnde->bhne", q, states)
