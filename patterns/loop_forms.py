@@ -11,7 +11,7 @@ import torch
 
 from .algebra import times
 from .codes import near_miss
-from .index import Affine, Index, Size, divide, mixed_radix, product, same
+from .index import Affine, Index, Size, divide, hint, mixed_radix, product, same, var
 from .normal_form import Leaf, Read, Term, Value
 
 StateKey = tuple[Leaf, tuple[Affine, ...]]
@@ -130,8 +130,40 @@ def substituted(value: Value, index: Sequence[Affine]) -> list[Term]:
         if len(axis) == 1:
             mapping[axis[0]] = a
         elif axis:
-            mapping.update(_digits(axis, a))
+            try:
+                mapping.update(_digits(axis, a))
+            except NotUnrolled:
+                if not all(_together(t, axis) for t in value.terms):
+                    raise
+                mapping.update({**dict.fromkeys(axis, Affine()), axis[-1]: a})
     return [t.fresh().substitute(mapping) for t in value.terms]
+
+
+def _together(t: Term, digits: Sequence[Index]) -> bool:
+    """Whether variables occur as the digits of one number alone."""
+    whole = mixed_radix(digits)
+
+    def one(a: Affine) -> bool:
+        c = a.coef.get(digits[-1], 0)
+        return all(same(a.coef.get(x, 0), c * whole.coef[x]) for x in digits)
+
+    return all(one(a) for f in t.factors for a in (f.index if isinstance(f, Read) else (f.at,))) and all(
+        map(one, t.indicators)) and all(_together(e, digits) for e in t.exponent)
+
+
+def one_variable_each(t: Term) -> Term:
+    """With one summed variable for all digits of a number that occur together alone, as of features that were split and put
+    together again."""
+    for r in t.reads():
+        for a in r.index:
+            digits = sorted(set(a.coef) & set(t.bound), key=lambda x: -abs(hint(a.coef[x])))
+            if len(digits) > 1 and _together(t, digits):
+                whole = Index(product(x.size for x in digits))
+                whole.split(digits)
+                bound = tuple(x for x in t.bound if x not in digits)
+                left = replace(t, bound=(*bound, digits[-1])).substitute({x: Affine() for x in digits[:-1]})
+                return one_variable_each(left.substitute({digits[-1]: var(whole)}))
+    return t
 
 
 def _digits(axis: tuple[Index, ...], a: Affine) -> dict[Index, Affine]:

@@ -59,6 +59,8 @@ def weigh(pieces: Pieces, frame: Frame, forms: Sequence[Form], states: States, d
     weights = [p.weight for parts in (*states.values(), *(f.parts for f in forms)) for p in parts]
     if len(updates) < 2 or any(isinstance(t.coef, sympy.Basic) for t in weights):
         raise NotUnrolled
+    if any(t.variables() & {*frame.d, *frame.e} for t in weights):
+        raise near_miss("LC202")
     if dtype is not None and not dtype.is_floating_point:
         raise near_miss("LC402", dtype=dtype)
     operands = _operands(forms, frame, states, updates, starts, stride, empty,

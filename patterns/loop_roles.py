@@ -36,9 +36,10 @@ class PieceRoles:
             raise NotUnrolled
         holders = [r for r in reads if r.variables() & d]
         wide = [r for r in holders if self._own_features(r, holders, bound, rows)]
-        if any(r not in holders and self._own_features(r, reads, bound, rows) for r in reads):
-            wide = [r for r in wide if is_sum(r.leaf)]      # beside values a tensor from outside is no state
-        if not wide:                                        # a normaliser's state has the features of keys alone
+        beside_values = any(r not in holders and self._own_features(r, reads, bound, rows) for r in reads)
+        if beside_values:
+            wide = [r for r in wide if is_sum(r.leaf)]      # there a tensor from outside is no state
+        elif not wide:                                      # a normaliser's state has the features of keys alone
             sums = [r for r in holders if is_sum(r.leaf)]
             # queries and keys may be sums, too (rotated ones), but are read at a position, as a state is not
             wide = sums if len(sums) == 1 else [r for r in sums if positionless(r)]

@@ -33,6 +33,7 @@ from .loop_forms import (
     as_exponent,
     expand,
     merged,
+    one_variable_each,
     resolved,
     substituted,
     without,
@@ -146,8 +147,11 @@ class _Loop:
         taken = []
         terms = sorted(terms, key=lambda t: (not _reads_a_state([t]), -len(t.bound)))  # a window tells keys from queries
         in_all = set.intersection(*({summed_alike(r, set(t.bound)) for r in t.reads()} for t in terms))
-        for t in terms:
+        for n, t in enumerate(terms):
             taken.append(self.roles.of(t, set(digits), asked, in_all if len(terms) > 1 else set()))
+            if self.frame is not None and len(taken[-1][1]) > len(self.frame.d):
+                terms[n] = t = one_variable_each(t)
+                taken[-1] = self.roles.of(t, set(digits), asked, set())
             asked |= {(r.leaf, r.function) for r in taken[-1][0]}
         if self.frame is None:
             self.frame = self.roles.frame(p.value, terms, taken)

@@ -118,6 +118,62 @@ def rotated_at_each_step(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.stack(out, 2)
 
 
+def by_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Features 2 n and 2 n + 1 turn together."""
+    a, b = x[..., 0::2], x[..., 1::2]
+    return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
+
+
+@loop
+def rotated_by_pairs_at_each_step(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The first step has its features in two digits, the others in one."""
+    angle = 10000.0 ** (-torch.arange(q.shape[-1] // 2, dtype=q.dtype) / q.shape[-1])
+    s, out = zeros(q, v), []
+    for t in range(q.shape[2]):
+        qt, kt = (by_pairs(x[:, :, t], (angle * t).cos(), (angle * t).sin()) for x in (q, k))
+        s = 0.9 * s + kt[..., :, None] * v[:, :, t, None, :]
+        out.append((qt[..., None, :] @ s).squeeze(-2))
+    return torch.stack(out, 2)
+
+
+ANGLES = torch.arange(64, dtype=torch.float64)[:, None] * 10000.0 ** (-torch.arange(32, dtype=torch.float64) / 64)
+
+
+@loop
+def rotated_by_a_table_at_each_step(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Queries and keys of all steps are sums, as states are."""
+    n = q.shape[-1] // 2
+    s, out = zeros(q, v), []
+    for t in range(q.shape[2]):
+        cos, sin = ANGLES[t, :n].cos().to(q.dtype), ANGLES[t, :n].sin().to(q.dtype)
+        qt, kt = (torch.cat((x[:, :, t, :n] * cos - x[:, :, t, n:] * sin, x[:, :, t, :n] * sin + x[:, :, t, n:] * cos), -1)
+                  for x in (q, k))
+        s = 0.9 * s + kt[..., :, None] * v[:, :, t, None, :]
+        out.append((qt[..., None, :] @ s).squeeze(-2))
+    return torch.stack(out, 2)
+
+
+@loop
+def rotated_by_pairs_and_a_table_at_each_step(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    n = q.shape[-1] // 2
+    s, out, cos, sin = zeros(q, v), [], ANGLES.cos().to(q.dtype), ANGLES.sin().to(q.dtype)
+    for t in range(q.shape[2]):
+        s = s + by_pairs(k[:, :, t], cos[t, :n], sin[t, :n])[..., :, None] * v[:, :, t, None, :]
+        out.append((by_pairs(q[:, :, t], cos[t, :n], sin[t, :n])[..., None, :] @ s).squeeze(-2))
+    return torch.stack(out, 2)
+
+
+@no_loop
+def scaled_by_other_numbers_of_each_feature_at_each_step(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A table of steps and features is no number of a position."""
+    s, out = zeros(q, v), []
+    for t in range(q.shape[2]):
+        numbers = torch.cos(0.3 * t * torch.arange(q.shape[-1], dtype=q.dtype))
+        s = s + (k[:, :, t] * numbers)[..., :, None] * v[:, :, t, None, :]
+        out.append(((q[:, :, t] * numbers)[..., None, :] @ s).squeeze(-2))
+    return torch.stack(out, 2)
+
+
 @loop
 def rotated_before_the_steps_and_normalised(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The sums of rotated keys are not positive; a clamp keeps the division finite."""
