@@ -136,7 +136,7 @@ MUTANTS = [
          ("Affine(0 if hint(c) > 0 else x.size - 1)", "Affine(0)")),
     *_of("patterns/position_weights.py", "rules",
          ("if not table.any() or not np.allclose(table, np.outer(of_rows, of_keys), rtol=1e-12, atol=0):", "if not table.any():"),
-         ("coef, numbers = coef * float(numbers[0]), np.ones(1)", "numbers = np.ones(1)")),
+         ("coef = coef * own[0][1]  ", "coef = coef  ")),
     *_of("patterns/loop_numbers.py", "rules",
          ("rows, keys = rows - levels, keys + levels", "rows, keys = rows - levels, keys"),
          ("rows, keys = rows - numbers[0] * steps, keys + numbers[0] * steps", "rows = rows - numbers[0] * steps")),

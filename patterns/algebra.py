@@ -272,12 +272,15 @@ def affine(v: Value) -> Affine:
     """The integer index expression that a value is; Unknown if it is none."""
     result = Affine()
     for t in v.finite().terms:
-        if t.indicators or t.exponent or t.bound or len(t.factors) > 1 or t.coef != int(t.coef):
+        symbolic = isinstance(t.coef, sympy.Basic)
+        whole = t.coef.is_integer if symbolic else t.coef == int(t.coef)
+        if t.indicators or t.exponent or t.bound or len(t.factors) > 1 or not whole:
             raise Unknown("not an expression of positions")
+        number = t.coef if symbolic else int(t.coef)
         if not t.factors:
-            result = result.shift(int(t.coef))
+            result = result.shift(number)
         elif isinstance(t.factors[0], Position):
-            result = result + t.factors[0].at.scale(int(t.coef))
+            result = result + t.factors[0].at.scale(number)
         else:
             raise Unknown("not an expression of positions")
     return result
@@ -332,7 +335,8 @@ def exponential(v: Value) -> Value:
         raise Unknown("exponential of +inf")
     holds, exponent = set(v.masked or ()), []
     for t in v.terms:
-        if not (t.factors or t.bound or t.exponent) and len(t.indicators) == 1 and t.coef <= VANISHES:
+        if not (t.factors or t.bound or t.exponent) and len(t.indicators) == 1 and isinstance(t.coef, (int, float)) \
+                and t.coef <= VANISHES:
             holds.add(negation(*t.indicators))              # a large number in place of -inf
         else:
             exponent.append(t)

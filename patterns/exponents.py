@@ -49,7 +49,7 @@ def gates_apart(t: Term) -> Term:
 def positions_apart(t: Term) -> Term:
     """Summands of the exponent that belong to one position, and to no decay, as weights of the keys; or, if there are such of
     the query's position, all of them by the law of a stabilised decay."""
-    pair = positions(t) if t.exponent else None
+    pair = _positions(t) if t.exponent else None
     if pair is None:
         return t
     i, j = pair
@@ -86,7 +86,7 @@ def _stabilised(t: Term, i: Index, j: Index) -> Term:
     return replace(t, factors=(*t.factors, key, row), exponent=(*numbers, Term(-1, (at_i,)), Term(1, (at_j,))))
 
 
-def positions(t: Term) -> tuple[Index, Index] | None:
+def _positions(t: Term) -> tuple[Index, Index] | None:
     """The query's and the key's variable, where each position is one."""
     pairs = {(i, j) for e in restricting(t) if len(e.coef) == 2
              for j in set(e.coef) & set(t.bound) for i in set(e.coef) - set(t.bound)}

@@ -70,7 +70,7 @@ def weigh(pieces: Pieces, frame: Frame, forms: Sequence[Form], states: States, d
         forms, states = gathered(forms, states, updates, lambda u: key.position(u.k[key.number]), int(hint(pieces.length)))
         weights = [p.weight for parts in (*states.values(), *(f.parts for f in forms)) for p in parts]
     at = _sequenced(pieces, forms, operands, updates, stride, Tables(frame, weights, 0), empty)
-    found, tables = weighed(forms, states, frame, weights, operands.moving_key(), at)
+    found, tables = weighed(forms, states, frame, weights, operands.moving_key(), at, empty)
     coef, reverse, strict = found.mask
     densities = tuple(a.density(-r if reverse else r, tables) for a, r in zip(found.atoms, found.ratios) if np.any(r))
     match = _match(pieces, frame, operands, at, coef, densities, reverse, strict, dtype, tables.eps)

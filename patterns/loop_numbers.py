@@ -16,7 +16,7 @@ import numpy as np
 
 from .evaluate import Array
 from .index import Index, var
-from .normal_form import Leaf, Numbers, Read, Term
+from .normal_form import Leaf, Numbers, Read
 from .position_weights import numbers_at
 
 NEAR, FAR = np.log(64.0), np.log(4096.0)  # how far numbers may spread without a constant log-decay, and with it
@@ -30,9 +30,9 @@ class Explained:
     keys: Array
     ratios: list[Array]
 
-    def without(self, u: Array) -> Array:
+    def without(self, u: Array, rows: Array) -> Array:
         """[heads, rows, columns]: weights without their numbers."""
-        return u / (self.rows[:, None] * self.keys)
+        return u / (self.rows[rows][:, None] * self.keys)
 
 
 def explained(draws: Sequence[tuple[Array, Sequence[Array]]], moves: Sequence[bool], room: float) -> Explained | None:
@@ -58,18 +58,35 @@ def explained(draws: Sequence[tuple[Array, Sequence[Array]]], moves: Sequence[bo
                 numbers[n] = float(r)
         levels = sum((r * x for r, x in zip(numbers, draws[0][1])), np.zeros(len(rows)))
         rows, keys = rows - levels, keys + levels
-        steps = np.arange(len(rows))
-        if max(_spread(rows), _spread(keys)) > NEAR:
-            at = np.isfinite(rows)
-            numbers[0] = float(np.polyfit(steps[at], np.real(rows)[at], 1)[0])
-            rows, keys = rows - numbers[0] * steps, keys + numbers[0] * steps
-        if max(_spread(rows), _spread(keys)) > FAR:
-            return None
         found.append((rows, keys, numbers))
+    found = _with_constants(found)
+    if max(_spread(x) for rows, keys, _ in found for x in (rows, keys)) > FAR:
+        return None
     rows, keys = (_numbers(x) for x in found[0][:2])
     if not all(np.allclose(_numbers(x), y, rtol=room, atol=0) for r, k, _ in found for x, y in ((r, rows), (k, keys))):
         return None                                         # other numbers for other heads
     return Explained(rows, keys, [np.array([numbers[n] for *_, numbers in found]) for n in range(len(moves))])
+
+
+def _with_constants(found: Sequence[tuple[Array, Array, list[float]]]) -> list[tuple[Array, Array, list[float]]]:
+    """With a constant log-decay of each head, if heads differ, or else numbers spread too far: by how much heads differ follows
+    from their numbers, which are to be the same, and none of them grows."""
+    steps, first = np.arange(len(found[0][0])), found[0][0]
+    at = np.isfinite(first)
+
+    def slope(logs: Array) -> float:
+        return float(np.polyfit(steps[at], np.real(logs)[at], 1)[0]) if at.sum() > 1 else 0.0
+
+    apart = [slope(rows - first) for rows, *_ in found]
+    differ = max(map(abs, apart)) > 1e-9
+    common = 0.0
+    if differ or max(_spread(x) for x in found[0][:2]) > NEAR:
+        common = min(slope(first), -max(apart)) if differ else slope(first)
+    result = []
+    for (rows, keys, numbers), more in zip(found, apart):
+        constant = common + (more if differ else 0.0)
+        result.append((rows - constant * steps, keys + constant * steps, [numbers[0] + constant, *numbers[1:]]))
+    return result
 
 
 def _split(u: Array, room: float) -> tuple[Array, Array] | None:
@@ -101,4 +118,4 @@ def _numbers(logs: Array) -> Array:
 
 def read_of(numbers: Array, x: Index, beside: Leaf) -> Read:
     """Numbers at a position, as a read."""
-    return numbers_at([Term(1, (Numbers(tuple(map(float, numbers)), var(x)),))], x, [beside])
+    return numbers_at([(1.0, (Numbers(tuple(map(float, numbers)), var(x)),))], var(x), [beside])

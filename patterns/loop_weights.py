@@ -59,8 +59,9 @@ class Weighed:
 
 
 def weighed(forms: Sequence[Form], states: Mapping[StateKey, Sequence[Update | Carry]], frame: Frame, weights: Sequence[Term],
-            keys: Slot, at: Sequenced) -> tuple[Weighed, Tables]:
-    """All weights of a loop, and the tables they come from; NearMiss where no log-decay explains them."""
+            keys: Slot, at: Sequenced, empty: frozenset[int]) -> tuple[Weighed, Tables]:
+    """All weights of a loop, and the tables they come from; NearMiss where no log-decay explains them. `empty` are positions of
+    queries that see no key."""
     probe = Tables(frame, weights, 0, at.n)
     columns = sample(at.n, forms, at.stride)
     rows, values = _rows(forms, frame)
@@ -89,16 +90,17 @@ def weighed(forms: Sequence[Form], states: Mapping[StateKey, Sequence[Update | C
     try:
         mask = _mask(pairs, ratios := fit(pairs, rows, columns), rows, columns, room)
     except NearMiss:
-        if at.stride > 1 or len(columns) != at.n or not np.array_equal(rows, np.arange(at.n)) or len(every) > 1:
+        if at.stride > 1 or len(columns) != at.n or len(every) > 1 or len(rows) + len(empty) != at.n or \
+                not np.array_equal(np.sort([*rows, *empty]), np.arange(at.n)):
             raise
         if any(moves):
             every.append(draw(1))
             pairs.append((every[-1].u[:, keep, :-1][:, :, seen], every[-1].levels))
-        if (numbers := explained(pairs, moves, room)) is None:
+        if (numbers := explained([(_of_all_rows(u, rows), levels) for u, levels in pairs], moves, room)) is None:
             raise
-        pairs = [(numbers.without(u), levels) for u, levels in pairs]
+        pairs = [(numbers.without(u, rows), levels) for u, levels in pairs]
         mask = _mask(pairs, ratios := numbers.ratios, rows, columns, room)
-    entering = [d.u[:, keep, -1] / (1 if numbers is None else numbers.rows) for d in every]
+    entering = [d.u[:, keep, -1] / (1 if numbers is None else numbers.rows[rows]) for d in every]
     return Weighed(at.count, rows, columns, atoms, ratios, [d.chain for d in every], [d.levels for d in every], entering, mask,
                    None if numbers is None else (numbers.rows, numbers.keys)), probe
 
@@ -119,6 +121,13 @@ def _mask(pairs: Sequence[tuple[Array, Sequence[Array]]], ratios: Sequence[Array
     if any(not np.allclose(x, norms[0], rtol=0, atol=ROOM * np.abs(norms[0]).max()) for x in norms):
         raise near_miss("LC201", seen="the weight of a pair is another function of its positions")
     return causality(norms[0], rows, columns, any(np.any(r) for r in ratios))
+
+
+def _of_all_rows(u: Array, rows: Array) -> Array:
+    """With rows of zeros for those that see nothing."""
+    whole = np.zeros((u.shape[0], u.shape[2], u.shape[2]))
+    whole[:, rows] = u
+    return whole
 
 
 def _draw(chain: Chain, heads: int, forms: Sequence[Form], values: Sequence[Sequence[Array]], rows: int) -> Array:

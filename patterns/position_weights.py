@@ -11,9 +11,10 @@ import numpy as np
 import sympy
 
 from .algebra import restricting
-from .exponents import positions
-from .index import Affine, Index, var
-from .normal_form import Factor, Leaf, Numbers, Position, Read, Term, Value, rename
+from .index import Affine, Index, hint, mixed_radix, product, var
+from .normal_form import Factor, Leaf, Numbers, Position, Read, Term, Value
+
+Side = tuple[Factor, ...]
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class _Weighed:
     """A term without its numbers of one position, and these: of the query's position, of the key's, and a coefficient."""
 
     term: Term
-    rows: tuple[Factor, ...]
-    keys: tuple[Factor, ...]
+    rows: Side
+    keys: Side
     coef: Any
 
 
@@ -42,10 +43,10 @@ def weights_apart(terms: Sequence[Term]) -> list[Term]:
 
 
 def _weighed(t: Term) -> _Weighed:
-    i, j = positions(t) or (None, None)
-    rows, keys = (tuple(f for f in t.factors if not isinstance(f, Read) and f.variables() == {x}) for x in (i, j))
-    left = tuple(f for f in t.factors if f not in rows + keys)
-    return _Weighed(replace(t, factors=left, coef=1), rows, keys, t.coef)
+    """A position of a key has summed digits, and may have some that it shares with the query's, the number of a chunk."""
+    bound, numbers = set(t.bound), [f for f in t.factors if not isinstance(f, Read) and f.variables()]
+    rows, keys = (tuple(f for f in numbers if bool(f.variables() & bound) == summed) for summed in (False, True))
+    return _Weighed(replace(t, factors=tuple(f for f in t.factors if f not in rows + keys), coef=1), rows, keys, t.coef)
 
 
 def _same(a: Term, b: Term) -> bool:
@@ -58,48 +59,67 @@ def _same(a: Term, b: Term) -> bool:
 
 def _joined(group: Sequence[_Weighed]) -> list[Term]:
     """The terms of a group, as one if may be."""
-    first = group[0]
-    pair = positions(first.term)
-    if pair is None or not any(w.rows or w.keys for w in group) or any(isinstance(w.coef, sympy.Basic) for w in group):
-        return [replace(w.term, coef=w.coef, factors=(*w.term.factors, *w.rows, *w.keys)) for w in group]
-    i, j = pair
-    rows, keys = {_key(w.rows, i): w.rows for w in group}, {_key(w.keys, j): w.keys for w in group}
+    apart = [replace(w.term, coef=w.coef, factors=(*w.term.factors, *w.rows, *w.keys)) for w in group]
+    places = [_place([f for w in group for f in side(w)]) for side in (lambda w: w.rows, lambda w: w.keys)]
+    if not any(w.rows or w.keys for w in group) or None in places or any(isinstance(w.coef, sympy.Basic) for w in group):
+        return apart
+    rows, keys = {_name(w.rows): w.rows for w in group}, {_name(w.keys): w.keys for w in group}
     table = np.zeros((len(rows), len(keys)))
     for w in group:
-        table[list(rows).index(_key(w.rows, i)), list(keys).index(_key(w.keys, j))] += w.coef
+        table[list(rows).index(_name(w.rows)), list(keys).index(_name(w.keys))] += w.coef
     at = np.unravel_index(np.abs(table).argmax(), table.shape)
     of_rows, of_keys = table[:, at[1]], table[at[0]] / (table[at] or 1.0)
     if not table.any() or not np.allclose(table, np.outer(of_rows, of_keys), rtol=1e-12, atol=0):
-        return [replace(w.term, coef=w.coef, factors=(*w.term.factors, *w.rows, *w.keys)) for w in group]
-    beside = [r.leaf for r in first.term.reads() if r.variables() & {i, j}]
-    coef, factors = 1.0, first.term.factors
-    for side, numbers, x in ((rows, of_rows, i), (keys, of_keys, j)):
-        if len(side) == 1:                                  # a number is no reason for a sum
-            coef, numbers = coef * float(numbers[0]), np.ones(1)
-        terms = [Term(float(c), own) for c, own in zip(numbers, side.values()) if c]
-        factors = (*factors, numbers_at(terms, x, beside)) if any(t.factors for t in terms) else factors
-    return [replace(first.term, coef=coef, factors=factors)]
+        return apart
+    term, coef = group[0].term, 1.0
+    beside, factors = [r.leaf for r in term.reads()], term.factors
+    for side, numbers, place in zip((rows, keys), (of_rows, of_keys), places):
+        assert place is not None
+        own = sorted((name, float(c)) for name, c in zip(side, numbers) if c)
+        coef = coef * own[0][1]                             # alike for all multiples of one sum
+        terms = [(c / own[0][1], side[name]) for name, c in own]
+        factors = (*factors, numbers_at(terms, place, beside)) if any(f for _, f in terms) else factors
+    return [replace(term, coef=coef, factors=factors)]
 
 
-def numbers_at(terms: Sequence[Term], x: Index, beside: Sequence[Leaf]) -> Read:
-    """A sum of numbers at a position. Where another site of a tensor has the same, it reads the same leaf."""
-    y = rename(x)
-    own = tuple(t.substitute({x: var(y)}) for t in terms)
-    key = ("numbers", str(x.size), *sorted(f"{t.coef} * {_key(t.factors, y)}" for t in own))
+def _place(factors: Sequence[Factor]) -> Affine | None:
+    """The position that all numbers of a side are of: a constant if there are none, None if it is not one, or if the digits of it
+    are not all of a position."""
+    found = {_base(f) for f in factors} or {Affine()}
+    if len(found) > 1:
+        return None
+    (place,) = found
+    return place if mixed_radix(_digits(place)) == place else None
+
+
+def _digits(place: Affine) -> list[Index]:
+    """The variables of a position, outermost first."""
+    return sorted(place.coef, key=lambda x: -hint(place.coef[x]))
+
+
+def _base(f: Factor) -> Affine:
+    assert isinstance(f, (Position, Numbers))
+    return f.at.shift(-f.at.const)
+
+
+def numbers_at(terms: Sequence[tuple[float, Side]], place: Affine, beside: Sequence[Leaf]) -> Read:
+    """A sum of coefficients times products of numbers at a position. Where another site of a tensor has the same, it reads the
+    same leaf."""
+    digits = _digits(place)
+    y = Index(product(x.size for x in digits))
+    y.split(digits)
+    key = ("numbers", str(y.size), *sorted(f"{c} * {_name(own)}" for c, own in terms))
     found = next((leaf.made[key] for leaf in beside if key in leaf.made), None)
     if found is None:
-        found = Leaf((x.size,), beside[0].tensor, numbers=Value(((y,),), own))
+        own = tuple(Term(c, tuple(replace(f, at=Affine(f.at.const, {y: 1})) for f in side if not isinstance(f, Read)))
+                    for c, side in terms)
+        found = Leaf((y.size,), beside[0].tensor, numbers=Value(((y,),), own))
     for leaf in beside:
         leaf.made[key] = found
-    return Read(found, (var(x),))
+    return Read(found, (place,))
 
 
-def _key(factors: Sequence[Factor], x: Index) -> str:
-    """Equal for equal products of numbers, but for the name of their variable."""
-    return str(sorted(_name(f, x) for f in factors))
-
-
-def _name(f: Factor, x: Index) -> str:
-    """Equal for equal numbers of two variables."""
-    at: Affine = f.at if isinstance(f, (Position, Numbers)) else Affine()
-    return f"{at.const} + {at.coef.get(x, 0)} of {f.values if isinstance(f, Numbers) else 'positions'}"
+def _name(factors: Sequence[Factor]) -> str:
+    """Equal for equal products of numbers, but for the name of their position."""
+    return str(sorted(f"{f.at.const} of {f.values if isinstance(f, Numbers) else 'positions'}"
+                      for f in factors if isinstance(f, (Position, Numbers))))

@@ -15,7 +15,7 @@ import torch.fx as fx
 from ..compat import FakeTensor, no_modes, pytree
 from .algebra import multiply, table, windows
 from .assembled import Assembled
-from .calls import Call, Table, number_value
+from .calls import Call, Rule, Table, number_value
 from .constants import mask_value
 from .evaluate import MAX_TABLE, fold
 from .fakes import call, tensors_in, with_tensors
@@ -273,7 +273,7 @@ class SideTable(Assembled):
         try:
             if name not in RULES:
                 raise Unknown("no rule")
-            result = RULES[name](Call(name, named, out, table or self))
+            result = _decided(RULES[name], Call(name, named, out, table or self))
         except Unknown as e:
             if (known := self._numbers(func, args, kwargs, out)) is not None:
                 return known
@@ -336,6 +336,16 @@ class SideTable(Assembled):
                 v = self.cut(other, self.node_of.get(id(other)))
                 for leaf in v.leaves():
                     leaf.dirty = True
+
+
+def _decided(rule: Rule, c: Call) -> Any:
+    """What a rule says; where it compares sizes of which nothing is known, it says nothing."""
+    try:
+        return rule(c)
+    except TypeError as e:
+        if "truth value of Relational" not in str(e):       # sympy's
+            raise
+        raise Unknown("it depends on sizes that are not known") from None
 
 
 def _spoilt(v: Value, t: torch.Tensor) -> bool:

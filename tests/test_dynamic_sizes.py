@@ -27,13 +27,16 @@ LEFT_ALONE = {
     # the number of sites is another: the normaliser, or an order of a series, is a site of its own
     "normaliser_of_a_mean", "orders_of_a_series_summed_apart",
     # masks that are recognised by their values, which a dynamic length has not
-    "mask_from_indices", "mask_filled_row_by_row", "decay_stacked_from_columns", "mask_repeated_for_merged_heads",
-    "mask_by_a_matrix_of_differences",
+    "mask_from_indices", "mask_filled_row_by_row", "mask_repeated_for_merged_heads",
+    "mask_by_a_matrix_of_differences", *(f"prefix_{m}_with_{what}" for m in ("short", "long") for what in (
+        "a_mask_of_two_parts", "the_last_rows_of_a_mask")),
     # a length, or a number of chunks or heads, that the program knows and its inputs have by chance
     "blocks_of_running_sums", "one_sequence_normalised", "heads_and_batches_merged_step_by_step",
     "given_sums_of_chunks_as_the_tensor_lies", "sums_of_lists_of_states", "states_read_back_in_three_blocks",
     "states_read_back_in_many_blocks", "states_of_blocks_written_into_a_tensor", "reference_of_whole_chunks",
-    "reference_of_one_group", "reference_from_a_state",
+    "reference_of_one_group", "reference_from_a_state", "prefix_and_the_state_after_all",
+    "state_of_a_prefix_before_chunks_that_decay", "numbers_in_steps_of_a_schedule_of_decays",
+    "numbers_in_steps_of_a_steep_schedule_of_decays",
     # a decay that is a power of a number which may be negative at the next call
     "OneHeadAfterAnother",
 }

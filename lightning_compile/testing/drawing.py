@@ -26,8 +26,9 @@ class Pick(Protocol):
     def __call__(self, *names: Any) -> Any: ...
 
 
-def spec(pick: Pick, form: str = "scores", least: int = 2) -> Spec:
-    """What programs of this form may compute. Batches have at least `least` entries."""
+def spec(pick: Pick, form: str = "scores", least: int = 2, plain: bool = True) -> Spec:
+    """What programs of this form may compute. Batches have at least `least` entries. What lines of mutations know nothing of is
+    drawn for `plain` ones alone."""
     group = pick(1, 1, 1, 2)
     looped = form in LOOPS
     n = pick(3, 4, 5, 8, 70) if form in ("scores", "state") else pick(8, 12, 24) if form == "chunks" else pick(5, 8, 11)
@@ -42,13 +43,16 @@ def spec(pick: Pick, form: str = "scores", least: int = 2) -> Spec:
     final = states and pick(False, False, False, True) and not (strict and form == "state")
     if form == "chunks" and decay != "none":
         final = False
+    prefix = pick(0, 0, 0, 2, 20) if form == "scores" and decay != "step" and not (initial or final) and plain else 0
+    numbers = pick("none", "none", "none", "q", "k", "v") if form != "blocks" and plain else "none"
     feature = pick(*sorted(POSITIVE), *([] if normaliser else sorted(FEATURES)))
     dtype = pick(*DTYPES)
     return Spec(
         b=pick(*range(least, 4)), heads=group * pick(2, 3), group=group, n=n, d=pick(*SMALL), e=pick(*SMALL),
         layout=pick(*LAYOUTS), strided=pick(False, False, False, True), reverse=reverse, strict=strict,
         normaliser=normaliser, feature=feature, scale=pick(None, 0.5, 0.125), scale_at=pick("q", "k", "v", "scores", "out"),
-        cast=dtype == torch.float32 and pick(*NO_YES), decay=decay, initial=initial, final=final, dtype=dtype)
+        cast=dtype == torch.float32 and pick(*NO_YES), decay=decay, initial=initial, final=final,
+        prefix=prefix, numbers=numbers, dtype=dtype)
 
 
 def spelling(pick: Pick, spec: Spec, form: str = "scores") -> Spelling:
@@ -83,7 +87,7 @@ def program(pick: Pick, forms: tuple[str, ...] = FORMS) -> Program:
 def mutation(pick: Pick, forms: tuple[str, ...] = FORMS) -> tuple[Program, bool]:
     """A program with one thing changed, and whether gradients can be taken of it. Sizes may be 1 and equal."""
     form = pick(*forms)
-    s = spec(pick, form, least=1)
+    s = spec(pick, form, least=1, plain=False)
     w = spelling(pick, s, form)
     one = MUTATIONS[pick(*[name for name, m in MUTATIONS.items() if m.fits(s, w)])]
     copies = () if one.gradients else (("operands", "q, k, v = q * 1.0, k * 1.0, v * 1.0"),)

@@ -8,24 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .writing import Writer, axes, scaled
+from .writing import Writer, axes, scaled, scaled_by_positions
 
 MASKS = {
-    # {t} tril or triu, {d} the diagonal, {c} the comparison of i and j
+    # {t} tril or triu, {d} the diagonal, {c} the comparison of i and {j}, {n} the sizes
     "tril": "s = s.{t}({d})",
     "function": "s = torch.{t}(s, diagonal={d})",
     "inplace": "s = s.{t}_({d})",
-    "ones": "s = s * torch.ones(n, n, dtype=s.dtype).{t}({d})",
-    "ones_left": "s = torch.{t}(s.new_ones(n, n), {d}) * s",
-    "mul_": "s.mul_(torch.ones(n, n, dtype=s.dtype).{t}({d}))",
-    "bool": "s = s * torch.ones(n, n, dtype=torch.bool).{t}({d})",
-    "where": "s = torch.where(i[:, None] {c} i[None, :], s, 0.0)",
+    "ones": "s = s * torch.ones({n}, dtype=s.dtype).{t}({d})",
+    "ones_left": "s = torch.{t}(s.new_ones({n}), {d}) * s",
+    "mul_": "s.mul_(torch.ones({n}, dtype=s.dtype).{t}({d}))",
+    "bool": "s = s * torch.ones({n}, dtype=torch.bool).{t}({d})",
+    "where": "s = torch.where(i[:, None] {c} {j}[None, :], s, 0.0)",
     "where_zeros": "s = torch.where(torch.ones_like(s).{t}({d}) > 0, s, torch.zeros_like(s))",
-    "fill": "s = s.masked_fill(~torch.ones(n, n, dtype=torch.bool).{t}({d}), 0)",
-    "fill_": "s.masked_fill_(torch.ones(n, n).{t}({d}) == 0, 0.0)",
-    "fill_arange": "s = s.masked_fill((i[:, None] {c} i).logical_not(), 0.0)",
-    "arange": "s = s * (i.unsqueeze(1) {c} i.unsqueeze(0)).to(s.dtype)",
-    "view": "s = s * (i.view(-1, 1) {c} i.view(1, -1))",
+    "fill": "s = s.masked_fill(~torch.ones({n}, dtype=torch.bool).{t}({d}), 0)",
+    "fill_": "s.masked_fill_(torch.ones({n}).{t}({d}) == 0, 0.0)",
+    "fill_arange": "s = s.masked_fill((i[:, None] {c} {j}).logical_not(), 0.0)",
+    "arange": "s = s * (i.unsqueeze(1) {c} {j}.unsqueeze(0)).to(s.dtype)",
+    "view": "s = s * (i.view(-1, 1) {c} {j}.view(1, -1))",
 }
 BETWEEN = ("difference", "tril", "where", "segments")
 
@@ -62,16 +62,20 @@ def scores(t: Writer) -> None:
     t.at("scores")
     if s.scale is not None and s.scale_at == "scores":
         t.add(scaled("s", s.scale, w.scale_by))
-    t.add("i = torch.arange(n)")
+    j, p = ("j", s.prefix) if s.prefix else ("i", 0)
+    t.add(*[f"i, j = torch.arange({p}, n + {p}), torch.arange(n + {p})"] if p else ["i = torch.arange(n)"])
     signs = {(False, False): (0, ">="), (False, True): (-1, ">"), (True, False): (0, "<="), (True, True): (1, "<")}
     diagonal, comparison = signs[s.reverse, s.strict]
+    diagonal += p
+    if s.numbers != "none":
+        t.add(scaled_by_positions("s", "i[:, None]" if s.numbers == "q" else j, w.scale_by))
     if s.decay == "head":
         _head_weights(t, diagonal)
     elif s.decay == "step":
         _step_weights(t, "g", "n")
         t.add("s = s * w")
     t.at("before_mask")
-    t.add(MASKS[w.mask].format(t=_triangle(t), d=diagonal, c=comparison))
+    t.add(MASKS[w.mask].format(t=_triangle(t), d=diagonal, c=comparison, j=j, n=f"n, n + {p}" if p else "n, n"))
     t.at("masked")
     if s.normaliser:
         t.add("z = s @ torch.ones_like(s[..., :1])" if w.denominator == "matmul" else "z = s.sum(-1, keepdim=True)")
@@ -93,12 +97,13 @@ def scores(t: Writer) -> None:
 
 def _head_weights(t: Writer, diagonal: int) -> None:
     """exp(-slope of the head * distance), in the direction of the sum."""
-    far = "(i[None, :] - i[:, None])" if t.spec.reverse else "(i[:, None] - i[None, :])"
+    j, n = ("j", f"n, n + {t.spec.prefix}") if t.spec.prefix else ("i", "n, n")
+    far = f"({j}[None, :] - i[:, None])" if t.spec.reverse else f"(i[:, None] - {j}[None, :])"
     slopes = "slopes[:, None, None]"
     t.add(*{
         "exp": [f"s = s * torch.exp(-{slopes} * {far})"],
         "power": [f"s = s * torch.exp(-{slopes}) ** {far}"],
-        "minus_inf": [f"later = ~torch.ones(n, n, dtype=torch.bool).{_triangle(t)}({diagonal})",
+        "minus_inf": [f"later = ~torch.ones({n}, dtype=torch.bool).{_triangle(t)}({diagonal})",
                       f"s = s * (-{slopes} * {far}).masked_fill(later, float('-inf')).exp()"],
     }[t.spelling.decay])
 
@@ -278,6 +283,8 @@ def steps(t: Writer) -> None:
     t.loop("for t in reversed(range(n)):" if s.reverse else "for t in range(n):")
     at = ", ".join([":"] * n + ["t"])
     t.add(f"qt, kt, vt = q[{at}], k[{at}], v[{at}]")
+    if s.numbers != "none":
+        t.add(scaled_by_positions(f"{s.numbers}t", "t", w.scale_by))
     if s.decay == "step":
         t.add("rate = g[..., t].exp()[..., None]")
     if s.decay != "none":

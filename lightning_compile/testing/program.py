@@ -36,7 +36,8 @@ class Spec:
     arguments order these axes ("merged": [b, n, heads * features]) and `strided` that they are views with other strides.
 
     `decay`: none, a constant of each head, or a gate of each step, which is an argument [b, heads, n] in the layout's order.
-    `initial` and `final`: a state [b, heads, d, e] is an argument, or returned.
+    `initial` and `final`: a state [b, heads, d, e] is an argument, or returned. k and v have `prefix` positions more than q,
+    before the first query's. The positions' `numbers`, counted from 1, multiply q, k or v.
     """
 
     b: int = 2
@@ -57,6 +58,8 @@ class Spec:
     decay: Literal["none", "head", "step"] = "none"
     initial: bool = False
     final: bool = False
+    prefix: int = 0
+    numbers: Literal["none", "q", "k", "v"] = "none"
     dtype: torch.dtype = torch.float64
 
     def arguments(self) -> tuple[str, ...]:
@@ -74,12 +77,13 @@ class Spec:
                 x = room.permute(*reversed(range(x.dim() - 1)), -1)[..., ::2]
             return x.requires_grad_()
 
-        def one(heads: int, width: int) -> Tensor:
-            sizes = {"b": self.b, "h": heads, "n": self.n, "d": width}
-            return normal(self.b, self.n, heads * width) if self.layout == "merged" else normal(*(sizes[x] for x in self.layout))
+        def one(heads: int, width: int, more: int = 0) -> Tensor:
+            n = self.n + more
+            sizes = {"b": self.b, "h": heads, "n": n, "d": width}
+            return normal(self.b, n, heads * width) if self.layout == "merged" else normal(*(sizes[x] for x in self.layout))
 
         kv = self.heads // self.group
-        found = [one(self.heads, self.d), one(kv, self.d), one(kv, self.e)]
+        found = [one(self.heads, self.d), one(kv, self.d, self.prefix), one(kv, self.e, self.prefix)]
         if self.decay == "step":
             sizes = {"b": self.b, "h": self.heads, "n": self.n}
             found.append(normal(*(sizes[x] for x in gate_axes(self.layout))))

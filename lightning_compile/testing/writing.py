@@ -63,6 +63,9 @@ def source(program: Program) -> str:
     if s.scale is not None and s.scale_at in "qkv":
         t.add(scaled(s.scale_at, s.scale, w.scale_by if w.scale_by != "inplace" else "times"))
     t.add(f"n = q.shape[{t.n}]")
+    if s.numbers != "none" and w.form in ("state", "chunks"):
+        column = ", ".join(["None"] * t.n + [":"] + ["None"] * (len(w.work) - t.n - 1))
+        t.add(scaled_by_positions(s.numbers, f"torch.arange(n)[{column}]", w.scale_by))
     WRITE[w.form](t)
     if s.scale is not None and (s.scale_at == "out" or s.scale_at == "scores" and w.form != "scores"):
         t.add(scaled("o", s.scale, w.scale_by if not s.normaliser else "times"))
@@ -97,6 +100,11 @@ def _on_device(line: str) -> str:
 
 def scaled(x: str, scale: float, how: str) -> str:
     return {"times": f"{x} = {x} * {scale}", "over": f"{x} = {x} / {1 / scale}", "inplace": f"{x}.mul_({scale})"}[how]
+
+
+def scaled_by_positions(x: str, at: str, how: str) -> str:
+    """Times numbers of positions that are counted from 0."""
+    return f"{x} = {x} / ({at} + 1)" if how == "over" else f"{x} = 0.25 * ({at} + 1) * {x}"
 
 
 def detour(x: str, how: str) -> list[str]:
