@@ -53,7 +53,7 @@ def explained(draws: Sequence[tuple[Array, Sequence[Array]]], moves: Sequence[bo
                 return None
             at = np.isfinite(rows)
             known = np.concatenate([ahead, np.ones((len(ahead), 1))], -1)[at]
-            ratios, *_ = np.linalg.lstsq(known, np.real(sides[1][0] - rows)[at], rcond=None)
+            ratios, *_ = np.linalg.lstsq(known, np.real(sides[1][0][at] - rows[at]), rcond=None)
             for n, r in zip([n for n, m in enumerate(moves) if m], ratios):
                 numbers[n] = float(r)
         levels = sum((r * x for r, x in zip(numbers, draws[0][1])), np.zeros(len(rows)))
@@ -75,13 +75,14 @@ def _with_constants(found: Sequence[tuple[Array, Array, list[float]]]) -> list[t
     at = np.isfinite(first)
 
     def slope(logs: Array) -> float:
-        return float(np.polyfit(steps[at], np.real(logs)[at], 1)[0]) if at.sum() > 1 else 0.0
+        return float(np.polyfit(steps[at], logs, 1)[0]) if at.sum() > 1 else 0.0
 
-    apart = [slope(rows - first) for rows, *_ in found]
+    apart = [slope(np.real(rows[at] - first[at])) for rows, *_ in found]
     differ = max(map(abs, apart)) > 1e-9
     common = 0.0
     if differ or max(_spread(x) for x in found[0][:2]) > NEAR:
-        common = min(slope(first), -max(apart)) if differ else slope(first)
+        common = slope(np.real(first[at]))
+        common = min(common, -max(apart)) if differ else common
     result = []
     for (rows, keys, numbers), more in zip(found, apart):
         constant = common + (more if differ else 0.0)

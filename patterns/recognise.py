@@ -42,7 +42,8 @@ def recognise(value: Value) -> Match | NearMiss | None:
         return rows
     terms = [numbers_apart(gates_apart(positions_apart(without_maximum(straighten(pinned(t)))))) for t in value.terms]
     found = _recognised(replace(value, terms=tuple(terms)))
-    if isinstance(found, NearMiss) and found.code == "LC203" and (apart := weights_apart(terms)) != terms:
+    weighed = isinstance(found, NearMiss) and found.code in ("LC103", "LC108", "LC203")
+    if weighed and (apart := weights_apart(terms)) != terms:
         return _recognised(replace(value, terms=tuple(apart)))
     return found
 

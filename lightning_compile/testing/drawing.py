@@ -44,7 +44,7 @@ def spec(pick: Pick, form: str = "scores", least: int = 2, plain: bool = True) -
     if form == "chunks" and decay != "none":
         final = False
     prefix = pick(0, 0, 0, 2, 20) if form == "scores" and decay != "step" and not (initial or final) and plain else 0
-    numbers = pick("none", "none", "none", "q", "k", "v") if form != "blocks" and plain else "none"
+    numbers = pick("none", "none", "none", *("qkv" if form != "blocks" and plain else ()))
     feature = pick(*sorted(POSITIVE), *([] if normaliser else sorted(FEATURES)))
     dtype = pick(*DTYPES)
     return Spec(

@@ -78,7 +78,7 @@ def scores(t: Writer) -> None:
     t.add(MASKS[w.mask].format(t=_triangle(t), d=diagonal, c=comparison, j=j, n=f"n, n + {p}" if p else "n, n"))
     t.at("masked")
     if s.normaliser:
-        t.add("z = s @ torch.ones_like(s[..., :1])" if w.denominator == "matmul" else "z = s.sum(-1, keepdim=True)")
+        t.add("z = s @ torch.ones_like(s[..., :1])" if w.denominator == "matmul" and not p else "z = s.sum(-1, keepdim=True)")
         if w.divide_first:
             t.add(f"s = {_ratio('s', 'z', t)}")
     t.add("o = s @ v" if w.last == "matmul" else f"o = torch.einsum('{x['s']},{x['v']}->{x['o']}', s, v)")
