@@ -10,7 +10,7 @@ these tensors twice; a constant one is taken out of the numbers where these woul
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,11 +24,24 @@ NEAR, FAR = np.log(64.0), np.log(4096.0)  # how far numbers may spread without a
 
 @dataclass(frozen=True)
 class Explained:
-    """`rows` and `keys` are the numbers, [n]; `ratios` those by head for each atom, as `recurrence.fit` gives them."""
+    """`rows` and `keys` are the numbers, [n]; `ratios` those by head for each atom, as `recurrence.fit` gives them. Rows that see
+    no key are `open`: theirs are not known."""
 
     rows: Array
     keys: Array
     ratios: list[Array]
+    open: Array
+
+    def with_state(self, entering: Array, at: Array) -> Explained:
+        """With the numbers of open rows, which read nothing but the state from outside: its weights in the rows `at`, without a
+        decay."""
+        known = ~self.open[at]
+        number = float(np.median(entering[known] / self.rows[at][known])) if known.any() else 0.0
+        if known.all() or number == 0:
+            return self
+        rows = self.rows.copy()
+        rows[at[~known]] = entering[~known] / number
+        return replace(self, rows=rows)
 
     def without(self, u: Array, rows: Array) -> Array:
         """[heads, rows, columns]: weights without their numbers."""
@@ -62,10 +75,11 @@ def explained(draws: Sequence[tuple[Array, Sequence[Array]]], moves: Sequence[bo
     found = _with_constants(found)
     if max(_spread(x) for rows, keys, _ in found for x in (rows, keys)) > FAR:
         return None
+    unseen = ~np.isfinite(found[0][0])
     rows, keys = (_numbers(x) for x in found[0][:2])
     if not all(np.allclose(_numbers(x), y, rtol=room, atol=0) for r, k, _ in found for x, y in ((r, rows), (k, keys))):
         return None                                         # other numbers for other heads
-    return Explained(rows, keys, [np.array([numbers[n] for *_, numbers in found]) for n in range(len(moves))])
+    return Explained(rows, keys, [np.array([numbers[n] for *_, numbers in found]) for n in range(len(moves))], unseen)
 
 
 def _with_constants(found: Sequence[tuple[Array, Array, list[float]]]) -> list[tuple[Array, Array, list[float]]]:

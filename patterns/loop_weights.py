@@ -52,9 +52,8 @@ class Weighed:
         """The weights of a state from outside without their decay, by draw, and their median; zero where none enters."""
         if not any(np.any(w) for w in self.entering):
             return [], 0.0
-        ahead = [[x[self.count - 1] - x if reverse else x for x in level] for level in self.levels]
-        found = [without_decay(w, [x[self.rows] for x in level], self.ratios, -1 if reverse else 1)
-                 for w, level in zip(self.entering, ahead)]
+        found = [_undecayed(w, levels, self.ratios, self.rows, self.count if reverse else 0)
+                 for w, levels in zip(self.entering, self.levels)]
         return found, float(np.median(found[0]))
 
 
@@ -100,6 +99,9 @@ def weighed(forms: Sequence[Form], states: Mapping[StateKey, Sequence[Update | C
             raise
         pairs = [(numbers.without(u, rows), levels) for u, levels in pairs]
         mask = _mask(pairs, ratios := numbers.ratios, rows, columns, room)
+        if np.any(every[0].u[:, :, -1]):
+            state = _undecayed(every[0].u[:, keep, -1], every[0].levels, ratios, rows, at.count if mask[1] else 0)
+            numbers = numbers.with_state(state[0], rows)
     entering = [d.u[:, keep, -1] / (1 if numbers is None else numbers.rows[rows]) for d in every]
     return Weighed(at.count, rows, columns, atoms, ratios, [d.chain for d in every], [d.levels for d in every], entering, mask,
                    None if numbers is None else (numbers.rows, numbers.keys)), probe
@@ -139,6 +141,12 @@ def _draw(chain: Chain, heads: int, forms: Sequence[Form], values: Sequence[Sequ
         u[:, at:at + height] = chain.form(f, some_values)
         at += height
     return u
+
+
+def _undecayed(weights: Array, levels: Sequence[Array], ratios: Sequence[Array], rows: Array, back_from: int) -> Array:
+    """[heads, rows]: the weights of a state from outside, without its decay up to each row; of a reversed sum, from the end."""
+    ahead = [(x[back_from - 1] - x if back_from else x)[rows] for x in levels]
+    return without_decay(weights, ahead, ratios, -1 if back_from else 1)
 
 
 def without_decay(weights: Array, exponents: Sequence[Array], ratios: Sequence[Array], sign: int) -> Array:

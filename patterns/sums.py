@@ -34,7 +34,7 @@ def started(v: Value) -> bool:
     free = {x for f in first.factors for x in f.variables()} | {x for e in first.indicators for x in e.coef}
     free |= {x for axis in v.axes for x in axis}            # heads that share keys and values have an axis of their own
     return all(not t.bound and (running or t.indicators) and all(
-        isinstance(f, Read) and f.variables() and f.variables() < free - bound for f in t.factors) and t.leaves()
+        f.variables() and f.variables() < free - bound for f in t.factors if isinstance(f, Read)) and t.leaves()
         for t in others)
 
 

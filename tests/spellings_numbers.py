@@ -91,5 +91,23 @@ _steps("of_a_schedule_of_decays", lambda s, x, t: HALVES[t] * s + x)
 _steps("of_a_steep_schedule_of_decays", lambda s, x, t: 0.01 * HALVES[t] * s + x)
 _steps("of_both", lambda s, x, t: s + (t + 1) * x, read=lambda o, t: o / (t + 2))
 _steps("of_signs", lambda s, x, t: (-0.5) ** (t % 2) * s + x)
+_steps("of_heads_that_decay", lambda s, x, t: torch.exp(-0.5 ** torch.arange(1.0, H + 1, dtype=x.dtype))[:, None, None] * s
+       + x / (t + 1))
 _steps("of_a_sum_that_is_forgotten", lambda s, x, t: (s if t % 4 else 0 * s) + (t + 1) * x, sites=None)
 _steps("of_pairs", lambda s, x, t: s + x / (t + 1), read=lambda o, t: o.tanh() if t == 3 else o, sites=None)
+
+
+@spelling(lambda: [*qkv(n=T), random(B, H, D, E)])
+def numbers_in_strict_steps_from_a_state(q: Tensor, k: Tensor, v: Tensor, state: Tensor) -> Tensor:
+    """The first step reads the state from outside alone."""
+    out = []
+    for t in range(T):
+        out.append(((t + 1) * q[:, :, t, None] @ state)[:, :, 0])
+        state = 0.9 * state + k[:, :, t, :, None] * v[:, :, t, None, :]
+    return torch.stack(out, 2)
+
+
+@spelling(lambda: [*qkv(), random(B, H, D, E)])
+def positions_times_values_of_a_strict_sum_from_a_state(q: Tensor, k: Tensor, v: Tensor, start: Tensor) -> Tensor:
+    products = k[..., None] * (v * torch.arange(1, N + 1)[:, None])[..., None, :]
+    return torch.einsum("bhnd,bhnde->bhne", q, products.cumsum(2) - products + start[:, :, None])
