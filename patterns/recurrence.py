@@ -244,8 +244,8 @@ class Atom:
         numbers = ratio.reshape([len(tables.of(x)) for x in tables.heads])
         keep = [p for p in range(numbers.ndim) if not np.allclose(numbers, numbers.take([0], p), rtol=1e-9, atol=0)]
         numbers = numbers[tuple(slice(None) if p in keep else 0 for p in range(numbers.ndim))]
-        rounded = np.round(numbers, 9)
-        numbers = np.where(np.isclose(numbers, rounded, rtol=1e-9, atol=0), rounded, numbers)
+        rounded = np.round(numbers, 6)                      # 1 and not 1.0000000000000002
+        numbers = np.where(np.isclose(numbers, rounded, rtol=1e-11, atol=0), rounded, numbers)
         at = frozenset((number, axis) for number, r in enumerate(self.reads) for axis in tables.positions[r.leaf])
         return Density(np.asarray(numbers), tuple(tables.heads[p] for p in keep), self.reads, at)
 

@@ -7,7 +7,7 @@ import operator
 import pytest
 import torch
 import torch.nn.functional as F
-from loops import LOOPS, NOT_LOOPS
+from loops import LOOPS, NOT_LOOPS, zeros
 from loops_normalised import LEFT, NORMALISED
 from torch import Tensor
 from torch._dynamo.utils import counters
@@ -139,6 +139,20 @@ def test_a_loop_of_dynamic_sizes_is_one_site(name: str) -> None:
     for w, x in zip(results(LOOPS[name], inputs()), results(compiled, inputs())):
         torch.testing.assert_close(x, w, rtol=1e-9, atol=1e-9)
     assert compiled.sites == [1]
+
+
+def test_a_constant_rate_is_as_exact_as_its_numbers() -> None:
+    """What is fitted to the weights of a loop is not rounded: over many steps that would add up."""
+    def f(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        s, out = zeros(q, v), []
+        for t in range(q.shape[2]):
+            s = 0.4605 * s + k[:, :, t, :, None] * v[:, :, t, None, :]
+            out.append((q[:, :, t, None, :] @ s)[:, :, 0])
+        return torch.stack(out, 2)
+
+    args, counting = [x.detach() for x in inputs(64)], Counting(f)
+    torch.testing.assert_close(torch.compile(f, backend=counting.backend)(*args), f(*args), rtol=1e-13, atol=1e-13)
+    assert counting.sites == [1]
 
 
 def test_a_length_with_as_many_blocks_is_no_new_graph() -> None:
