@@ -20,6 +20,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
+from hypothesis.errors import UnsatisfiedAssumption
 from torch import Tensor
 
 import lightning_compile
@@ -164,6 +165,23 @@ def test_what_fails_is_shrunk_and_can_be_run_again(monkeypatch: pytest.MonkeyPat
     with pytest.raises(WrongResult):
         campaign.main(["--seed", "4", "--number", str(number), "--form", "state"])
     assert "def program(q, k, v, f)" in capsys.readouterr().out
+
+
+def test_other_random_numbers_of_inductor_are_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which elements dropout drops depends on how Inductor lays its argument out. What fails before Inductor counts."""
+    def another(f: Callable[..., Any], dynamic: bool | None) -> Any:
+        return lambda *args: f(*args).flip(0), []
+
+    dropped = Program(Spec(), Spelling(), (("output", MUTATIONS["dropout on the output"].line),))
+    case = cases.Case(dropped, False, 0, "inductor", "cpu")
+    monkeypatch.setattr(cases, "COMPILE", {"inductor": another})
+    with pytest.raises(UnsatisfiedAssumption):
+        case.check()
+    with pytest.raises(WrongResult):
+        replace(case, program=Program(Spec(), Spelling())).check()
+    monkeypatch.setattr(cases, "through_autograd", another)
+    with pytest.raises(WrongResult):
+        case.check()
 
 
 # -------------------------------------------------------------------------------------------------- what campaigns found
