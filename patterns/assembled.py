@@ -52,12 +52,13 @@ class Assembled(TorchDispatchMode):
                 x[0].split(y)
 
     def _tie_pieces(self, whole: Value, pieces: Pieces) -> None:
-        """The same of all pieces of a few; those of a long loop are as large as the first."""
+        """The same of all pieces of a few; those of a long loop are as large as the first. A mask that is put together is as
+        long as its parts."""
         few = len(pieces.pieces) <= FEW
         for p in pieces.pieces if few else pieces.pieces[:1]:
             self._tie(whole, p.value, pieces.dim)
             own, along = p.value.axes[pieces.dim], whole.axes[pieces.dim]
-            if few and len(own) == len(along) == 1 and not same(p.length, pieces.length):
+            if few and not p.value.leaves() and len(own) == len(along) == 1 and not same(p.length, pieces.length):
                 rename(own[0]).slice_of(along[0], p.start, 1)
 
     def forget_views(self) -> None:

@@ -113,7 +113,8 @@ def numbers_at(terms: Sequence[tuple[float, Side]], place: Affine, beside: Seque
     if found is None:
         own = tuple(Term(c, tuple(replace(f, at=Affine(f.at.const, {y: 1})) for f in side if not isinstance(f, Read)))
                     for c, side in terms)
-        found = Leaf((y.size,), beside[0].tensor, numbers=Value(((y,),), own))
+        widest = max((leaf.tensor for leaf in beside), key=lambda x: (x.is_floating_point(), x.element_size()))
+        found = Leaf((y.size,), widest, numbers=Value(((y,),), own))
     for leaf in beside:
         leaf.made[key] = found
     return Read(found, (place,))

@@ -11,7 +11,7 @@ from . import axes as ax
 from .calls import Call, rule
 from .index import Unknown, product, same, size_of
 from .normal_form import Numbers, Read, Value, constant
-from .sums import enters
+from .sums import enters, precedes
 
 
 # -------------------------------------------------------------------------------------------------------- the same value
@@ -50,7 +50,7 @@ def sums(c: Call) -> Value:
     x, y = c.open("self"), c.open("other")
     operands = [("other", y, x), ("self", x, y)]
     for name, mine, other in sorted(operands, key=lambda one: c.table.age(c.args[one[0]])):  # what was there first is before it
-        if enters(mine, other):
+        if enters(mine, other) or precedes(mine, other):
             closed = c.table.entering(c.args[name])
             x, y = (x, closed) if name == "other" else (closed, y)
             break

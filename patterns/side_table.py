@@ -206,7 +206,7 @@ class SideTable(Assembled):
             if v is None:
                 v = self.cut(o, scores=self.of_scores(name, args), bounds=by_name(name))
                 if torch.Tag.pointwise in func.tags and torch.Tag.nondeterministic_seeded not in func.tags and not mutates:
-                    self.flattened(o, v, [self.values[id(x)] for x in given])
+                    self.flattened(o, v, [self.value(x) for x in given])
                 continue
             remains = inherits and (name in VIEWS or any(t.bound for t in v.terms) and self._opens(v, given))
             self.put(o, v)                                      # what is asked of a tensor that is written to was asked before

@@ -38,6 +38,13 @@ def started(v: Value) -> bool:
         for t in others)
 
 
+def precedes(state: Value, other: Value) -> bool:
+    """Whether two sums are states, made of different tensors: the one that was there first, in a loop over chunks, is from
+    outside."""
+    return not state.leaves() & other.leaves() and all(
+        v.masked is None and v.terms and all(t.bound and outer(t) and not t.indicators for t in v.terms) for v in (state, other))
+
+
 def enters(state: Value, running: Value) -> bool:
     """Whether a sum of products that has no axis of positions is added to a running sum of others, or to the product of one step,
     as the state before the first position is; of what it is made, that is all one."""
@@ -47,8 +54,6 @@ def enters(state: Value, running: Value) -> bool:
     added = [t for t in running.terms if len(t.reads()) > 1]
     if added and len(added) == len(running.terms) and not any(t.bound or t.indicators for t in added):
         return all(t.free() == {x for axis in running.axes for x in axis} for t in added)
-    if len(added) == len(running.terms) and all(t.bound and outer(t) and not t.indicators for t in (*added, *state.terms)):
-        return bool(added)                                  # two states, of which the earlier one is before the other
     moving = {x for t in added for e in t.indicators if set(e.coef) & set(t.bound) for x in set(e.coef) - set(t.bound)}
     along = {n - len(running.axes) for n, axis in enumerate(running.axes) if moving & set(axis)}
     return bool(along) and all(n < -len(state.axes) or not state.axes[n] for n in along)

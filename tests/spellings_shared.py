@@ -74,6 +74,13 @@ def told_apart_by_a_second_argument(q: Tensor, k: Tensor, v: Tensor, w: Tensor) 
 
 
 @spelling(shared)
+def beside_a_number_in_a_function_of_two(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    k, v = (x.repeat_interleave(SHARED, 1) for x in (k, v))
+    half = torch.tensor(0.5, dtype=q.dtype)
+    return (q @ torch.hypot(k, half).mT).tril() @ v
+
+
+@spelling(shared)
 class GroupedQueries(nn.Module):
     """As in language models: projected, repeated, mapped, divided by the normaliser."""
 
