@@ -68,7 +68,7 @@ def operator(table: SideTable, site: Site, machine: Machine) -> Estimate:
     m = site.main
     sizes = {s: h for t in table.tensors.values() for x in t.shape if isinstance(x, torch.SymInt)
              for s, h in [(x.node.expr, hint_of(x))]}
-    batch, n, d, e = (prod(hint(x.size, sizes) for x in group) for group in (m.batch, m.i, m.d, m.e))
+    batch, n, d, e = (prod(hint(x.size, sizes) for x in group) for group in (m.batch, m.j, m.d, m.e))
     d = width(d, m.degrees) if m.degrees else d
     padded = -(-n // CHUNK) * CHUNK
     size = m.dtype.itemsize if m.dtype is not None else 4

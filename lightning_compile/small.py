@@ -35,12 +35,12 @@ def through(function: str, x: Tensor) -> Tensor:
 class Sizes:
     """Sizes for index variables: some given, the others from how reshapes and broadcasts tied them together, and where
     nothing ties them their own. `pad` elements are the most that a padding has (None: as many as it has); variables that
-    are `compared` run over the same positions, though perhaps of different tensors."""
+    are `compared` run over the same positions, though perhaps of different tensors. A `prefix` is as long as it is."""
 
     def __init__(self, given: Mapping[Index, int], universe: Iterable[Index], symbols: Mapping[Any, int],
                  positions: Iterable[Index] = (), pad: int | None = PAD, tiles: bool = False,
                  compared: Iterable[tuple[Index, Index]] = (), prefix: int = 0) -> None:
-        self.shift = max(KEPT, prefix)                      # of slices that are shifted by so much, or less
+        self.prefix = prefix
         self.pad, self.tiles, self.compared = pad, tiles, tuple(dict.fromkeys(compared))
         self.positions = self._same_axis(positions)
         self.known: dict[Index, int] = {}                   # by their first names
@@ -182,7 +182,7 @@ class Sizes:
         whole = x.window[0]
         more = whole.size - x.size
         more = int(more) if isinstance(more, int) or more.is_Integer else None
-        return (whole, more) if more is not None and abs(more) <= self.shift else None
+        return (whole, more) if more is not None and abs(more) <= max(KEPT, self.prefix) else None
 
     def of(self, x: Index) -> int:
         n = self.known.get(x.first)
@@ -245,7 +245,7 @@ class Sizes:
     def scaled(self, c: Any) -> int:
         """A constant of an index expression at these sizes: one that lies next to (a multiple of) the size of a variable
         moves with it. Only the checks trust this; where it is wrong, they fail."""
-        if abs(c) <= KEPT:
+        if abs(c) <= KEPT or abs(c) == self.prefix:
             return int(c)
         if self._scale is None:
             self._scale = {x.size: n for x, n in self.known.items()

@@ -70,6 +70,9 @@ for _name, _m in (("short", MEMORY), ("long", LONG)):
     _behind(f"{_name}_without_the_own_position", lambda q, k, v: (q @ k.mT * (_distance(q, k) > 0)) @ v, m=_m)
     _behind(f"{_name}_with_a_decay", lambda q, k, v: (q @ k.mT * torch.where(
         _distance(q, k) >= 0, 0.9 ** _distance(q, k).clamp_min(0), 0.0)) @ v, m=_m)
+_behind("as_long_as_the_sequence", lambda q, k, v: (q @ k.mT).tril(k.shape[2] - q.shape[2]) @ v, m=N)
+_behind("as_long_as_the_sequence_with_a_decay", lambda q, k, v: (q @ k.mT * torch.exp(
+    -0.1 * _distance(q, k)).tril(k.shape[2] - q.shape[2])) @ v, m=N)
 _behind("with_a_normaliser", _normalised)
 _behind("of_a_reversed_sum", _from_the_end)
 _behind("of_any_length", lambda q, k, v: (q @ k.mT).tril(k.shape[2] - q.shape[2]) @ v, dynamic=True)

@@ -121,3 +121,16 @@ def test_what_is_the_same_for_heads_that_share_it_is_read_once() -> None:
     torch.compile(one.program, backend=backend)(*one.inputs())
     (_, heads, *_), (_, of_keys, *_), (_, of_values, *_) = shapes
     assert (heads, of_keys, of_values) == (2 * H, H, H)
+
+
+def test_few_queries_behind_a_long_cache_do_not_pay() -> None:
+    """The operator goes through all keys; so does the estimate of its time."""
+    def f(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k.mT).tril(k.shape[2] - q.shape[2]) @ v
+
+    for queries, rewritten in ((4, 0), (512, 1)):
+        torch._dynamo.reset()
+        inputs = [torch.randn(1, 2, n, 16) for n in (queries, 1024, 1024)]
+        report = lightning_compile.explain(f, *inputs)
+        assert len(report.rewritten) == rewritten, str(report)
+        assert rewritten or report.rejected[0].code == "LC601"
