@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .patterns.clock import look
-from .patterns.index import Affine, Index, hint, product, same
+from .patterns.index import LAST, Affine, Index, hint, product, same
 from .patterns.normal_form import Leaf, Numbers, Position, Term, Value
 from .patterns.sizes import counted
 
@@ -320,7 +320,7 @@ def _evaluate(t: Term, free: Sequence[Index], sizes: Sizes, leaves: Mapping[Leaf
             x = x * table[at(f.at).clamp(0, len(table) - 1)]
         else:                                               # out of range only where an indicator says no
             leaf = leaves[f.leaf]
-            part = leaf[tuple(at(a).clamp(0, n - 1) for a, n in zip(f.index, leaf.shape))]
+            part = leaf[tuple(at(a).clamp(0, n - 1) if a != LAST else n - 1 for a, n in zip(f.index, leaf.shape))]
             x = x * through(f.function, part.detach() if f.detached else part)
     if t.exponent:
         exponent: Tensor = sum((_evaluate(e, order, sizes, leaves) for e in t.exponent), torch.zeros(()))

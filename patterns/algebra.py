@@ -14,7 +14,7 @@ import torch
 from ..compat import no_modes
 from .axes import align, expand, pad
 from .evaluate import fold
-from .index import Affine, Index, Size, Unknown, hint, mixed_radix, product, same, var
+from .index import LAST, Affine, Index, Size, Unknown, hint, mixed_radix, product, same, var
 from .normal_form import MAX_TERMS, Factor, Numbers, Position, Read, Term, Value, constant, rename
 from .sizes import at_most
 
@@ -125,8 +125,12 @@ def masked_numbers(v: Value, leaf: Value) -> Value | None:
                 return None
 
     def at(own: Set[Index]) -> tuple[Affine, ...]:
-        zero = Affine()
-        return tuple(mixed_radix(axis).substitute({x: ends.get(x, zero) for x in axis if x not in own}) for axis in v.axes)
+        found = []
+        for axis in v.axes:
+            place = mixed_radix(axis).substitute({x: ends.get(x, Affine()) for x in axis if x not in own})
+            last = bool(axis) and not place.coef and same(place.const, product(x.size for x in axis) - 1)
+            found.append(LAST if last else place)
+        return tuple(found)
 
     corner = (replace(read, index=at(set()), function="reciprocal"),) * (len(groups) - 1)
     if corner and not (all(_always(e.substitute(ends)) for e in masks) and all(_not_zero(f.substitute(ends)) for f in t.factors)):

@@ -209,6 +209,9 @@ class Affine:
         return " + ".join(parts + ([str(self.const)] if self.const != 0 or not parts else []))
 
 
+LAST = Affine(-1)  # the last place of an axis, whatever its size is
+
+
 def var(x: Index) -> Affine:
     """The expression that is one variable."""
     return Affine(0, {x: 1})

@@ -134,3 +134,15 @@ def test_few_queries_behind_a_long_cache_do_not_pay() -> None:
         report = lightning_compile.explain(f, *inputs)
         assert len(report.rewritten) == rewritten, str(report)
         assert rewritten or report.rejected[0].code == "LC601"
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_numbers_of_both_positions_at_a_length_that_is_checked_at_another(reverse: bool) -> None:
+    """The last row and column are these at any size."""
+    def f(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        i = torch.arange(1.0, q.shape[2] + 1)
+        mask = torch.ones(q.shape[2], q.shape[2]).tril()
+        return (q @ k.mT * ((mask.mT if reverse else mask) / i[:, None] * i.sqrt())) @ v
+
+    report = lightning_compile.explain(f, *(torch.randn(1, 2, 300, 4) for _ in range(3)), options={"when": "always"})
+    assert len(report.rewritten) == 1, str(report)
