@@ -114,7 +114,7 @@ class GraphBuilder:
             return self.call(function, *map(self.number, s.args), *more)
         raise near_miss("LC404", leaf="the graph", seen=f"no node holds the size {s}")
 
-    def place(self, a: Affine) -> Affine:
+    def place(self, leaf: Leaf, axis: int, a: Affine) -> Affine:
         return a
 
     def numbers(self, x: Any, dtype: torch.dtype) -> fx.Node:

@@ -34,8 +34,8 @@ class Builder(Protocol):
     def full(self, leaf: Leaf, axis: int, digits: Sequence[Index]) -> bool:
         """Whether the digits cover an axis of a leaf."""
 
-    def place(self, a: Affine) -> Affine:
-        """An index expression, at the sizes that the builder works with."""
+    def place(self, leaf: Leaf, axis: int, a: Affine) -> Affine:
+        """An index into an axis of a leaf, at the sizes that the builder works with."""
 
     def numbers(self, x: Any, dtype: torch.dtype) -> Any:
         """A tensor of numbers that are known while compiling."""
@@ -152,7 +152,7 @@ def _split(b: Builder, x: Any, r: Read, axis: int, digits: Sequence[Index]) -> A
         if len(digits) > 1 and not same(a.coef[y], below):
             return _split_wide(b, x, r, axis, digits)
         below = below * y.size
-    a = b.place(a)
+    a = b.place(r.leaf, axis, a)
     step = a.coef[digits[0]] if len(digits) == 1 else 1
     if not isinstance(step, int) or step < 1:
         raise near_miss("LC404", leaf=r.leaf, seen=f"it is read at {a}")
@@ -178,7 +178,7 @@ def _split_wide(b: Builder, x: Any, r: Read, axis: int, digits: Sequence[Index])
                 const % a.coef[y] + sum(c * (s - 1) for c, s in inside) >= a.coef[y]:
             raise near_miss("LC404", leaf=r.leaf, seen=f"it is read at {a}")
         const = const % a.coef[y]
-    a, place = b.place(a), axis
+    a, place = b.place(r.leaf, axis, a), axis
     const = a.const
     for y in digits:
         if (step := a.coef[y]) != 1:

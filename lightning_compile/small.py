@@ -226,6 +226,19 @@ class Sizes:
         const = self.number(e.const)
         return Affine(self.scaled(const) if self.along(coef) else const, coef)
 
+    def of_axis(self, leaf: Leaf, axis: int, e: Affine) -> Affine:
+        """An index into an axis of a leaf. Where some of its digits are not read, what they number is stepped over."""
+        digits = leaf.digits.get(axis)
+        if digits is None:
+            return self.in_tiles(e)
+        steps: list[tuple[Any, int]] = []
+        below_old: Any = 1
+        below_new = 1
+        for x in reversed(digits):
+            steps.append((below_old, below_new))
+            below_old, below_new = below_old * x.size, below_new * self.of(x)
+        return Affine(e.const, {x: next((new for old, new in steps if same(old, c)), c) for x, c in e.coef.items()})
+
     def in_tiles(self, e: Affine) -> Affine:
         """An index expression of features at these sizes, where an axis holds several tiles of one size (q, k and v of a
         head): steps that are the size of such an axis, and offsets that are whole tiles, move with it. Only the checks trust
@@ -304,9 +317,11 @@ def _evaluate(t: Term, free: Sequence[Index], sizes: Sizes, leaves: Mapping[Leaf
     order = [*free, *t.bound]
     grid = {x: torch.arange(sizes.of(x)).view([-1 if y is x else 1 for y in order]) for x in order}
 
-    def at(e: Affine) -> Tensor:
-        small = sizes.affine(e)
+    def over(small: Affine) -> Tensor:
         return sum((grid[x] * c for x, c in small.coef.items()), torch.tensor(small.const))
+
+    def at(e: Affine) -> Tensor:
+        return over(sizes.affine(e))
 
     x = torch.full([1] * len(order), float(sizes.number(t.coef)), dtype=torch.float64)
     holds = torch.ones([1] * len(order), dtype=torch.bool)
@@ -320,7 +335,8 @@ def _evaluate(t: Term, free: Sequence[Index], sizes: Sizes, leaves: Mapping[Leaf
             x = x * table[at(f.at).clamp(0, len(table) - 1)]
         else:                                               # out of range only where an indicator says no
             leaf = leaves[f.leaf]
-            part = leaf[tuple(at(a).clamp(0, n - 1) if a != LAST else n - 1 for a, n in zip(f.index, leaf.shape))]
+            places = [at(a) if n not in f.leaf.digits else over(sizes.of_axis(f.leaf, n, a)) for n, a in enumerate(f.index)]
+            part = leaf[tuple(p.clamp(0, n - 1) if a != LAST else n - 1 for p, a, n in zip(places, f.index, leaf.shape))]
             x = x * through(f.function, part.detach() if f.detached else part)
     if t.exponent:
         exponent: Tensor = sum((_evaluate(e, order, sizes, leaves) for e in t.exponent), torch.zeros(()))

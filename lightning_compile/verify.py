@@ -60,8 +60,8 @@ class Eager:
     def number(self, s: Any) -> Any:
         return self.sizes.number(s)
 
-    def place(self, a: Affine) -> Affine:
-        return self.sizes.in_tiles(a)
+    def place(self, leaf: Leaf, axis: int, a: Affine) -> Affine:
+        return self.sizes.of_axis(leaf, axis, a)
 
     def numbers(self, x: Any, dtype: torch.dtype) -> Tensor:
         return torch.tensor(x, dtype=torch.float64 if dtype.is_floating_point else dtype)

@@ -34,7 +34,7 @@ class Leaf:
     axes and those of its own position, outermost first (none: it is a single one). `version` counts the writes to the tensor
     before it was read. Of `greatest` it is the running maximum along the last axis, of an `exponent` the exponential; `numbers`
     are what it is. What was `made` of it and of others in one of these ways is held by the first of them. Along the digits `flat`
-    of its axes it is the same everywhere.
+    of its axes, which are all `digits` of these, it is the same everywhere.
     """
 
     shape: tuple[Size, ...]
@@ -54,6 +54,7 @@ class Leaf:
     numbers: Value | None = None
     made: dict[Any, Leaf] = field(default_factory=dict, repr=False)
     flat: frozenset[Index] = frozenset()
+    digits: dict[int, tuple[Index, ...]] = field(default_factory=dict, repr=False)
 
     @property
     def sources(self) -> tuple[Read, ...]:

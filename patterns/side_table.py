@@ -93,6 +93,7 @@ class SideTable(Assembled):
         if not flat:
             return v
         read.leaf.flat = frozenset(flat)
+        read.leaf.digits = {n: axis for n, axis in enumerate(own) if flat & set(axis)}
         found = replace(v, axes=tuple(own), terms=(replace(v.terms[0], factors=(replace(read, index=tuple(index)),)),))
         self.put(t, found)
         return found

@@ -146,3 +146,15 @@ def test_numbers_of_both_positions_at_a_length_that_is_checked_at_another(revers
 
     report = lightning_compile.explain(f, *(torch.randn(1, 2, 300, 4) for _ in range(3)), options={"when": "always"})
     assert len(report.rewritten) == 1, str(report)
+
+
+def test_many_heads_that_share_a_normalised_key_are_checked_at_small_sizes() -> None:
+    """What is stepped over has another size there."""
+    def f(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        k, v = (x.repeat_interleave(16, 1) for x in (k, v))
+        q, k = (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) for x in (q, k))
+        return (q @ k.mT).tril() @ v
+
+    inputs = [torch.randn(1, heads, 300, 64) for heads in (32, 2, 2)]
+    report = lightning_compile.explain(f, *inputs, options={"when": "always"})
+    assert len(report.rewritten) == 1, str(report)
