@@ -183,7 +183,7 @@ class GraphInterpreter(fx.Interpreter):
                 args, _ = self.fetch_args_kwargs_from_env(n)
                 name = n.target.__name__
                 v = self.table.cut(out, scores=self.table.of_scores(name, args), bounds=self.ranges.of(n))
-                if (axes := apart(n, out.dim())) and isinstance(args[0], torch.Tensor):
+                if args and isinstance(args[0], torch.Tensor) and (axes := apart(n, out.dim())):
                     self.table.flattened(out, v, [self.table.value(args[0])], axes)
         else:
             with self.table:

@@ -129,13 +129,18 @@ class SideTable(Assembled):
     def entering(self, x: torch.Tensor) -> Value:
         """A state from outside, read as a whole; of a decayed one, which others may read before it decays, the state itself."""
         record = self.records.get((id(x), self.versions.get(id(x), 0)))
-        if record is not None and record.described[0] == "mul" and len(record.args) == 2:
-            for state, decay in (record.args, record.args[::-1]):
-                if any(self.versions.get(k.tensor, 0) != k.version for k in record.keys):
-                    break                                   # it was written to since
-                if isinstance(state, Key) and any(t.bound for t in self.values[state.tensor].terms):
-                    by = self.value(self.tensors[decay.tensor] if isinstance(decay, Key) else decay)
-                    return multiply(self.entering(self.tensors[state.tensor]), by)
+        name = "" if record is None else record.described[0]
+        if record is None or name not in ("mul", "div") or len(record.args) != 2 or record.kwargs or any(
+                self.versions.get(k.tensor, 0) != k.version for k in record.keys):  # written to since
+            return self.leaf(x)
+        for state, decay in (record.args, record.args[::-1])[: 1 if name == "div" else 2]:
+            if isinstance(state, Key) and any(t.bound for t in self.values[state.tensor].terms):
+                given = self.tensors[decay.tensor] if isinstance(decay, Key) else decay
+                by = self.value(given)
+                if name == "div":
+                    number = by.number()
+                    by = self.leaf(given, "reciprocal") if number is None else number_value(1 / number)
+                return multiply(self.entering(self.tensors[state.tensor]), by)
         return self.leaf(x)
 
     def side_by_side(self, tensors: Sequence[torch.Tensor]) -> list[Value]:

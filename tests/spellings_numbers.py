@@ -94,7 +94,8 @@ _steps("of_signs", lambda s, x, t: (-0.5) ** (t % 2) * s + x)
 _steps("of_heads_that_decay", lambda s, x, t: torch.exp(-0.5 ** torch.arange(1.0, H + 1, dtype=x.dtype))[:, None, None] * s
        + x / (t + 1))
 _steps("of_a_sum_that_is_forgotten", lambda s, x, t: (s if t % 4 else 0 * s) + (t + 1) * x, sites=None)
-_steps("of_pairs", lambda s, x, t: s + x / (t + 1), read=lambda o, t: o.tanh() if t == 3 else o, sites=None)
+_steps("of_which_one_output_is_squashed", lambda s, x, t: s + x / (t + 1), read=lambda o, t: o.tanh() if t == 3 else o,
+       sites=None)
 
 
 @spelling(lambda: [*qkv(n=T), random(B, H, D, E)])

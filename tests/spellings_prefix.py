@@ -99,8 +99,9 @@ Next = Callable[[Tensor, Tensor, Tensor], Tensor]
 CHUNK = 5
 
 
-def _chunks(name: str, following: Next, decay: float = 1.0) -> None:
-    """`following` gives the next state from the last one, the keys of a chunk, and its values."""
+def _chunks(name: str, following: Next, decay: float = 1.0, kept: Callable[[Tensor, int], Tensor] = lambda s, n: s) -> None:
+    """`following` gives the next state from what is `kept` of the last one after n positions, the keys of a chunk, and its
+    values."""
     def program(q: Tensor, k: Tensor, v: Tensor, mk: Tensor, mv: Tensor) -> Tensor:
         state, out, i = mk.mT @ mv, [], torch.arange(CHUNK, dtype=q.dtype)
         for a in range(0, q.shape[2], CHUNK):
@@ -108,7 +109,7 @@ def _chunks(name: str, following: Next, decay: float = 1.0) -> None:
             n = x.shape[2]
             scores = x @ y.mT * (decay ** (i[:n, None] - i[:n])).tril()
             out.append(scores @ z + (x * decay ** (i[:n, None] + 1)) @ state)
-            state = following(state if decay == 1 else state * decay ** n, y * decay ** (n - 1 - i[:n, None]), z)
+            state = following(kept(state, n) if decay != 1 else state, y * decay ** (n - 1 - i[:n, None]), z)
         return torch.cat(out, 2)
 
     program.__name__ = f"state_of_a_prefix_{name}"
@@ -117,7 +118,8 @@ def _chunks(name: str, following: Next, decay: float = 1.0) -> None:
 
 _chunks("before_chunks", lambda s, k, v: s + k.mT @ v)
 _chunks("added_to_what_chunks_add", lambda s, k, v: k.mT @ v + s)
-_chunks("before_chunks_that_decay", lambda s, k, v: s + k.mT @ v, decay=0.9)
+_chunks("before_chunks_that_decay", lambda s, k, v: s + k.mT @ v, decay=0.9, kept=lambda s, n: s * 0.9 ** n)
+_chunks("before_chunks_that_divide", lambda s, k, v: s + k.mT @ v, decay=0.9, kept=lambda s, n: s / 0.9 ** -n)
 _chunks("before_chunks_by_einsum", lambda s, k, v: s.add(torch.einsum("bhnd,bhne->bhde", k, v)))
 
 

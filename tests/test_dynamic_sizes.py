@@ -35,7 +35,8 @@ LEFT_ALONE = {
     "given_sums_of_chunks_as_the_tensor_lies", "sums_of_lists_of_states", "states_read_back_in_three_blocks",
     "states_read_back_in_many_blocks", "states_of_blocks_written_into_a_tensor", "reference_of_whole_chunks",
     "reference_of_one_group", "reference_from_a_state", "prefix_and_the_state_after_all",
-    "state_of_a_prefix_before_chunks_that_decay", "numbers_in_steps_of_a_schedule_of_decays",
+    "state_of_a_prefix_before_chunks_that_decay", "state_of_a_prefix_before_chunks_that_divide",
+    "numbers_in_steps_of_a_schedule_of_decays",
     "numbers_in_steps_of_a_steep_schedule_of_decays",
     # a decay that is a power of a number which may be negative at the next call
     "OneHeadAfterAnother",

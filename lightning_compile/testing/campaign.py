@@ -30,8 +30,8 @@ SHRUNK = 3      # missed programs that one block shrinks
 
 @dataclass
 class Tally:
-    """What a campaign, or a block of one, saw. `expected` counts programs that are one static attention in a spelling without
-    a known gap, `recognised` those of them that became one site, `invalid` those that autograd or AOTAutograd alone refuses."""
+    """What a campaign, or a block of one, saw. `expected` counts programs that are one static attention,
+    `recognised` those of them that became one site, `invalid` those that autograd or AOTAutograd alone refuses."""
 
     seconds: float = 0.0             # processor time
     programs: int = 0
