@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from .algebra import restricting
 from .index import Affine, Index, same, var
-from .normal_form import Leaf, Read, Term, Value, rename
+from .normal_form import Leaf, Position, Read, Term, Value, rename
 from .sizes import at_most
 
 LARGE = 80.0  # exp of more overflows float32
@@ -24,11 +24,22 @@ LARGE = 80.0  # exp of more overflows float32
 
 def numbers_apart(t: Term) -> Term:
     """exp(decay + c) = exp(c) exp(decay)."""
-    numbers = [e for e in t.exponent if e.is_number() and isinstance(e.coef, (int, float))]
+    every = [x for e in t.exponent for x in _counted_from_zero(e)]
+    numbers = [e for e in every if e.is_number() and isinstance(e.coef, (int, float))]
     total = sum(e.coef for e in numbers)
     if not numbers or abs(total) > LARGE:
         return t
-    return replace(t, coef=t.coef * math.exp(total), exponent=tuple(e for e in t.exponent if e not in numbers))
+    return replace(t, coef=t.coef * math.exp(total), exponent=tuple(e for e in every if e not in numbers))
+
+
+def _counted_from_zero(e: Term) -> list[Term]:
+    """c (n + 1) = c n + c."""
+    f = e.factors[0] if len(e.factors) == 1 else None
+    if not isinstance(f, Position) or not isinstance(f.at.const, int) or f.at.const == 0 or e != Term(
+            e.coef, (f,), dtype=e.dtype, via=e.via):
+        return [e]
+    rest = [replace(e, factors=(Position(f.at.shift(-f.at.const)),))] if f.at.coef else []
+    return [*rest, Term(e.coef * f.at.const)]
 
 
 def gates_apart(t: Term) -> Term:

@@ -31,8 +31,10 @@ class Leaf:
     whatever the inputs are. `real` holds the values of a static buffer, and `relied` says that something was
     concluded from them. `definition` is the value that it had before it was made a leaf, where it had one.
     `parts` are reads of other leaves, laid one behind the other along the last axis: each with the variables of the other
-    axes and those of its own position, outermost first (none: it is a single one). `version` counts the writes to the tensor
-    before it was read. Of `greatest` it is the running maximum along the last axis, of an `exponent` the exponential; `numbers`
+    axes and those of its own position, outermost first (none: it is a single one). `laid` are tensors of the program that hold
+    them, but for the first, which may be another: each with the number of the own axis on which each of its axes is (None: of
+    size 1). `version` counts the writes to the tensor before it was
+    read. Of `greatest` it is the running maximum along the last axis, of an `exponent` the exponential; `numbers`
     are what it is. What was `made` of it and of others in one of these ways is held by the first of them. Along the digits `flat`
     of its axes, which are all `digits` of these, it is the same everywhere.
     """
@@ -48,6 +50,7 @@ class Leaf:
     relied: bool = False
     definition: Value | None = None
     parts: tuple[tuple[Read, tuple[Index, ...], tuple[Index, ...]], ...] = ()
+    laid: list[tuple[Leaf, tuple[int | None, ...]]] = field(default_factory=list, repr=False)
     version: int = 0
     greatest: Value | None = None
     exponent: Value | None = None
@@ -271,12 +274,16 @@ def constant(value: Any, rank: int = 0) -> Value:
     return Value(((),) * rank, (Term(value),) if value != 0 else ())
 
 
+def whole_tensor(v: Value, t: torch.Tensor) -> Read | None:
+    """The read of a tensor that is a leaf."""
+    f = v.terms[0].factors[:1] if len(v.terms) == 1 else ()
+    return f[0] if f and isinstance(f[0], Read) and f[0].leaf.tensor is t else None
+
+
 def definition_or_value(v: Value, t: torch.Tensor) -> Value:
     """What a tensor of a value is made of, also where it was made a leaf."""
-    f = v.terms[0].factors[:1] if len(v.terms) == 1 else ()
-    if f and isinstance(f[0], Read) and f[0].leaf.tensor is t and f[0].leaf.definition is not None:
-        return f[0].leaf.definition
-    return v
+    read = whole_tensor(v, t)
+    return v if read is None or read.leaf.definition is None else read.leaf.definition
 
 
 def leaf_value(leaf: Leaf, function: str = "") -> Value:

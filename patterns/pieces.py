@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from .axes import grouped, insert, regroup
-from .index import Index, Size, mixed_radix, same
-from .normal_form import Value
+from .index import Affine, Index, Size, mixed_radix, same, var
+from .loop_forms import NotUnrolled
+from .normal_form import Term, Value
 from .sizes import at_most
 
 
@@ -96,6 +97,16 @@ def joined(parts: Sequence[tuple[Value, Size, Pieces | None]], dim: int) -> Piec
 def stacked(values: Sequence[Value], dim: int) -> Pieces | None:
     """What `stack` makes of values."""
     return joined([(insert(v, dim), 1, None) for v in values], dim)
+
+
+def renamed(v: Value, axes: Sequence[tuple[Index, ...]]) -> list[Term]:
+    """The terms of a value in the names of the given axes. NotUnrolled where it has others."""
+    mapping: dict[Index, Affine] = {}
+    for mine, theirs in zip(v.axes, axes):
+        if v.terms and (len(mine) != len(theirs) or not all(same(x.size, y.size) for x, y in zip(mine, theirs))):
+            raise NotUnrolled
+        mapping.update({x: var(y) for x, y in zip(mine, theirs)})
+    return [t.substitute(mapping) for t in v.terms]
 
 
 def by_digits(pieces: Pieces) -> Pieces:

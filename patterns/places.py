@@ -120,30 +120,31 @@ class Places:
     def reads(self, reads: Sequence[Read], position: SequencePosition, side: int, first: int = 0) -> tuple[Read, ...]:
         """The reads, which are those of `position` from number `first` on."""
         digits = (self.i, self.j)[side]
-        return tuple(self._moved(r, position.axes[first + n], digits, self.low[side] + position.shifts[first + n])
+        return tuple(moved(r, position.axes[first + n], digits, self.low[side] + position.shifts[first + n])
                      if position.axes[first + n] else r for n, r in enumerate(reads))
-
-    @staticmethod
-    def _moved(r: Read, axes: Sequence[int], digits: Sequence[Index], start: Any) -> Read:
-        index = list(r.index)
-        if len(axes) == 1:
-            index[axes[0]] = mixed_radix(digits).shift(start)
-        elif len(digits) == 1:
-            return _merged(r, axes, var(digits[0]).shift(start))
-        else:
-            if len(axes) != len(digits) or start != 0 or not all(
-                    same(r.leaf.shape[a], x.size) for a, x in zip(axes, digits)):
-                raise near_miss("LC404", leaf=r.leaf, seen="it holds the position on other axes than the other tensors")
-            for a, x in zip(axes, digits):
-                index[a] = var(x)
-        return replace(r, index=tuple(index))
 
     def decay(self, g: Density) -> tuple[Read, ...]:
         result = []
         for number, r in enumerate(g.reads):
             axes = sorted(a for n, a in g.at if n == number)
-            result.append(self._moved(r, axes, self.j, self.low[0]) if axes else r)
+            result.append(moved(r, axes, self.j, self.low[0]) if axes else r)
         return tuple(result)
+
+
+def moved(r: Read, axes: Sequence[int], digits: Sequence[Index], start: Any) -> Read:
+    """A read whose axes `axes` hold the position, with these digits for it, from `start` on."""
+    index = list(r.index)
+    if len(axes) == 1:
+        index[axes[0]] = mixed_radix(digits).shift(start)
+    elif len(digits) == 1:
+        return _merged(r, axes, var(digits[0]).shift(start))
+    else:
+        if len(axes) != len(digits) or start != 0 or not all(
+                same(r.leaf.shape[a], x.size) for a, x in zip(axes, digits)):
+            raise near_miss("LC404", leaf=r.leaf, seen="it holds the position on other axes than the other tensors")
+        for a, x in zip(axes, digits):
+            index[a] = var(x)
+    return replace(r, index=tuple(index))
 
 
 def _merged(r: Read, axes: Sequence[int], at: Affine) -> Read:

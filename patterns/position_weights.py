@@ -1,5 +1,8 @@
 """Numbers of one position that multiply a sum: those of the query's position are a factor of the output, those of the key's one
-of its key. They are a leaf like any other, but that it is made of numbers where it is read."""
+of its key. They are a leaf like any other, but that it is made of numbers where it is read.
+
+Terms of one sum may have different ones, as the parts of a chunk and of earlier chunks do. The first term's are a factor of all, and
+what others have beside them belongs to their exponents."""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import numpy as np
 import sympy
 
 from .algebra import restricting
+from .evaluate import fold
 from .index import Affine, Index, hint, mixed_radix, product, var
 from .normal_form import Factor, Leaf, Numbers, Position, Read, Term, Value
 
@@ -124,3 +128,55 @@ def _name(factors: Sequence[Factor]) -> str:
     """Equal for equal products of numbers, but for the name of their position."""
     return str(sorted(f"{f.at.const} of {f.values if isinstance(f, Numbers) else 'positions'}"
                       for f in factors if isinstance(f, (Position, Numbers))))
+
+
+# ------------------------------------------------------------------------------------------------- tensors that are numbers
+def rows_alike(terms: Sequence[Term]) -> list[Term]:
+    """Terms that all read the same known numbers at the query's position, those that the first one reads: a[i] w = b[i] exp(log(a[i]
+    / b[i])) w. They may be other numbers for each head. The same terms where nothing is to be done."""
+    own = [_known_rows(t) for t in terms]
+    order = sorted({x for o in own for r, _ in o for x in r.variables()})
+    if not own or all(set(_reads(o)) == set(_reads(own[0])) for o in own) or not all(isinstance(x.size, int) for x in order):
+        return list(terms)
+    tables = [_product(o, order) for o in own]
+    first = _reads(own[0])
+    found = [terms[0]]
+    for t, o, table in zip(terms[1:], own[1:], tables[1:]):
+        logs = np.log(table) - np.log(tables[0])
+        keep = [n for n in range(logs.ndim) if logs.shape[n] > 1 and not (logs == logs.take([0], n)).all()]
+        logs = logs[tuple(slice(None) if n in keep else 0 for n in range(logs.ndim))]
+        factors = (*(f for f in t.factors if f not in _reads(o)), *first)
+        at = mixed_radix([order[n] for n in keep])
+        more = Term(1, (Numbers(tuple(logs.ravel().tolist()), at),)) if keep else Term(float(logs))
+        found.append(replace(t, factors=factors, exponent=(*t.exponent, more)))
+    return found
+
+
+def _reads(own: Sequence[tuple[Read, Any]]) -> list[Read]:
+    return [r for r, _ in own]
+
+
+def _known_rows(t: Term) -> list[tuple[Read, np.ndarray[Any, Any]]]:
+    """Reads of positive numbers, known while compiling, whose position is no key's, with an axis for each of their variables."""
+    found = []
+    for r in t.reads():
+        d = r.leaf.definition
+        if d is None or r.leaf.dirty or r.function not in ("", "reciprocal") or r.variables() & set(t.bound) or not r.variables():
+            continue
+        if any(a != (var(*a.coef) if a.coef else Affine()) for a in r.index) or len({*map(len, d.axes)} - {0, 1}) or any(
+                bool(a.coef) != bool(axis) for a, axis in zip(r.index, d.axes)):
+            continue
+        numbers = fold(d)
+        if numbers is not None and np.isfinite(numbers).all() and (numbers > 0).all():
+            found.append((r, 1 / numbers if r.function else numbers))
+    return found
+
+
+def _product(own: Sequence[tuple[Read, np.ndarray[Any, Any]]], order: Sequence[Index]) -> np.ndarray[Any, Any]:
+    """Over the given variables."""
+    table = np.ones([x.size for x in order])
+    for r, numbers in own:
+        mine = [x for a in r.index for x in a.coef]
+        inside = np.transpose(numbers, [mine.index(x) for x in order if x in mine])
+        table = table * inside[tuple(slice(None) if x in mine else None for x in order)]
+    return table

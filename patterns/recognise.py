@@ -19,6 +19,7 @@ import torch
 from .algebra import pinned, straighten, wider
 from .clock import look
 from .codes import NearMiss, near_miss
+from .divided import cancelled
 from .exponents import gates_apart, numbers_apart, positions_apart
 from .index import Index, Unknown, product, untied
 from .match import MAX_FEATURES, Match
@@ -26,10 +27,11 @@ from .maxima import maximum, without_maximum
 from .normal_form import Read, Term, Value
 from .places import Places, SequencePosition, digits_of, innermost, ordered, position_of, sharing
 from .polynomial import reduced, width
-from .position_weights import weights_apart
+from .position_weights import rows_alike, weights_apart
 from .refusals import refuse_function_of_scores, refuse_reads, refuse_states_of_one_tensor, without_causality
 from .roles import Roles, enter, fit, free_linked, key_digits, roles_of, summed
 from .sizes import at_most
+from .stabilised import put_back, rows_apart
 from .weights import Part, Problem, Weights, solve
 
 
@@ -40,11 +42,18 @@ def recognise(value: Value) -> Match | NearMiss | None:
     look()
     if (rows := maximum(value)) is not None:
         return rows
-    terms = [numbers_apart(gates_apart(positions_apart(without_maximum(straighten(pinned(t)))))) for t in value.terms]
+    given = [cancelled(straighten(pinned(t))) for t in value.terms]
+    terms = [numbers_apart(gates_apart(positions_apart(without_maximum(t)))) for t in given]
     found = _recognised(replace(value, terms=tuple(terms)))
     weighed = isinstance(found, NearMiss) and found.code in ("LC103", "LC108", "LC203")
     if weighed and (apart := weights_apart(terms)) != terms:
         return _recognised(replace(value, terms=tuple(apart)))
+    if isinstance(found, NearMiss) and found.code == "LC109" and (alike := rows_alike(terms)) != terms:
+        return _recognised(replace(value, terms=tuple(map(numbers_apart, alike))))
+    if isinstance(found, NearMiss) and len(given) > 1:
+        rest, rows = rows_apart(given)
+        if rows and isinstance(main := recognise(replace(value, terms=tuple(rest))), Match):
+            return put_back(replace(main, value=replace(value, terms=tuple(given))), rows) or found
     return found
 
 

@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .index import Affine, Index, same, var
+from .algebra import times
+from .divided import undivided
+from .index import Affine, Index, var
 from .loop_forms import LOGARITHMS, NotUnrolled, resolved, substituted
 from .normal_form import Factor, Numbers, Position, Read, Term, Value
-from .pieces import Pieces
+from .pieces import Pieces, renamed
 from .step_reads import as_one
 
 SHORTEST = 4  # pieces: of fewer, the windows are summed as they are
@@ -41,7 +43,13 @@ def running_sum(pieces: Pieces) -> Value | None:
             return found(pieces)
         except (_NoScan, NotUnrolled):
             continue
-    return None
+    if (states := undivided(pieces)) is None:
+        return None
+    without, numbers, step = states
+    try:
+        return _Scan(without).value(numbers, step)
+    except (_NoScan, NotUnrolled):
+        return None
 
 
 def _side_by_side(pieces: Pieces) -> Value:
@@ -49,23 +57,13 @@ def _side_by_side(pieces: Pieces) -> Value:
     if any(len(p.value.terms) != 1 for p in pieces.pieces):
         raise _NoScan
     axes = pieces.pieces[0].value.axes
-    terms = [_renamed(p.value, axes)[0] for p in pieces.pieces]
+    terms = [renamed(p.value, axes)[0] for p in pieces.pieces]
     lead = terms[0]
     if not lead.bound or any((t.coef, len(t.bound), t.dtype) != (lead.coef, len(lead.bound), lead.dtype) for t in terms):
         raise _NoScan
     m = Index(len(terms))
     made = _family([(n, _parts(t)) for n, t in as_one(list(enumerate(terms)), len(terms))]).at(var(m))
     return Value(tuple((m, *axis) if d == pieces.dim else axis for d, axis in enumerate(axes)), (_of_parts(lead, made),))
-
-
-def _renamed(v: Value, axes: Sequence[tuple[Index, ...]]) -> list[Term]:
-    """The terms of a value in the names of the given axes."""
-    mapping: dict[Index, Affine] = {}
-    for mine, theirs in zip(v.axes, axes):
-        if v.terms and (len(mine) != len(theirs) or not all(same(x.size, y.size) for x, y in zip(mine, theirs))):
-            raise _NoScan
-        mapping.update({x: var(y) for x, y in zip(mine, theirs)})
-    return [t.substitute(mapping) for t in v.terms]
 
 
 def _of_parts(lead: Term, made: Sequence[Any]) -> Term:
@@ -229,7 +227,7 @@ class _Scan:
 
     def _terms(self, v: Value) -> tuple[list[Term], list[Term]]:
         """What a piece is made of, and how the next one sees it: as that, or as one leaf."""
-        seen = _renamed(v, self.axes)
+        seen = renamed(v, self.axes)
         read = seen[0].factors[0] if len(seen) == 1 and len(seen[0].factors) == 1 else None
         if isinstance(read, Read) and read.leaf.definition is not None and seen[0] == Term(1, (read,)):
             made = substituted(read.leaf.definition, read.index)
@@ -253,7 +251,8 @@ class _Scan:
             self.steps.append((m, step))
 
     # ----------------------------------------------------------------------------------------------------------- value
-    def value(self) -> Value:
+    def value(self, numbers: Term | None = None, step: Index | None = None) -> Value:
+        """The states, times numbers of each step where there are some."""
         self._read_as_one()
         added = _family([(m, _parts(t)) for m, t in self.added])
         lead = self.added[0][1]
@@ -274,6 +273,8 @@ class _Scan:
         terms = [term]
         if entering is not None:
             terms.append(replace(entering, exponent=entering.exponent + steps(m, Affine())))
+        if numbers is not None and step is not None:
+            terms = [times(t, numbers.substitute({step: var(m)})) for t in terms]
         axes = tuple((m, *axis) if d == self.dim else axis for d, axis in enumerate(self.axes))
         return Value(axes, tuple(terms))
 

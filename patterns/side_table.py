@@ -17,12 +17,13 @@ from .algebra import multiply, table, windows
 from .assembled import Assembled
 from .calls import Call, Rule, Table, number_value
 from .constants import mask_value
+from .divided import laid_behind_each_other
 from .evaluate import MAX_TABLE, fold
 from .fakes import call, tensors_in, with_tensors
 from .functions import SUMS, VIEWS
 from .index import Affine, Index, Unknown, mixed_radix, product, same, size_of
 from .leaves import are_scores
-from .normal_form import Leaf, Read, Value, definition_or_value, leaf_value
+from .normal_form import Leaf, Read, Value, definition_or_value, leaf_value, whole_tensor
 from .ranges import ALL, Range, by_name
 from .records import Key, Record
 from .rules import RULES
@@ -254,6 +255,11 @@ class SideTable(Assembled):
         if states is not None and not self.settled(t):
             self.put(t, states)
             self._tie(before, states, -1)
+        elif states is None and (read := whole_tensor(before, t)) is not None:
+            if read.leaf.dirty:                                 # all of it was written: a tensor like any other, until the next write
+                self._tie(before, after := self.cut(t, self.node_of.get(id(t))), -1)
+                read = whole_tensor(after, t) or read
+            laid_behind_each_other(pieces, read.leaf)
 
     def of_scores(self, name: str, args: Any) -> str:
         """The name of a function that is applied to products of two tensors, for reports; else empty."""

@@ -46,11 +46,21 @@ def positionless(r: Read) -> bool:
 
 
 def behind_each_other(every: Sequence[Read]) -> Leaf:
-    """The tensors of all steps as one, which has the steps along its last axis."""
-    parts = tuple((replace(r, function="", detached=False), tuple(variables(r)), ()) for r in every)
-    bounds = (min(r.leaf.bounds[0] for r in every), max(r.leaf.bounds[1] for r in every))
-    return Leaf((*(x.size for x in variables(every[0])), len(every)), every[0].leaf.tensor, parts=parts, bounds=bounds,
-                version=every[0].leaf.version)
+    """The tensors of all steps as one, which has the steps along its last axis. The same of them are the same leaf."""
+    first = every[0].leaf
+    key = ("steps", *(_whole(r) for r in every))
+    if key not in first.made:
+        parts = tuple((replace(r, function="", detached=False), tuple(variables(r)), ()) for r in every)
+        bounds = (min(r.leaf.bounds[0] for r in every), max(r.leaf.bounds[1] for r in every))
+        first.made[key] = Leaf((*(x.size for x in variables(every[0])), len(every)), first.tensor, parts=parts, bounds=bounds,
+                               version=first.version)
+    return first.made[key]
+
+
+def _whole(r: Read) -> Any:
+    """Equal for reads of the same elements, whatever their variables are called."""
+    names = {x: n for n, x in enumerate(variables(r))}
+    return id(r.leaf), tuple((str(a.const), *sorted((names[x], str(c), str(x.size)) for x, c in a.coef.items())) for a in r.index)
 
 
 def variables(r: Read) -> list[Index]:

@@ -40,21 +40,21 @@ def _as_one(steps: Sequence[tuple[int, Term]], count: int, depth: int) -> Sequen
 
     def moved(n: int) -> Callable[[Read, tuple[Index, ...]], Read]:
         def at_step(r: Read, inside: tuple[Index, ...]) -> Read:
-            leaf = made.get(_family(r, inside, depth)) if _is_own(r) else None
+            leaf = made.get(_family(r, inside, depth)) if is_own(r) else None
             return r if leaf is None else replace(r, leaf=leaf, index=(*map(var, variables(r)), Affine(n)))
         return at_step
 
     return [(n, _mapped(t, moved(n), ())) for n, t in steps] if made else steps
 
 
-def _is_own(r: Read) -> bool:
+def is_own(r: Read) -> bool:
     return positionless(r) and r.leaf.node is not None and not r.leaf.dirty
 
 
 def _own(t: Term, inside: tuple[Index, ...]) -> Iterator[tuple[Read, tuple[Index, ...]]]:
     """The reads of tensors that may be a step's own, with the variables that are bound where they stand."""
     inside = inside + t.bound
-    yield from ((r, inside) for r in t.reads() if _is_own(r))
+    yield from ((r, inside) for r in t.reads() if is_own(r))
     for e in t.exponent:
         yield from _own(e, inside)
 

@@ -1,0 +1,309 @@
+"""States that a loop leaves divided by a number of each step, for their own size or for that of an exponent.
+
+    left[m] = state[m] r[m]                       where it is left, as RetNet's chunks are by the sum of a state's elements
+    left[m] = (w[m] r[m] / r[m - 1]) left[m - 1] + r[m] u[m]      where it is carried, as mLSTM's are by a maximum so far
+
+Both are r[m] times state[m] = w[m] state[m - 1] + u[m], of which nothing is known but how it goes on. What r is does not matter: the
+rest of the program multiplies by 1 / r, and there it cancels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from .algebra import restricting
+from .evaluate import fold
+from .index import Affine, Index, var
+from .loop_forms import NotUnrolled, as_exponent, resolved, substituted, without
+from .normal_form import Factor, Leaf, Read, Term, Value
+from .pieces import Pieces, renamed
+from .step_gates import behind_each_other, variables
+from .step_reads import as_one, is_own
+
+INVERSE = {"": "reciprocal", "reciprocal": ""}
+OPENED = 4  # how deep quotients of quotients are looked into
+
+
+@dataclass(frozen=True)
+class _Left:
+    """A piece: its terms, the leaf by which the next step sees it, and what may be a number by which all of it is divided."""
+
+    terms: tuple[Term, ...]
+    whole: Read | None
+    inside: bool  # whether the leaf is divided itself
+    numbers: Term
+
+
+def undivided(pieces: Pieces) -> tuple[Pieces, Term, Index] | None:
+    """The pieces without what each is divided by; that, as a term at a step; the variable of the step. None where there is
+    nothing of the kind."""
+    axes = next((p.value.axes for p in pieces.pieces if p.value.terms), None)
+    if axes is None or pieces.pieces[-1].value.number() is not None:
+        return None
+    try:
+        left = [_left(renamed(p.value, axes)) for p in pieces.pieces]
+        count, (first, *_) = len(left), [m for m, x in enumerate(left) if x.terms]
+        step = Index(count)
+        found = _of_all_steps(left, first, step)
+        if found is None:
+            return None
+        numbers, own = found
+        values = _without(left, own, axes)
+        if not any(t.bound for v in values for t in v.terms):
+            return None
+    except NotUnrolled:
+        return None
+    return replace(pieces, pieces=tuple(replace(p, value=v) for p, v in zip(pieces.pieces, values))), numbers, step
+
+
+def _left(seen: Sequence[Term]) -> _Left:
+    terms, whole, inside = list(seen), None, False
+    if len(seen) == 1:
+        times = _opened(seen[0])
+        states = [r for r in times.reads() if not r.function and (d := r.leaf.definition) is not None and len(d.terms) > 1]
+        if len(states) == 1 and not times.bound:
+            (whole,) = states
+            beside = _candidates(replace(times, factors=without(times, [whole])))
+            if beside.factors or beside.exponent:
+                return _Left((times,), whole, False, beside)
+            assert whole.leaf.definition is not None
+            terms, inside = substituted(whole.leaf.definition, whole.index), True
+    made = [cancelled(_raised(resolved(t))) for t in terms]
+    every = [_candidates(t) for t in made]
+    return _Left(tuple(made), whole, inside, _common(every) if every else Term())
+
+
+def _opened(t: Term) -> Term:
+    """Of a tensor that is a product, the product."""
+    (r, *more) = t.factors or (None,)
+    d = r.leaf.definition if isinstance(r, Read) and not r.function and t == Term(1, (r,)) else None
+    if more or d is None or len(d.terms) != 1 or d.masked is not None or d.terms[0].bound:
+        return t
+    assert isinstance(r, Read)
+    (made,) = substituted(d, r.index)
+    return _opened(made)
+
+
+def _raised(t: Term) -> Term:
+    """With gates that are exponentials of sums as the sums in the exponent."""
+    t = as_exponent(t)
+    for _ in range(OPENED):
+        found = [_summands(e) for e in t.exponent]
+        if all(len(f) == 1 for f in found):
+            break
+        t = replace(t, exponent=tuple(x for f in found for x in f))
+    return t
+
+
+def _summands(e: Term) -> list[Term]:
+    """Of a tensor that is a sum, in an exponent, the summands."""
+    r = e.factors[0] if len(e.factors) == 1 else None
+    d = r.leaf.definition if isinstance(r, Read) and not r.function and not (e.bound or e.indicators or e.exponent) else None
+    if d is None or d.masked is not None or len(d.terms) < 2 or any(x.exponent for x in d.terms):
+        return [e]
+    assert isinstance(r, Read)
+    own = [replace(x, coef=x.coef * e.coef) for x in substituted(d, r.index)]
+    return [replace(x, factors=tuple(replace(f, detached=True) if isinstance(f, Read) else f for f in x.factors)) for x in own
+            ] if r.detached else own
+
+
+def _candidates(t: Term) -> Term:
+    """Tensors of the step alone that a term is multiplied by, or the exponentials of such."""
+    bound = set(t.bound)
+
+    def own(r: Factor) -> bool:
+        return isinstance(r, Read) and is_own(r) and not r.variables() & bound
+
+    return Term(1, tuple(f for f in t.factors if own(f)), exponent=tuple(
+        e for e in t.exponent if len(e.factors) == 1 and own(e.factors[0]) and not (e.bound or e.indicators or e.exponent)))
+
+
+def _common(every: Sequence[Term]) -> Term:
+    return Term(1, tuple(f for f in every[0].factors if all(f in t.factors for t in every)),
+                exponent=tuple(e for e in every[0].exponent if all(_holds(t.exponent, e) for t in every)))
+
+
+def _holds(exponent: Iterable[Term], e: Term) -> bool:
+    return any((x.coef, x.factors) == (e.coef, e.factors) for x in exponent)
+
+
+def _of_all_steps(left: Sequence[_Left], first: int, step: Index) -> tuple[Term, list[Term]] | None:
+    """The numbers that all steps have, at a step; and each step's own."""
+    count = len(left)
+    if first > 1:
+        return None
+    steps = as_one([(m, left[m].numbers) for m in range(first, count)], count)
+    at_step: list[Term] = []
+    own = [Term()] * first
+    for (m, new), old in zip(steps, (left[m].numbers for m in range(first, count))):
+        kept = [n for n, f in enumerate(new.factors) if isinstance(f, Read) and _stacked(f, m, count)]
+        raised = [n for n, e in enumerate(new.exponent) if _stacked(e.reads()[0], m, count)]
+        own.append(Term(1, tuple(old.factors[n] for n in kept), exponent=tuple(old.exponent[n] for n in raised)))
+        at_step.append(Term(1, tuple(_at(new.factors[n], step) for n in kept), exponent=tuple(
+            replace(new.exponent[n], factors=(_at(new.exponent[n].factors[0], step),)) for n in raised)))
+    found = at_step[-1]
+    if not (found.factors or found.exponent) or any(
+            set(t.factors) != set(found.factors) or {(e.coef, e.factors) for e in t.exponent} != {
+                (e.coef, e.factors) for e in found.exponent} for t in at_step):
+        return None
+    return found, own
+
+
+def _stacked(r: Read, m: int, count: int) -> bool:
+    return len(r.leaf.parts) == count and r.index[-1] == Affine(m)
+
+
+def _at(f: Factor, step: Index) -> Read:
+    assert isinstance(f, Read)
+    return replace(f, index=(*f.index[:-1], var(step)))
+
+
+def _without(left: Sequence[_Left], own: Sequence[Term], axes: Sequence[tuple[Index, ...]]) -> list[Value]:
+    """The pieces, undivided."""
+    every = tuple(x for axis in axes for x in axis)
+    values, before = list[Value](), None
+    for n, (piece, mine) in enumerate(zip(left, own)):
+        if not piece.inside:
+            terms = tuple(_less(t, mine) for t in piece.terms)
+            if piece.whole is not None and terms != (Term(1, (piece.whole,)),):
+                raise NotUnrolled
+            before = None
+        else:
+            assert piece.whole is not None
+            made = [_less(_undone(t, left[n - 1].whole, before, own[n - 1]) if n else t, mine) for t in piece.terms]
+            value = Value(tuple((x,) for x in every), tuple(made))
+            before = Read(Leaf(tuple(x.size for x in every), piece.whole.leaf.tensor, definition=value), tuple(map(var, every)))
+            terms = (Term(1, (before,)),)
+        values.append(Value(tuple(axes), terms))
+    return values
+
+
+def _less(t: Term, numbers: Term) -> Term:
+    """A term without numbers that it holds."""
+    factors, exponent = list(t.factors), list(t.exponent)
+    for f in numbers.factors:
+        factors.remove(f)
+    for e in numbers.exponent:
+        exponent.remove(next(x for x in exponent if (x.coef, x.factors) == (e.coef, e.factors)))
+    return replace(t, factors=tuple(factors), exponent=tuple(exponent))
+
+
+def _undone(t: Term, divided: Read | None, whole: Read | None, numbers: Term) -> Term:
+    """A term in which the state before is read undivided."""
+    if divided is None or whole is None or divided not in t.factors:
+        return t
+    factors = tuple(whole if f == divided else f for f in t.factors)
+    return cancelled(replace(t, factors=factors + numbers.factors, exponent=t.exponent + numbers.exponent))
+
+
+# ----------------------------------------------------------------------------------------------------------- what cancels
+def cancelled(t: Term) -> Term:
+    """Without tensors that a term is both multiplied and divided by, and without exponents of both signs. Tensors that are
+    quotients are looked into, if something in them cancels."""
+    parts = [p for n, f in enumerate(t.factors) for p in _apart(f, n, OPENED)]
+    parts += [(-1, e) for e in t.exponent]
+    left: list[tuple[int, Factor | Term]] = []
+    touched = set[int]()
+    for n, x in parts:
+        other = next((o for o in left if _cancel(x, o[1])), None)
+        if other is None:
+            left.append((n, x))
+        else:
+            left = [o for o in left if o is not other]
+            touched |= {n, other[0]}
+    if not touched:
+        return t
+    kept = [f for n, f in enumerate(t.factors) if n not in touched]
+    opened = [x for n, x in left if n in touched and not isinstance(x, Term)]
+    exponent = [x for n, x in left if (n in touched or n == -1) and isinstance(x, Term)]
+    return replace(t, factors=(*kept, *opened), exponent=tuple(exponent))
+
+
+def _apart(f: Factor, n: int, depth: int) -> list[tuple[int, Factor | Term]]:
+    """The parts of a factor, that with number n: of a tensor that is a product of others, and of an exponential, these."""
+    whole: list[tuple[int, Factor | Term]] = [(n, f)]
+    if not isinstance(f, Read) or f.function not in INVERSE or depth == 0:
+        return whole
+    d = f.leaf.definition
+    if d is None or d.masked is not None or len(d.terms) != 1 or d.terms[0].coef != 1 or d.terms[0].bound or restricting(
+            d.terms[0]) or f.leaf.dirty:
+        return whole
+    try:
+        (made,) = substituted(d, f.index)
+    except NotUnrolled:
+        return whole
+    exponent = _raised(replace(made, factors=())).exponent
+    if len(made.factors) + len(exponent) < 2 or not all(isinstance(r, Read) and r.function in INVERSE for r in made.factors):
+        return whole
+    found: list[tuple[int, Factor | Term]] = []
+    for r in made.reads():
+        r = replace(r, function=INVERSE[r.function] if f.function else r.function, detached=r.detached or f.detached)
+        found += _apart(r, n, depth - 1)
+    return found + [(n, replace(e, coef=-e.coef) if f.function else e) for e in exponent]
+
+
+def _cancel(a: Factor | Term, b: Factor | Term) -> bool:
+    """Whether the product of two factors is 1, or two exponents are opposite."""
+    if isinstance(a, Term) and isinstance(b, Term):
+        return _opposite(a, b)
+    return isinstance(a, Read) and isinstance(b, Read) and _inverse(a, b)
+
+
+def _inverse(a: Read, b: Read) -> bool:
+    never_zero = any(low > 0 or high < 0 for low, high in (a.leaf.bounds, b.leaf.bounds)) or _numbers(a.leaf) is not None
+    return INVERSE.get(a.function) == b.function and a.detached == b.detached and never_zero and same_elements(a, b)
+
+
+def _opposite(a: Term, b: Term) -> bool:
+    if a.coef != -b.coef or len(a.factors) != 1 or len(b.factors) != 1 or any(
+            x.bound or x.exponent or restricting(x) for x in (a, b)):
+        return False
+    (r,), (s,) = a.factors, b.factors
+    return isinstance(r, Read) and isinstance(s, Read) and (r.function, r.detached) == (s.function, s.detached) and same_elements(r, s)
+
+
+def same_elements(a: Read, b: Read) -> bool:
+    """Whether two reads are of the same numbers: of one leaf, of two that are the same numbers whatever the inputs are, or of
+    tensors of all steps of a loop and what the program laid behind each other of them. Those of the first step may differ, of
+    which a state before it, which is zero, takes no notice."""
+    if a.leaf is b.leaf:
+        return a.index == b.index
+    if a.index == b.index and (x := _numbers(a.leaf)) is not None and (y := _numbers(b.leaf)) is not None:
+        return np.array_equal(x, y)
+    return any(s.leaf is leaf and not leaf.dirty and s.index == tuple(Affine() if n is None else r.index[n] for n in places)
+               for r, s in ((a, b), (b, a)) for leaf, places in r.leaf.laid)
+
+
+def _numbers(leaf: Leaf) -> np.ndarray[Any, Any] | None:
+    """What a tensor is, if that is known while compiling, and nowhere zero."""
+    numbers = None if leaf.definition is None or leaf.dirty else fold(leaf.definition)
+    return numbers if numbers is not None and np.isfinite(numbers).all() and numbers.all() else None
+
+
+def laid_behind_each_other(pieces: Pieces, leaf: Leaf) -> None:
+    """Notes that a tensor holds the tensors of all steps."""
+    reads = [_only(p.value) for p in pieces.pieces]
+    every = [r for r in (reads[0] or reads[1], *reads[1:]) if r is not None] if len(reads) > 1 else []
+    axes = [[axis for n, axis in enumerate(p.value.axes) if n != pieces.dim] for p in pieces.pieces]
+    if len(every) < len(reads) or not every or any(p.length != 1 for p in pieces.pieces):
+        return
+    own = variables(every[-1])
+    places = [None if not axis else own.index(axis[0]) if axis[0] in own and len(axis) == 1 else -1 for axis in axes[-1]]
+    if -1 in places or any(variables(r) != [x for axis in a for x in axis] for r, a in zip(reads[1:], axes[1:]) if r is not None):
+        return
+    places.insert(pieces.dim, len(own))
+    whole = behind_each_other(every)
+    if (leaf, tuple(places)) not in whole.laid:
+        whole.laid.append((leaf, tuple(places)))
+
+
+def _only(v: Value) -> Read | None:
+    """The read of a tensor of its own that a value is."""
+    f = v.terms[0].factors if len(v.terms) == 1 else ()
+    r = f[0] if len(f) == 1 else None
+    return r if isinstance(r, Read) and v.masked is None and not r.function and is_own(r) and replace(
+        v.terms[0], dtype=None, via=frozenset()) == Term(1, (r,)) else None
