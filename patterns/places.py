@@ -148,14 +148,18 @@ def moved(r: Read, axes: Sequence[int], digits: Sequence[Index], start: Any) -> 
 
 
 def _merged(r: Read, axes: Sequence[int], at: Affine) -> Read:
-    """A read of a tensor that holds the position on several axes, as one of a leaf that has one axis for all of them."""
-    own = {a: Index(r.leaf.shape[a]) for a in axes}
-    base = replace(r, index=tuple(var(own[n]) if n in own else a for n, a in enumerate(r.index)), function="", detached=False)
-    free = tuple(x for n, a in enumerate(r.index) if n not in own for x in a.coef)
-    shape = (*(x.size for x in free), product(x.size for x in own.values()))
-    leaf = Leaf(shape, r.leaf.tensor, bounds=r.leaf.bounds, parts=((base, free, tuple(own.values())),),
-                version=r.leaf.version)
-    return Read(leaf, (*map(var, free), at), r.function, r.detached)
+    """A read of a tensor that holds the position on several axes, as one of a leaf that has one axis for all of them. Where the
+    tensor is read so again, it is the same leaf."""
+    free = tuple(x for n, a in enumerate(r.index) if n not in axes for x in a.coef)
+    key = ("merged", *axes, *((str(a.const), *sorted((free.index(x), str(x.size), str(c)) for x, c in a.coef.items()))
+                              for n, a in enumerate(r.index) if n not in axes))
+    if key not in r.leaf.made:
+        own = {a: Index(r.leaf.shape[a]) for a in axes}
+        base = replace(r, index=tuple(var(own[n]) if n in own else a for n, a in enumerate(r.index)), function="", detached=False)
+        shape = (*(x.size for x in free), product(x.size for x in own.values()))
+        r.leaf.made[key] = Leaf(shape, r.leaf.tensor, bounds=r.leaf.bounds, parts=((base, free, tuple(own.values())),),
+                                version=r.leaf.version)
+    return Read(r.leaf.made[key], (*map(var, free), at), r.function, r.detached)
 
 
 def digits_of(position: Affine, variables: set[Index]) -> tuple[Index, ...]:
