@@ -47,8 +47,8 @@ def whole(b: Builder, leaf: Leaf) -> Any:
         return b.call(item, b.call(torch.cummax, summed(b, leaf.greatest), -1), 0)
     if leaf.exponent is not None:
         return _as_read(b, leaf, b.call(torch.exp, summed(b, leaf.exponent)))
-    if leaf.numbers is not None:
-        return _as_read(b, leaf, summed(b, leaf.numbers))
+    if leaf.total is not None:
+        return _as_read(b, leaf, summed(b, leaf.total))
     if not leaf.parts:
         return b.leaf(leaf)
     pieces = []

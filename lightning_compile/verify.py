@@ -313,13 +313,19 @@ def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], featur
 
 
 def _numbered(regions: Sequence[list[Record]]) -> set[Index]:
-    """Variables, by their first names, that run over tensors which were put side by side one by one: there are as many at
-    any sizes."""
-    at = {"stack": 1, "select_scatter": 2}                  # the place of their argument `dim`
-    every = [(r, name) for records in regions for r in records if (name := r.described[0]) in at]
-    dims = [r.args[n] if len(r.args) > (n := at[name]) else r.kwargs.get("dim", 0) for r, name in every]
-    return {x.first for (r, _), d in zip(every, dims) for x in r.values[0].axes[d % len(r.values[0].axes)]
-            if isinstance(x.size, int)}
+    """Variables, by their first names, that run over tensors which were put side by side one by one, or over windows that were
+    written so: there are as many at any sizes."""
+    at = {"stack": 1, "select_scatter": 2, "slice_scatter": 2}  # the place of their argument `dim`
+    found = set[Index]()
+    for r in (r for records in regions for r in records):
+        if (name := r.described[0]) not in at:
+            continue
+        dim = r.args[at[name]] if len(r.args) > at[name] else r.kwargs.get("dim", 0)
+        axis = r.values[0].axes[dim % len(r.values[0].axes)]
+        window = r.args[4] - r.args[3] if name == "slice_scatter" and len(r.args) > 4 else 1
+        every = {z for x in axis for y in x.tied for group in ((y,), *y.splits) for z in group[:1]}
+        found |= {x.first for x in every if isinstance(x.size, int) and same(x.size * window, product(y.size for y in axis))}
+    return found
 
 
 def _finest(x: Index, above: frozenset[Index] = frozenset()) -> list[Index]:

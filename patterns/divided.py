@@ -71,21 +71,21 @@ def _left(seen: Sequence[Term]) -> _Left:
             if beside.factors or beside.exponent:
                 return _Left((times,), whole, False, beside)
             assert whole.leaf.definition is not None
-            terms, inside = substituted(whole.leaf.definition, whole.index), True
+            terms, inside = [_opened(t, sums=True) for t in substituted(whole.leaf.definition, whole.index)], True
     made = [cancelled(_raised(resolved(t))) for t in terms]
     every = [_candidates(t) for t in made]
     return _Left(tuple(made), whole, inside, _common(every) if every else Term())
 
 
-def _opened(t: Term) -> Term:
-    """Of a tensor that is a product, the product."""
+def _opened(t: Term, sums: bool = False) -> Term:
+    """Of a tensor that is a product, or a sum of products, these."""
     (r, *more) = t.factors or (None,)
     d = r.leaf.definition if isinstance(r, Read) and not r.function and t == Term(1, (r,)) else None
-    if more or d is None or len(d.terms) != 1 or d.masked is not None or d.terms[0].bound:
+    if more or d is None or len(d.terms) != 1 or d.masked is not None or d.terms[0].bound and not sums:
         return t
     assert isinstance(r, Read)
     (made,) = substituted(d, r.index)
-    return _opened(made)
+    return _opened(made, sums)
 
 
 def _raised(t: Term) -> Term:

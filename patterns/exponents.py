@@ -13,10 +13,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence, Set
 from dataclasses import replace
+from typing import Literal
 
 from .algebra import restricting
 from .index import Affine, Index, same, var
 from .normal_form import Leaf, Position, Read, Term, Value, rename
+from .ranges import ALL
 from .sizes import at_most
 
 LARGE = 80.0  # exp of more overflows float32
@@ -43,18 +45,18 @@ def _counted_from_zero(e: Term) -> list[Term]:
 
 
 def gates_apart(t: Term) -> Term:
-    """exp(decay + gate[j]) = exp(decay) exp(gate[j]), where a gate is one tensor at the key's position that the decay does not
+    """exp(decay + c gate[j]) = exp(decay) exp(c gate[j]), where a gate is one tensor at the key's position that the decay does not
     read."""
-    bound, gates = set(t.bound), []
+    bound, gates, factors = set(t.bound), list[Term](), list[Read]()
     for e in t.exponent:
-        if len(e.factors) == 1 and isinstance(r := e.factors[0], Read) and e.coef == 1 and not (
+        if len(e.factors) == 1 and isinstance(r := e.factors[0], Read) and isinstance(e.coef, (int, float)) and not (
                 r.function or e.bound or e.indicators or e.exponent) and r.variables() & bound and not any(
                 r.leaf in o.leaves() for o in t.exponent if o is not e):
             gates.append(e)
+            factors.append(replace(r if e.coef == 1 else _times(r, e.coef), function="exp"))
     if not gates:
         return t
-    factors = tuple(replace(r, function="exp") for e in gates for r in e.factors if isinstance(r, Read))
-    return replace(t, factors=t.factors + factors, exponent=tuple(e for e in t.exponent if e not in gates))
+    return replace(t, factors=(*t.factors, *factors), exponent=tuple(e for e in t.exponent if e not in gates))
 
 
 def positions_apart(t: Term) -> Term:
@@ -211,7 +213,7 @@ def greatest(terms: Sequence[Term], x: Index) -> Read:
     return _made(terms, x, "greatest")
 
 
-def _made(terms: Sequence[Term], x: Index, kind: str) -> Read:
+def _made(terms: Sequence[Term], x: Index, kind: Literal["greatest", "exponent"]) -> Read:
     """One leaf for each sum: where another site has the same, it reads the same leaf."""
     first = terms[0].reads()[0].leaf
     used = {y for t in terms for y in t.free()} - {x}
@@ -230,7 +232,16 @@ def _made(terms: Sequence[Term], x: Index, kind: str) -> Read:
     key = (kind, *(str(y.size) for y in order), *sorted(map(named, terms)))
     if key not in first.made:
         value = Value(tuple((y,) for y in order), tuple(replace(t, dtype=None, via=frozenset()) for t in terms))
-        shape = tuple(y.size for y in order)
-        first.made[key] = Leaf(shape, first.tensor, greatest=value) if kind == "greatest" else Leaf(
-            shape, first.tensor, bounds=(0.0, math.inf), exponent=value)
+        bounds = (0.0, math.inf) if kind == "exponent" else ALL
+        first.made[key] = Leaf(tuple(y.size for y in order), first.tensor, bounds=bounds, **{kind: value})
     return Read(first.made[key], tuple(map(var, order)))
+
+
+def _times(r: Read, number: float) -> Read:
+    """A number times a tensor, as a read of a leaf that has the tensor's axes."""
+    key = ("times", number, r.function, r.detached)
+    if key not in r.leaf.made:
+        own = [Index(s) for s in r.leaf.shape]
+        value = Value(tuple((y,) for y in own), (Term(number, (replace(r, index=tuple(map(var, own))),)),))
+        r.leaf.made[key] = Leaf(r.leaf.shape, r.leaf.tensor, total=value)
+    return Read(r.leaf.made[key], r.index)

@@ -34,8 +34,8 @@ class Leaf:
     axes and those of its own position, outermost first (none: it is a single one). `laid` are tensors of the program that hold
     them, but for the first, which may be another: each with the number of the own axis on which each of its axes is (None: of
     size 1). `version` counts the writes to the tensor before it was
-    read. Of `greatest` it is the running maximum along the last axis, of an `exponent` the exponential; `numbers`
-    are what it is. What was `made` of it and of others in one of these ways is held by the first of them. Along the digits `flat`
+    read. Of `greatest` it is the running maximum along the last axis, of an `exponent` the exponential, of a `total` that itself.
+    What was `made` of it and of others in one of these ways is held by the first of them. Along the digits `flat`
     of its axes, which are all `digits` of these, it is the same everywhere.
     """
 
@@ -54,7 +54,7 @@ class Leaf:
     version: int = 0
     greatest: Value | None = None
     exponent: Value | None = None
-    numbers: Value | None = None
+    total: Value | None = None
     made: dict[Any, Leaf] = field(default_factory=dict, repr=False)
     flat: frozenset[Index] = frozenset()
     digits: dict[int, tuple[Index, ...]] = field(default_factory=dict, repr=False)
@@ -74,7 +74,7 @@ class Leaf:
     @property
     def sum_of(self) -> Value | None:
         """The sum that it is a function of, if it is made of one."""
-        return next((v for v in (self.greatest, self.exponent, self.numbers) if v is not None), None)
+        return next((v for v in (self.greatest, self.exponent, self.total) if v is not None), None)
 
     @property
     def positive(self) -> bool:
@@ -95,10 +95,10 @@ class Leaf:
         if self.parts:
             return f"{self.parts[0][0].leaf}" + " ..." * (len(self.parts) > 1)
         if (v := self.sum_of) is not None:
-            if self.numbers is not None:
+            if not v.leaves():
                 return "numbers"
             terms = (f"{t.coef:g} {'sum ' * bool(t.bound)}{' '.join(repr(r.leaf) for r in t.reads())}" for t in v.terms)
-            return f"{'exp' if self.greatest is None else 'cummax'}({' + '.join(terms)})"
+            return f"{'cummax' if self.greatest else 'exp' if self.exponent else ''}({' + '.join(terms)})"
         return self.node.name if self.node is not None else f"tmp{id(self) & 0xFFF:x}"
 
 

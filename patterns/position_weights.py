@@ -118,7 +118,7 @@ def numbers_at(terms: Sequence[tuple[float, Side]], place: Affine, beside: Seque
         own = tuple(Term(c, tuple(replace(f, at=Affine(f.at.const, {y: 1})) for f in side if not isinstance(f, Read)))
                     for c, side in terms)
         widest = max((leaf.tensor for leaf in beside), key=lambda x: (x.is_floating_point(), x.element_size()))
-        found = Leaf((y.size,), widest, numbers=Value(((y,),), own))
+        found = Leaf((y.size,), widest, total=Value(((y,),), own))
     for leaf in beside:
         leaf.made[key] = found
     return Read(found, (place,))

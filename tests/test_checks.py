@@ -298,7 +298,7 @@ def made_otherwise(m: Match, what: Callable[[Leaf], Leaf]) -> Match | None:
 
 @in_main
 def weights_for_maxima(m: Match) -> Match | None:
-    if not any(leaf.numbers is None for leaf, _ in m.made()):
+    if not any(leaf.total is None for leaf, _ in m.made()):
         return None
     return made_otherwise(m, lambda leaf: replace(leaf, greatest=leaf.exponent, exponent=leaf.greatest))
 
@@ -315,9 +315,9 @@ def made_of_the_opposite(m: Match) -> Match | None:
     def opposite(terms: tuple[Term, ...]) -> tuple[Term, ...]:
         return tuple(replace(t, coef=-t.coef) for t in terms)
 
-    if not any(leaf.numbers is None for leaf, _ in m.made()):  # numbers of both positions may both be negative
+    if not any(leaf.total is None for leaf, _ in m.made()):  # numbers of both positions may both be negative
         return None
-    return made_otherwise(m, lambda leaf: leaf if leaf.numbers is not None else _with_terms(leaf, opposite))
+    return made_otherwise(m, lambda leaf: leaf if leaf.total is not None else _with_terms(leaf, opposite))
 
 
 @in_main
@@ -325,9 +325,9 @@ def numbers_of_the_next_position(m: Match) -> Match | None:
     def shifted(t: Term) -> Term:
         return replace(t, factors=tuple(replace(f, values=(*f.values[1:], f.values[0])) for f in t.factors))
 
-    if not any(leaf.numbers is not None for leaf, _ in m.made()):
+    if not any(leaf.total is not None for leaf, _ in m.made()):
         return None
-    return made_otherwise(m, lambda leaf: leaf if leaf.numbers is None else _with_terms(leaf, lambda ts: tuple(map(shifted, ts))))
+    return made_otherwise(m, lambda leaf: leaf if leaf.total is None else _with_terms(leaf, lambda ts: tuple(map(shifted, ts))))
 
 
 @in_main
@@ -346,7 +346,7 @@ def prefix_forgotten(m: Match) -> Match | None:
 def _with_terms(leaf: Leaf, of: Callable[[tuple[Term, ...]], tuple[Term, ...]]) -> Leaf:
     def changed(v: Value | None) -> Value | None:
         return None if v is None else replace(v, terms=of(v.terms))
-    return replace(leaf, greatest=changed(leaf.greatest), exponent=changed(leaf.exponent), numbers=changed(leaf.numbers))
+    return replace(leaf, greatest=changed(leaf.greatest), exponent=changed(leaf.exponent), total=changed(leaf.total))
 
 
 @change
