@@ -45,7 +45,9 @@ def undivided(pieces: Pieces) -> tuple[Pieces, Term, Index] | None:
     if axes is None or pieces.pieces[-1].value.number() is not None:
         return None
     try:
-        left = [_left(renamed(p.value, axes)) for p in pieces.pieces]
+        left = list[_Left]()
+        for p in pieces.pieces:
+            left.append(_left(renamed(p.value, axes), left[-1].whole if left else None))
         count, (first, *_) = len(left), [m for m, x in enumerate(left) if x.terms]
         step = Index(count)
         found = _of_all_steps(left, first, step)
@@ -60,10 +62,10 @@ def undivided(pieces: Pieces) -> tuple[Pieces, Term, Index] | None:
     return replace(pieces, pieces=tuple(replace(p, value=v) for p, v in zip(pieces.pieces, values))), numbers, step
 
 
-def _left(seen: Sequence[Term]) -> _Left:
+def _left(seen: Sequence[Term], before: Read | None) -> _Left:
     terms, whole, inside = list(seen), None, False
     if len(seen) == 1:
-        times = _opened(seen[0])
+        times = _product(seen[0])
         states = [r for r in times.reads() if not r.function and (d := r.leaf.definition) is not None and len(d.terms) > 1]
         if len(states) == 1 and not times.bound:
             (whole,) = states
@@ -71,21 +73,39 @@ def _left(seen: Sequence[Term]) -> _Left:
             if beside.factors or beside.exponent:
                 return _Left((times,), whole, False, beside)
             assert whole.leaf.definition is not None
-            terms, inside = [_opened(t, sums=True) for t in substituted(whole.leaf.definition, whole.index)], True
+            terms, inside = opened(substituted(whole.leaf.definition, whole.index), before), True
     made = [cancelled(_raised(resolved(t))) for t in terms]
     every = [_candidates(t) for t in made]
     return _Left(tuple(made), whole, inside, _common(every) if every else Term())
 
 
-def _opened(t: Term, sums: bool = False) -> Term:
-    """Of a tensor that is a product, or a sum of products, these."""
-    (r, *more) = t.factors or (None,)
-    d = r.leaf.definition if isinstance(r, Read) and not r.function and t == Term(1, (r,)) else None
-    if more or d is None or len(d.terms) != 1 or d.masked is not None or d.terms[0].bound and not sums:
+def _product(t: Term) -> Term:
+    """Of a tensor that is a product, the product."""
+    r = _alone(t)
+    d = None if r is None else r.leaf.definition
+    if r is None or d is None or len(d.terms) != 1 or d.masked is not None or d.terms[0].bound:
         return t
-    assert isinstance(r, Read)
     (made,) = substituted(d, r.index)
-    return _opened(made, sums)
+    return _product(made)
+
+
+def opened(terms: Iterable[Term], before: Read | None) -> list[Term]:
+    """The summands of a state, of which some may be tensors that are sums themselves; the state before is read as a whole."""
+    found = list[Term]()
+    for t in terms:
+        r = _alone(t)
+        d = None if r is None or before is not None and r.leaf is before.leaf else r.leaf.definition
+        if r is None or d is None or d.masked is not None:
+            found.append(t)
+        else:
+            found += opened(substituted(d, r.index), before)
+    return found
+
+
+def _alone(t: Term) -> Read | None:
+    """The read that a term is."""
+    r = t.factors[0] if len(t.factors) == 1 else None
+    return r if isinstance(r, Read) and not r.function and replace(t, dtype=None, via=frozenset()) == Term(1, (r,)) else None
 
 
 def _raised(t: Term) -> Term:
@@ -303,7 +323,5 @@ def laid_behind_each_other(pieces: Pieces, leaf: Leaf) -> None:
 
 def _only(v: Value) -> Read | None:
     """The read of a tensor of its own that a value is."""
-    f = v.terms[0].factors if len(v.terms) == 1 else ()
-    r = f[0] if len(f) == 1 else None
-    return r if isinstance(r, Read) and v.masked is None and not r.function and is_own(r) and replace(
-        v.terms[0], dtype=None, via=frozenset()) == Term(1, (r,)) else None
+    r = _alone(v.terms[0]) if len(v.terms) == 1 and v.masked is None else None
+    return r if r is not None and is_own(r) else None

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .algebra import times
-from .divided import undivided
+from .divided import opened, undivided
 from .index import Affine, Index, var
 from .loop_forms import LOGARITHMS, NotUnrolled, resolved, substituted
 from .normal_form import Factor, Numbers, Position, Read, Term, Value
@@ -216,7 +216,7 @@ class _Scan:
         self.start: Term | None = None
         before: list[Term] = []
         for m, p in enumerate(pieces.pieces):
-            terms, seen = self._terms(p.value)
+            terms, seen = self._terms(p.value, before)
             if m == 0:
                 if len(terms) > 1:
                     raise _NoScan
@@ -225,14 +225,15 @@ class _Scan:
                 self._follow(m, before, terms)
             before = seen
 
-    def _terms(self, v: Value) -> tuple[list[Term], list[Term]]:
+    def _terms(self, v: Value, before: Sequence[Term]) -> tuple[list[Term], list[Term]]:
         """What a piece is made of, and how the next one sees it: as that, or as one leaf."""
         seen = renamed(v, self.axes)
         read = seen[0].factors[0] if len(seen) == 1 and len(seen[0].factors) == 1 else None
         if isinstance(read, Read) and read.leaf.definition is not None and seen[0] == Term(1, (read,)):
             made = substituted(read.leaf.definition, read.index)
             if len(made) > 1:                               # a state, not a projection or a feature map
-                return [resolved(t) for t in made], seen
+                whole = before[0].factors[0] if len(before) == 1 and len(before[0].factors) == 1 else None
+                return [resolved(t) for t in opened(made, whole if isinstance(whole, Read) else None)], seen
         return [resolved(t) for t in seen], [resolved(t) for t in seen]
 
     def _follow(self, m: int, before: Sequence[Term], terms: Sequence[Term]) -> None:
