@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -44,6 +44,26 @@ def region(table: SideTable, target: Key, stop: Collection[Key]) -> list[Record]
 def _is_literal(record: Record) -> bool:
     """Whether the call yields numbers that the program spelled out (torch.tensor, new_tensor)."""
     return record.described[0] == "lift_fresh" and not isinstance(record.args[0], Key)
+
+
+def computed_alike(table: SideTable, a: Key, b: Key) -> bool:
+    """Whether two tensors were computed by the same calls, in the same order, of the same tensors."""
+    if a == b:
+        return True
+    mine, other = table.records.get(a), table.records.get(b)
+    if mine is None or other is None or mine.func is not other.func or mine.described[1] or \
+            torch.Tag.nondeterministic_seeded in mine.func.tags or mine.outputs.index(a) != other.outputs.index(b):
+        return False
+
+    def alike(x: Any, y: Any) -> bool:
+        if isinstance(x, Key) and isinstance(y, Key):
+            return computed_alike(table, x, y)
+        if isinstance(x, (tuple, list)) and isinstance(y, (tuple, list)):
+            return len(x) == len(y) and all(map(alike, x, y))
+        return type(x) is type(y) and not isinstance(x, Tensor) and bool(x == y)
+
+    return alike(mine.args, other.args) and mine.kwargs.keys() == other.kwargs.keys() and all(
+        alike(x, other.kwargs[name]) for name, x in mine.kwargs.items())
 
 
 @functools.cache
@@ -191,6 +211,11 @@ def replay(records: Sequence[Record], target: Key, inputs: Mapping[Key, Tensor],
                 raise Unsolvable(f"{record.func} gives {tuple(x.shape)} where {shape} was expected")
             env.setdefault(Key(*key), x)
     return env[target]
+
+
+def leaf_keys(leaves: Iterable[Leaf]) -> dict[Key, Leaf]:
+    """Where leaves are given: by their tensors, and by those that are computed in the same way again."""
+    return {leaf_key(x): leaf for leaf in leaves for x in (leaf, *leaf.again)}
 
 
 def leaf_key(leaf: Leaf) -> Key:

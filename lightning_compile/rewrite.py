@@ -31,7 +31,7 @@ from .patterns.signatures import name_of
 from .patterns.states import final_state
 from .patterns.step_outputs import to_be_moved
 from .patterns.transforms import regions, suspect
-from .replay import leaf_key, region
+from .replay import leaf_keys, region
 from .report import Candidate, Detail, Estimate, Report, describe, sketch
 from .strides import restore
 from .twins import Edit, relied_on, renamed, repeat
@@ -304,7 +304,7 @@ class _Pass:
         `told`; a state alone is a part of a site that is reported already."""
         look()
         targets = [c.key for c in members]
-        stop = {leaf_key(leaf) for m in site.matches() for leaf in m.leaves()}
+        stop = set(leaf_keys(leaf for m in site.matches() for leaf in m.leaves()))
         records = [r for key in targets for r in region(self.table, key, stop)]
         refusal: NearMiss | None = None
         estimates: tuple[Estimate, Estimate] | None = None

@@ -21,7 +21,7 @@ def signature(site: Site, table: SideTable, regions: Sequence[list[Record]], sto
     s = _Signature(table, stop)
     calls = tuple([s.calls(records) for records in regions])
     matches = tuple(s.match(m) for m in site.matches())
-    leaves = sorted((s.name(leaf_key(leaf)), str(leaf.tensor.dtype), relied_sign(leaf))
+    leaves = sorted((*(s.name(leaf_key(x)) for x in (leaf, *leaf.again)), str(leaf.tensor.dtype), relied_sign(leaf))
                     for leaf in {leaf for m in site.matches() for leaf in m.leaves()})
     sizes = (tuple([str(x.size) for x in s.axes_of_calls]),
              tuple([(str(x.size), s.axes_of_calls.get(x.first, "")) for x in s.numbers if isinstance(x, Index)]))

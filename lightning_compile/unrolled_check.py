@@ -20,7 +20,7 @@ from .patterns.index import product, size_of
 from .patterns.normal_form import Leaf
 from .patterns.records import Key, Record
 from .patterns.side_table import SideTable
-from .replay import leaf_key, region, replay
+from .replay import leaf_keys, region, replay
 from .small import Sizes
 
 STEPS = 64   # over so many steps a log-decay of 1 a step may go on
@@ -35,7 +35,8 @@ def compare(table: SideTable, site: Site, targets: Sequence[Key], regions: Seque
     builder = verify.Eager(sizes, leaves)
     shapes = [sizes.shape(m.value.axes) for m in site.matches()]
     by_operator = emit(builder, [builder] * len(shapes), site, linear_attention, shapes, [None] * len(shapes))
-    inputs = {leaf_key(leaf): x.bool() if leaf.tensor.dtype == torch.bool else x for leaf, x in leaves.items()}
+    inputs = {key: leaves[leaf].bool() if leaf.tensor.dtype == torch.bool else leaves[leaf]
+              for key, leaf in leaf_keys(leaves).items()}
     known: dict[Key, Tensor] = {}
     stop = set(inputs)                                      # what a piece needs not be made of again
     wanted: list[Tensor] = []

@@ -24,7 +24,7 @@ from .patterns.records import Key, Record
 from .patterns.side_table import SideTable
 from .patterns.sizes import another_value, hint_of
 from .reading import whole
-from .replay import leaf_key, region, replay
+from .replay import computed_alike, leaf_key, leaf_keys, region, replay
 from .signature import relied_sign, signature
 from .small import KEPT, PAD, Sizes, Unsolvable, compared, evaluate
 
@@ -78,8 +78,11 @@ def check(table: SideTable, site: Site, targets: Sequence[Key]) -> NearMiss | No
     2. The recorded operations of the user's code, run again, against the same: this does not trust the rules.
     """
     try:
-        stop = {leaf_key(leaf) for m in site.matches() for leaf in m.leaves()}
+        stop = set(leaf_keys(leaf for m in site.matches() for leaf in m.leaves()))
         regions = [region(table, key, stop) for key in targets]
+        if not all(computed_alike(table, leaf_key(leaf), leaf_key(x)) for m in site.matches() for leaf in m.leaves()
+                   for x in leaf.again):
+            return near_miss("LC502", seen="tensors that were taken for one are computed in other ways")
         name = passed.name_of(signature(site, table, regions, stop))
         if passed.has_passed(name):
             return None
@@ -202,7 +205,7 @@ def _compare(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequ
                 return near_miss("LC501", seen=f"the {name} is off by {error:.1e}")
     if (error := difference_of_gradients(leaves, wanted, by_operator, table, sizes)) > TOLERANCE:
         return near_miss("LC501", seen=f"a gradient is off by {error:.1e}")
-    inputs = {leaf_key(leaf): x.detach().to(_replayed(leaf.tensor.dtype)) for leaf, x in leaves.items()}
+    inputs = {key: leaves[leaf].detach().to(_replayed(leaf.tensor.dtype)) for key, leaf in leaf_keys(leaves).items()}
     with torch.no_grad():
         for key, records, r in zip(targets, regions, by_reference):
             x = replay(records, key, inputs, table, sizes)

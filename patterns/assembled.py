@@ -16,8 +16,11 @@ from .index import Size, same, size_of
 from .normal_form import Value, rename
 from .pieces import Pieces, joined, stacked
 from .records import Key, Record
+from .sizes import at_most
 
 FEW = 4  # pieces that are no loop
+
+Window = tuple[torch.Tensor, int, int, Size, tuple[int, ...]]  # of what, dim, start, length, selected axes
 
 
 class Assembled(TorchDispatchMode):
@@ -90,7 +93,7 @@ class Assembled(TorchDispatchMode):
                 self.windows[id(out)] = (whole, dim, start, length, name == "select")
         return None
 
-    def _window_of(self, t: torch.Tensor) -> tuple[torch.Tensor, int, int, Size, tuple[int, ...]] | None:
+    def _window_of(self, t: torch.Tensor) -> Window | None:
         """(whole, dim, start, length, selected axes): which window of which tensor t is; None if it is no window along one
         axis."""
         chain = []
@@ -109,6 +112,12 @@ class Assembled(TorchDispatchMode):
                 gone.append(axes.pop(dim))
         narrow = [d for d, s in enumerate(t.shape) if bounds[d] != (0, size_of(s))]
         return (t, narrow[0], *bounds[narrow[0]], tuple(sorted(gone))) if len(narrow) == 1 else None
+
+    def _is_beside(self, t: torch.Tensor, written: Window) -> bool:
+        """Whether a tensor is a window of the same tensor that has no element of the one that was written."""
+        own = self._window_of(t)
+        return own is not None and own[0] is written[0] and own[1] == written[1] and (
+            at_most(own[2] + own[3], written[2]) or at_most(written[2] + written[3], own[2]))
 
     def _read_back(self, t: torch.Tensor, value: Value) -> Value | None:
         """The value of a view that is a window of a tensor which was written piece by piece: what was written there."""

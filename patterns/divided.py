@@ -1,10 +1,10 @@
-"""States that a loop leaves divided by a number of each step, for their own size or for that of an exponent.
+"""States that a loop leaves divided by a number of each step, so that they stay in range.
 
-    left[m] = state[m] r[m]                       where it is left, as RetNet's chunks are by the sum of a state's elements
-    left[m] = (w[m] r[m] / r[m - 1]) left[m - 1] + r[m] u[m]      where it is carried, as mLSTM's are by a maximum so far
+    left[m] = state[m] r[m]                                     where it is left: RetNet's chunks, by the size of a state
+    left[m] = (w[m] r[m] / r[m - 1]) left[m - 1] + r[m] u[m]    where it is carried: mLSTM's, by a maximum so far
 
-Both are r[m] times state[m] = w[m] state[m - 1] + u[m], of which nothing is known but how it goes on. What r is does not matter: the
-rest of the program multiplies by 1 / r, and there it cancels.
+Both are r[m] times state[m] = w[m] state[m - 1] + u[m]. What r is does not matter: the rest of the program multiplies by 1 / r,
+and there it cancels.
 """
 
 from __future__ import annotations
@@ -249,21 +249,45 @@ def _apart(f: Factor, n: int, depth: int) -> list[tuple[int, Factor | Term]]:
     if not isinstance(f, Read) or f.function not in INVERSE or depth == 0:
         return whole
     d = f.leaf.definition
-    if d is None or d.masked is not None or len(d.terms) != 1 or d.terms[0].coef != 1 or d.terms[0].bound or restricting(
-            d.terms[0]) or f.leaf.dirty:
+    if d is None or d.masked is not None or len(d.terms) != 1 or d.terms[0].coef != 1 or d.terms[0].bound or f.leaf.dirty or \
+            restricting(d.terms[0]):
         return whole
     try:
         (made,) = substituted(d, f.index)
     except NotUnrolled:
         return whole
     exponent = _raised(replace(made, factors=())).exponent
-    if len(made.factors) + len(exponent) < 2 or not all(isinstance(r, Read) and r.function in INVERSE for r in made.factors):
+    if not all(isinstance(r, Read) and r.function in INVERSE for r in made.factors):
         return whole
     found: list[tuple[int, Factor | Term]] = []
     for r in made.reads():
         r = replace(r, function=INVERSE[r.function] if f.function else r.function, detached=r.detached or f.detached)
         found += _apart(r, n, depth - 1)
     return found + [(n, replace(e, coef=-e.coef) if f.function else e) for e in exponent]
+
+
+def computed_once(terms: Sequence[Term]) -> list[Term]:
+    """Terms in which tensors that the program computes twice, in the same way from the same tensors, are one."""
+    first: dict[Leaf, Leaf] = {}
+    for leaf in dict.fromkeys(r.leaf for t in terms for r in t.reads() if r.leaf.definition is not None and not r.leaf.dirty):
+        first[leaf] = next((a for a in first if first[a] is a and _same_definition(a, leaf)), leaf)
+        if first[leaf] is not leaf and leaf not in first[leaf].again:
+            first[leaf].again.append(leaf)
+    return [replace(t, factors=tuple(replace(f, leaf=first.get(f.leaf, f.leaf)) if isinstance(f, Read) else f for f in t.factors))
+            for t in terms]
+
+
+def _same_definition(a: Leaf, b: Leaf) -> bool:
+    v, w = a.definition, b.definition
+    if v is None or w is None or v.masked is not None or w.masked is not None or a.tensor.dtype != b.tensor.dtype:
+        return False
+    try:
+        mine = renamed(w, v.axes)
+    except NotUnrolled:
+        return False
+    return len(v.axes) == len(w.axes) and len(v.terms) == len(mine) and all(
+        not t.bound and (t.coef, t.factors, t.indicators, t.exponent) == (s.coef, s.factors, s.indicators, s.exponent)
+        for t, s in zip(v.terms, mine))
 
 
 def _cancel(a: Factor | Term, b: Factor | Term) -> bool:
@@ -283,18 +307,21 @@ def _opposite(a: Term, b: Term) -> bool:
             x.bound or x.exponent or restricting(x) for x in (a, b)):
         return False
     (r,), (s,) = a.factors, b.factors
-    return isinstance(r, Read) and isinstance(s, Read) and (r.function, r.detached) == (s.function, s.detached) and same_elements(r, s)
+    return isinstance(r, Read) and isinstance(s, Read) and (r.function, r.detached) == (s.function, s.detached) and \
+        same_elements(r, s)
 
 
 def same_elements(a: Read, b: Read) -> bool:
     """Whether two reads are of the same numbers: of one leaf, of two that are the same numbers whatever the inputs are, or of
     tensors of all steps of a loop and what the program laid behind each other of them. Those of the first step may differ, of
     which a state before it, which is zero, takes no notice."""
+    if a.leaf.dirty or b.leaf.dirty:                        # it may have been something else when the other was read
+        return False
     if a.leaf is b.leaf:
         return a.index == b.index
     if a.index == b.index and (x := _numbers(a.leaf)) is not None and (y := _numbers(b.leaf)) is not None:
         return np.array_equal(x, y)
-    return any(s.leaf is leaf and not leaf.dirty and s.index == tuple(Affine() if n is None else r.index[n] for n in places)
+    return any(s.leaf is leaf and s.index == tuple(Affine() if n is None else r.index[n] for n in places)
                for r, s in ((a, b), (b, a)) for leaf, places in r.leaf.laid)
 
 

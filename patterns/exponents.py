@@ -45,8 +45,8 @@ def _counted_from_zero(e: Term) -> list[Term]:
 
 
 def gates_apart(t: Term) -> Term:
-    """exp(decay + c gate[j]) = exp(decay) exp(c gate[j]), where a gate is one tensor at the key's position that the decay does not
-    read."""
+    """exp(decay + c gate[j]) = exp(decay) exp(c gate[j]), where a gate is one tensor at the key's position that the decay does
+    not read."""
     bound, gates, factors = set(t.bound), list[Term](), list[Read]()
     for e in t.exponent:
         if len(e.factors) == 1 and isinstance(r := e.factors[0], Read) and isinstance(e.coef, (int, float)) and not (
@@ -233,7 +233,8 @@ def _made(terms: Sequence[Term], x: Index, kind: Literal["greatest", "exponent"]
     if key not in first.made:
         value = Value(tuple((y,) for y in order), tuple(replace(t, dtype=None, via=frozenset()) for t in terms))
         bounds = (0.0, math.inf) if kind == "exponent" else ALL
-        first.made[key] = Leaf(tuple(y.size for y in order), first.tensor, bounds=bounds, **{kind: value})
+        greatest, exponent = (value, None) if kind == "greatest" else (None, value)
+        first.made[key] = Leaf(tuple(y.size for y in order), first.tensor, bounds=bounds, greatest=greatest, exponent=exponent)
     return Read(first.made[key], tuple(map(var, order)))
 
 

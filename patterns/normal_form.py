@@ -33,10 +33,10 @@ class Leaf:
     `parts` are reads of other leaves, laid one behind the other along the last axis: each with the variables of the other
     axes and those of its own position, outermost first (none: it is a single one). `laid` are tensors of the program that hold
     them, but for the first, which may be another: each with the number of the own axis on which each of its axes is (None: of
-    size 1). `version` counts the writes to the tensor before it was
-    read. Of `greatest` it is the running maximum along the last axis, of an `exponent` the exponential, of a `total` that itself.
-    What was `made` of it and of others in one of these ways is held by the first of them. Along the digits `flat`
-    of its axes, which are all `digits` of these, it is the same everywhere.
+    size 1). `version` counts the writes to the tensor before it was read; what the program computes `again` from the same tensors
+    is the same. Of `greatest` it is the running maximum along the last axis, of an `exponent` the exponential, of a `total` that
+    itself. What was `made` of it and of others in one of these ways is held by the first of them. Along the digits `flat` of its
+    axes, which are all `digits` of these, it is the same everywhere.
     """
 
     shape: tuple[Size, ...]
@@ -52,6 +52,7 @@ class Leaf:
     parts: tuple[tuple[Read, tuple[Index, ...], tuple[Index, ...]], ...] = ()
     laid: list[tuple[Leaf, tuple[int | None, ...]]] = field(default_factory=list, repr=False)
     version: int = 0
+    again: list[Leaf] = field(default_factory=list, repr=False)
     greatest: Value | None = None
     exponent: Value | None = None
     total: Value | None = None

@@ -1,8 +1,8 @@
 """Numbers of one position that multiply a sum: those of the query's position are a factor of the output, those of the key's one
 of its key. They are a leaf like any other, but that it is made of numbers where it is read.
 
-Terms of one sum may have different ones, as the parts of a chunk and of earlier chunks do. The first term's are a factor of all, and
-what others have beside them belongs to their exponents."""
+Terms of one sum may have different ones, as the parts of a chunk and of earlier chunks do. The first term's are a factor of all,
+and what others have beside them belongs to their exponents."""
 
 from __future__ import annotations
 
@@ -132,8 +132,8 @@ def _name(factors: Sequence[Factor]) -> str:
 
 # ------------------------------------------------------------------------------------------------- tensors that are numbers
 def rows_alike(terms: Sequence[Term]) -> list[Term]:
-    """Terms that all read the same known numbers at the query's position, those that the first one reads: a[i] w = b[i] exp(log(a[i]
-    / b[i])) w. They may be other numbers for each head. The same terms where nothing is to be done."""
+    """Terms that all read the same known numbers at the query's position, those that the first one reads:
+    a[i] w = b[i] exp(log(a[i] / b[i])) w. They may be other numbers for each head. The same terms where nothing is to be done."""
     own = [_known_rows(t) for t in terms]
     order = sorted({x for o in own for r, _ in o for x in r.variables()})
     if not own or all(set(_reads(o)) == set(_reads(own[0])) for o in own) or not all(isinstance(x.size, int) for x in order):

@@ -19,7 +19,7 @@ import torch
 from .algebra import pinned, straighten, wider
 from .clock import look
 from .codes import NearMiss, near_miss
-from .divided import cancelled
+from .divided import cancelled, computed_once
 from .exponents import gates_apart, numbers_apart, positions_apart
 from .index import Index, Unknown, product, untied
 from .match import MAX_FEATURES, Match
@@ -48,12 +48,15 @@ def recognise(value: Value) -> Match | NearMiss | None:
     weighed = isinstance(found, NearMiss) and found.code in ("LC103", "LC108", "LC203")
     if weighed and (apart := weights_apart(terms)) != terms:
         return _recognised(replace(value, terms=tuple(apart)))
-    if isinstance(found, NearMiss) and found.code == "LC109" and (alike := rows_alike(terms)) != terms:
-        return _recognised(replace(value, terms=tuple(map(numbers_apart, alike))))
+    if isinstance(found, NearMiss) and found.code == "LC109":
+        if (once := computed_once(given)) != given:
+            return recognise(replace(value, terms=tuple(once)))
+        if (alike := rows_alike(terms)) != terms:
+            return _recognised(replace(value, terms=tuple(map(numbers_apart, alike))))
     if isinstance(found, NearMiss) and len(given) > 1:
-        rest, rows = rows_apart(given)
-        if rows and isinstance(main := recognise(replace(value, terms=tuple(rest))), Match):
-            return put_back(replace(main, value=replace(value, terms=tuple(given))), rows) or found
+        rest, same = rows_apart(given)
+        if same and isinstance(main := recognise(replace(value, terms=tuple(rest))), Match):
+            return put_back(replace(main, value=replace(value, terms=tuple(given))), same) or found
     return found
 
 

@@ -14,7 +14,7 @@ import torch.fx as fx
 
 from ..compat import FakeTensor, no_modes, pytree
 from .algebra import multiply, table, windows
-from .assembled import Assembled
+from .assembled import Assembled, Window
 from .calls import Call, Rule, Table, number_value
 from .constants import mask_value
 from .divided import laid_behind_each_other
@@ -198,7 +198,7 @@ class SideTable(Assembled):
             window = self._window_of(outs[0]) if name == "copy" and len(outs) == 1 else None
             old = None if window is None else (
                 self._key(window[0]), self.pieces.get(id(window[0])), self.value(window[0]))
-            self.mutated(outs)
+            self.mutated(outs, window)
         values = result if isinstance(result, list) else [result] * len(outs)
         if inherits and name in VIEWS and not mutates and name != "neg":
             closed = self._apply(name, func, args, kwargs, out, _Closed(self))
@@ -256,7 +256,7 @@ class SideTable(Assembled):
             self.put(t, states)
             self._tie(before, states, -1)
         elif states is None and (read := whole_tensor(before, t)) is not None:
-            if read.leaf.dirty:                                 # all of it was written: a tensor like any other, until the next write
+            if read.leaf.dirty:                                 # all of it was written: like any other, until the next write
                 self._tie(before, after := self.cut(t, self.node_of.get(id(t))), -1)
                 read = whole_tensor(after, t) or read
             laid_behind_each_other(pieces, read.leaf)
@@ -328,8 +328,9 @@ class SideTable(Assembled):
         finite = bool(np.isfinite(numbers).all())           # others may be known by their values as a whole
         return table(numbers, Value(axes, ())) if finite and numbers.shape == tuple(out.shape) else None
 
-    def mutated(self, outs: list[torch.Tensor]) -> None:
-        """A write makes every other view of the storage unknown, and dirties the leaves that were read from it."""
+    def mutated(self, outs: list[torch.Tensor], window: Window | None = None) -> None:
+        """A write makes every other view of the storage unknown, but for windows beside the one that was written, and dirties the
+        leaves that were read from it."""
         for o in outs:
             storage = o.untyped_storage()._cdata
             self.mutations.append((storage, self.current))
@@ -338,7 +339,7 @@ class SideTable(Assembled):
                     leaf.dirty = leaf.dirty or leaf.tensor is o
             self.pieces.pop(id(o), None)
             for other in list(self.storages.get(storage, ())):
-                if other is o:
+                if other is o or window is not None and self._is_beside(other, window):
                     continue
                 self.pieces.pop(id(other), None)
                 if _spoilt(self.values[id(other)], other):

@@ -2,8 +2,8 @@
 
     w[i, j] = exp(F[i] - F[j] + a[j] - s[i])
 
-Every part has the same s at the query's position, whatever it is. Without it, the parts are an attention with a decay F and a weight
-exp(a) of the keys, which may overflow; so it is put back by the law that `exponents` has for a single term,
+Every part has the same s at the query's position, whatever it is. Without it, the parts are an attention with a decay F and a
+weight exp(a) of the keys, which may overflow; so it is put back by the law that `exponents` has for a single term,
 
     w[i, j] = exp(F[i] + M[i] - s[i]) exp(-(M[i] - M[j])) exp(a[j] - F[j] - M[j]),   M the running maximum of a - F
 """
@@ -44,8 +44,8 @@ def _same(x: Term, e: Term) -> bool:
 
 
 def put_back(m: Match, rows: Sequence[Term]) -> Match | None:
-    """The match with these summands in the exponents of its rows, by its running maximum; None where it has no single position, or
-    another shape than such a sum."""
+    """The match with these summands in the exponents of its rows, by its running maximum; None where it has no single position,
+    or another shape than such a sum."""
     if len(m.j) != 1 or len(m.i) != 1 or m.reverse or m.strict or m.state or m.degrees or not m.decay or m.prefix != 0:
         return None
     (i,), (j,) = m.i, m.j

@@ -146,7 +146,7 @@ class ChunksOfTheMask(RelativePositions):
         return (inner + cross).transpose(1, 2).flatten(2, 3)
 
 
-@spelling(qkv, sites=0)
+@spelling(qkv)
 class ChunksWithScaledRows(RelativePositions):
     """A number for each row, by one tensor inside of chunks and by another one between them."""
 

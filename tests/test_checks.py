@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import spelling
 import spellings_decays  # noqa: F401
+import spellings_divided  # noqa: F401
 import spellings_given  # noqa: F401
 import spellings_maxima  # noqa: F401
 import spellings_numbers  # noqa: F401
@@ -26,7 +27,7 @@ from lightning_compile import passed, rewrite, unrolled_check, verify
 from lightning_compile.emit import Site
 from lightning_compile.patterns.index import Index, var
 from lightning_compile.patterns.match import Match
-from lightning_compile.patterns.normal_form import Leaf, Read, Term, Value
+from lightning_compile.patterns.normal_form import Leaf, Numbers, Read, Term, Value
 from lightning_compile.testing import Program, Spec, Spelling
 
 ALWAYS = {"when": "always"}
@@ -62,6 +63,9 @@ PROGRAMS: dict[str, Program | spelling.Spelling] = {
     "steps with a gate and numbers of keys": spelling.SPELLINGS["numbers_in_steps_of_keys_with_a_gate"],
     "behind a prefix": spelling.SPELLINGS["prefix_long_with_a_decay"],
     "behind a prefix, normalised": spelling.SPELLINGS["prefix_with_a_normaliser"],
+    "divided by their size": spelling.SPELLINGS["states_and_scores_divided_and_aligned"],
+    "divided twice": spelling.SPELLINGS["states_divided_by_maxima_and_normalised_twice"],
+    "divided by maxima": spelling.SPELLINGS["states_divided_by_maxima_of_gates_times_a_number"],
     "weighed by sums": spelling.SPELLINGS["decays_to_the_end_divided_by_what_is_left"],
 }
 
@@ -323,11 +327,22 @@ def made_of_the_opposite(m: Match) -> Match | None:
 @in_main
 def numbers_of_the_next_position(m: Match) -> Match | None:
     def shifted(t: Term) -> Term:
-        return replace(t, factors=tuple(replace(f, values=(*f.values[1:], f.values[0])) for f in t.factors))
+        return replace(t, factors=tuple(replace(f, values=(*f.values[1:], f.values[0])) if isinstance(f, Numbers) else f
+                                        for f in t.factors))
 
-    if not any(leaf.total is not None for leaf, _ in m.made()):
+    if not any(isinstance(f, Numbers) for leaf, v in m.made() if leaf.total is not None for t in v.terms for f in t.factors):
         return None
     return made_otherwise(m, lambda leaf: leaf if leaf.total is None else _with_terms(leaf, lambda ts: tuple(map(shifted, ts))))
+
+
+@in_main
+def computed_again_otherwise(m: Match) -> Match | None:
+    """A tensor that divides the output is taken for the queries."""
+    other = m.q[0].leaf
+    out = [r for r in m.out if r.leaf.held and r.leaf is not other]
+    if not out:
+        return None
+    return replace(m, out=tuple(replace(r, leaf=replace(r.leaf, again=[other])) if r in out else r for r in m.out))
 
 
 @in_main

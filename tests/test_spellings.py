@@ -9,6 +9,7 @@ import pytest
 import spellings_adverse  # noqa: F401
 import spellings_conditions  # noqa: F401
 import spellings_decays  # noqa: F401
+import spellings_divided  # noqa: F401
 import spellings_given  # noqa: F401
 import spellings_kernels  # noqa: F401
 import spellings_masks  # noqa: F401
