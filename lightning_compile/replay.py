@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .patterns.clock import look
-from .patterns.index import hint, product
+from .patterns.index import Index, hint, product
 from .patterns.normal_form import Leaf, Term
 from .patterns.records import Key, Record
 from .patterns.side_table import SideTable
@@ -77,13 +77,22 @@ _SHAPED = frozenset({"view", "_unsafe_view", "reshape", "_reshape_alias", "_resh
 _FILLED = {"ones": 1, "zeros": 0, "ones_like": 1, "zeros_like": 0, "new_ones": 1, "new_zeros": 0}
 _PIECES = frozenset({"split", "split_with_sizes", "chunk", "unbind"})
 # what `run_again` has an answer of its own to, and what begins like "empty": all else runs as it was recorded
-_OWN = _SHAPED | _PIECES | set(_FILLED) | {"expand", "arange", "repeat", "slice", "select", "unfold", "constant_pad_nd",
-                                           "_to_copy"}
+_OWN = _SHAPED | _PIECES | set(_FILLED) | {"expand", "arange", "repeat", "slice", "slice_scatter", "select", "unfold",
+                                           "constant_pad_nd", "_to_copy"}
 
 # what loops are full of, by a shorter way to the same operator than by its overload
 _QUICK: dict[str, Callable[..., Tensor]] = {
     "permute": Tensor.permute, "transpose": Tensor.transpose, "mul": torch.mul, "add": torch.add, "sub": torch.sub,
     "bmm": torch.bmm, "mm": torch.mm, "exp": torch.exp, "neg": torch.neg}
+
+
+def _beginning(start: int, axis: Sequence[Index], length: int, sizes: Sizes, long: int | None = None) -> int:
+    """Where a window of an axis begins that is so long at small sizes: behind as many others of its own size as there are, or as
+    far from the beginning as it was. `long` is its length as it was recorded, if the axis is that of the whole."""
+    own = hint(product(y.size for y in axis)) if long is None else long
+    if own > 1 and start % own == 0:
+        return start // own * length
+    return sizes.scaled(start) if sizes.along(axis) else start
 
 
 def _dtype(d: torch.dtype | None) -> torch.dtype | None:
@@ -145,9 +154,17 @@ def run_again(record: Record, get: Callable[[Key], Tensor], sizes: Sizes, out_dt
         if start < 0:                                       # the last ones are the last ones at any size
             last = step == 1 and -start == hint(product(y.size for y in record.values[0].axes[dim]))
             start = x.shape[dim] - (length if last else -start)
-        elif sizes.along(record.values[0].axes[dim]):
-            start = sizes.scaled(start)
+        else:
+            start = _beginning(start, record.values[0].axes[dim], length, sizes)
         return [x[(slice(None),) * dim + (slice(start, start + (length - 1) * step + 1, step),)]]
+    if name == "slice_scatter":
+        dim, start = named.get("dim", 0) % x.dim(), named.get("start") or 0
+        window = get(record.keys[1])
+        if type(start) is not int or named.get("step", 1) != 1 or (named.get("end") or 0) < 0 or start < 0:
+            return [record.func(x, window, *(sizes.number(a) if a is not None else None for a in record.args[2:]))]
+        long = (named.get("end") or hint(product(y.size for y in record.values[0].axes[dim]))) - start
+        start = _beginning(start, record.values[0].axes[dim], window.shape[dim], sizes, long)
+        return [torch.slice_scatter(x, window, dim, start, start + window.shape[dim])]
     if name == "select":
         dim, index = named.get("dim", 0) % x.dim(), sizes.number(named["index"])
         return [x.select(dim, index if index < x.shape[dim] else sizes.scaled(index))]

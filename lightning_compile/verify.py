@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -130,18 +131,20 @@ def _check_closed(table: SideTable, site: Site, targets: Sequence[Key], regions:
     rows, alike = site.main.rows, [pair for m in site.matches() for pair in compared(m.value.terms)]
     n, chunk = (product(x.size for x in digits) for digits in (rows, rows[1:]))
     prefix = site.main.prefix if isinstance(site.main.prefix, int) else 0
+    windows = any(r.described[0] == "slice_scatter" for records in regions for r in records)
+    tiles = (True, False) if windows else (False,)          # windows of features that are written are as many at any size
     ways = [set[Index]()]                                   # of the digits of a position, those that keep their sizes
     if isinstance(chunk, int) and 1 < chunk <= WHOLE:
         ways.append(set(rows[1:]))
     if isinstance(n, int) and n <= WHOLE:
         ways.append(set(rows))
     for kept in ways:
-        for features in FEATURES:
+        for features, in_tiles in itertools.product(FEATURES, tiles):
             if _work(site, kept, features, own) > MOST and (own or kept or features is not FEATURES[0]):
                 continue
             try:
                 sizes = Sizes(*_small(site, table, regions, features, kept, own), rows, n if len(kept) == len(rows) else PAD,
-                              compared=alike, prefix=prefix)
+                              in_tiles, compared=alike, prefix=prefix)
                 found = _compare(table, site, targets, regions, sizes)
             except (Unsolvable, RuntimeError, LookupError, ArithmeticError) as e:
                 failed = _not_checkable(e)
@@ -325,10 +328,15 @@ def _numbered(regions: Sequence[list[Record]]) -> set[Index]:
             continue
         dim = r.args[at[name]] if len(r.args) > at[name] else r.kwargs.get("dim", 0)
         axis = r.values[0].axes[dim % len(r.values[0].axes)]
-        window = r.args[4] - r.args[3] if name == "slice_scatter" and len(r.args) > 4 else 1
-        every = {z for x in axis for y in x.tied for group in ((y,), *y.splits) for z in group[:1]}
-        found |= {x.first for x in every if isinstance(x.size, int) and same(x.size * window, product(y.size for y in axis))}
-    return found
+        if name != "slice_scatter":
+            found |= {x.first for x in axis if isinstance(x.size, int)}
+        elif len(r.args) > 4:                               # of the axis, or of a part of it, the number of windows
+            window = r.args[4] - r.args[3]
+            whole = [y for x in axis for y in x.tied]
+            parts = [z for y in whole for z in y.parents if z.window is not None and z.window[0] is y]
+            found |= {group[0].first for y in (*whole, *parts) for z in y.tied for group in z.splits
+                      if isinstance(group[0].size, int) and same(group[0].size * window, z.size)}
+    return found | {z.first for x in found for y in x.tied for z in y.parents if z.window is not None and z.window[0] is y}
 
 
 def _finest(x: Index, above: frozenset[Index] = frozenset()) -> list[Index]:

@@ -54,6 +54,15 @@ class Assembled(TorchDispatchMode):
             if n != dim and len(x) == 1 and y:
                 x[0].split(y)
 
+    @staticmethod
+    def _tie_window(whole: Value, piece: Value, dim: int, start: int) -> None:
+        """What is written to a window is as long as the window."""
+        if len(whole.axes[dim]) == len(piece.axes[dim]) == 1:
+            for y in list(whole.axes[dim][0].tied):
+                for z in [z for z in y.parents if z.window is not None and z.window[0] is y and same(z.window[1], start)]:
+                    if same(z.size, piece.axes[dim][0].size):
+                        z.split(piece.axes[dim])
+
     def _tie_pieces(self, whole: Value, pieces: Pieces) -> None:
         """The same of all pieces of a few; those of a long loop are as large as the first. A mask that is put together is as
         long as its parts."""
@@ -145,6 +154,7 @@ class Assembled(TorchDispatchMode):
             value = insert(value, d)
         for tied in (was, self.values[id(whole)]):
             self._tie(tied, value, dim)
+            self._tie_window(tied, value, dim, start)
         fresh = Pieces(dim, size_of(whole.shape[dim]), zeros=not was.terms and was.masked is None)
         found = pieces if pieces is not None and pieces.dim == dim else fresh
         after = found.write(start, length, value)

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Literal
 
 from .algebra import restricting
-from .index import Affine, Index, same, var
+from .index import Affine, Index, hint, mixed_radix, product, same, var
 from .normal_form import Leaf, Position, Read, Term, Value, rename
 from .ranges import ALL
 from .sizes import at_most
@@ -245,4 +245,10 @@ def _times(r: Read, number: float) -> Read:
         own = [Index(s) for s in r.leaf.shape]
         value = Value(tuple((y,) for y in own), (Term(number, (replace(r, index=tuple(map(var, own))),)),))
         r.leaf.made[key] = Leaf(r.leaf.shape, r.leaf.tensor, total=value)
-    return Read(r.leaf.made[key], r.index)
+    made = r.leaf.made[key]
+    assert made.total is not None
+    for a, (y,) in zip(r.index, made.total.axes):
+        digits = sorted(a.coef, key=lambda x: -hint(a.coef[x]))
+        if digits and a == mixed_radix(digits) and same(product(x.size for x in digits), y.size):
+            y.split(digits)
+    return Read(made, r.index)

@@ -159,7 +159,11 @@ def _merged(r: Read, axes: Sequence[int], at: Affine) -> Read:
         shape = (*(x.size for x in free), product(x.size for x in own.values()))
         r.leaf.made[key] = Leaf(shape, r.leaf.tensor, bounds=r.leaf.bounds, parts=((base, free, tuple(own.values())),),
                                 version=r.leaf.version)
-    return Read(r.leaf.made[key], (*map(var, free), at), r.function, r.detached)
+    made = r.leaf.made[key]
+    for a, y in zip(axes, made.parts[0][2]):
+        if (x := r.index[a].only()) is not None and same(x.size, y.size):
+            x.split((y,))
+    return Read(made, (*map(var, free), at), r.function, r.detached)
 
 
 def digits_of(position: Affine, variables: set[Index]) -> tuple[Index, ...]:

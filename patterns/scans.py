@@ -20,7 +20,7 @@ from .algebra import times
 from .divided import opened, undivided
 from .index import Affine, Index, var
 from .loop_forms import LOGARITHMS, NotUnrolled, resolved, substituted
-from .normal_form import Factor, Numbers, Position, Read, Term, Value
+from .normal_form import Factor, Numbers, Position, Read, Term, Value, rename
 from .pieces import Pieces, renamed
 from .step_reads import as_one
 
@@ -266,7 +266,7 @@ class _Scan:
         m, x = Index(count), Index(count - first)
         x.slice_of(m, 0, 1) if first else m.split((x,))
         steps = self._steps()
-        bound = {b: var(Index(b.size)) for b in lead.bound}
+        bound = {b: var(rename(b)) for b in lead.bound}
         made = added.at(var(x).shift(first))
         term = _of_parts(lead, made).substitute(bound)
         term = replace(term, indicators=term.indicators | {Affine(first, {x: 1, m: -1})}, bound=(*term.bound, x),
@@ -310,7 +310,7 @@ class _Scan:
                 e = _logarithm(what)
                 for at, sign in ((var(m), 1), (after, -1)):
                     if family.moves(n):
-                        reach = {z: var(Index(z.size)) for z in e.bound}
+                        reach = {z: var(rename(z)) for z in e.bound}
                         up_to = var(y).shift(earliest) - at
                         own = Index(y.size)
                         own.slice_of(m, 0, 1)
