@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-for name in ("fla", "mamba_ssm", "causal_conv1d"):  # transformers would call their kernels instead of PyTorch code
+for name in ("fla", "mamba_ssm", "causal_conv1d", "xlstm"):  # transformers would call their kernels instead of PyTorch code
     sys.modules[name] = None  # type: ignore[assignment]
 
 from lightning_compile.backend import lightning  # noqa: E402
@@ -73,7 +73,22 @@ def minimax() -> Program:
     return Layer().to("cuda", torch.bfloat16), [torch.randn(4, 8192, 1024, device="cuda", dtype=torch.bfloat16)]
 
 
-PROGRAMS = {f.__name__: f for f in (cumsum, retention, mixer, minimax)}
+def xlstm() -> Program:
+    """Hugging Face's xLSTMLayer, unmodified, as it trains: hidden 1024, 4 heads of 128 x 256, chunk 64, 4 x 2048 tokens, bf16."""
+    from transformers.models.xlstm.modeling_xlstm import xLSTMConfig, xLSTMLayer
+
+    class Layer(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mixer = xLSTMLayer(xLSTMConfig(hidden_size=1024, num_heads=4, mode="train"))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.mixer(x)[0]
+
+    return Layer().to("cuda", torch.bfloat16), [torch.randn(4, 2048, 1024, device="cuda", dtype=torch.bfloat16)]
+
+
+PROGRAMS = {f.__name__: f for f in (cumsum, retention, mixer, minimax, xlstm)}
 
 
 def errors(name: str) -> str:
@@ -138,7 +153,7 @@ def main() -> None:
     parser.add_argument("--errors", action="store_true")
     chosen = parser.parse_args()
     if chosen.errors:
-        for name in [n for n in chosen.names if n in ("mixer", "minimax")]:
+        for name in [n for n in chosen.names if n in ("mixer", "minimax", "xlstm")]:
             print(f"{name}: lightning / eager, output, gradient of the input, of parameters: {errors(name)}", flush=True)
         return
     import triton

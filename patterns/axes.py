@@ -90,6 +90,13 @@ def align(*values: Value) -> tuple[Axes, list[Value]]:
     return axes, [replace(v, axes=axes) for v in vs]
 
 
+def tie_axes(axes: Sequence[tuple[Index, ...]], others: Sequence[tuple[Index, ...]]) -> None:
+    """Axes that run over the same elements have the same size, whatever it is."""
+    for xs, ys in zip(axes, others):
+        if len(xs) == 1 and ys and same(xs[0].size, product(y.size for y in ys)):
+            xs[0].split(ys)
+
+
 def reshape(v: Value, sizes: Sequence[Size]) -> Value:
     wanted = [() if same(s, 1) else (Index(s),) for s in sizes]
     source = [x for axis in v.axes for x in axis]

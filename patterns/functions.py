@@ -14,6 +14,8 @@ VIEWS = frozenset({
     "alias", "clone", "contiguous", "_to_copy", "to", "positive", "view", "_unsafe_view", "reshape", "_reshape_alias",
     "squeeze", "permute", "transpose", "t", "mT", "numpy_T", "unsqueeze", "expand", "slice", "select", "split",
     "split_with_sizes", "chunk", "unbind", "neg", "copy", "repeat"})
+REDUCTIONS = frozenset({"max", "min", "amax", "amin", "logsumexp", "mean", "var", "std", "prod", "any", "all", "median", "norm",
+                        "linalg_vector_norm", "argmax", "argmin"})  # over the axes that `dim` names
 DETACH = frozenset({"detach", "detach_", torch.detach})  # gradients stop: values do not look across
 SUMS = frozenset({"add", "sub", "rsub", "cat", "stack", "constant_pad_nd", "mul", "div", "baddbmm"})
 

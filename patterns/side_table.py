@@ -15,12 +15,13 @@ import torch.fx as fx
 from ..compat import FakeTensor, no_modes, pytree
 from .algebra import multiply, table, windows
 from .assembled import Assembled, Window
+from .axes import tie_axes
 from .calls import Call, Rule, Table, number_value
 from .constants import mask_value
 from .divided import laid_behind_each_other
 from .evaluate import MAX_TABLE, fold
 from .fakes import call, tensors_in, with_tensors
-from .functions import SUMS, VIEWS
+from .functions import REDUCTIONS, SUMS, VIEWS
 from .index import Affine, Index, Unknown, mixed_radix, product, same, size_of
 from .leaves import are_scores
 from .normal_form import Leaf, Read, Value, definition_or_value, leaf_value, whole_tensor
@@ -212,6 +213,7 @@ class SideTable(Assembled):
                 self.versions[id(o)] = self.versions.get(id(o), 0) + 1
             if v is None:
                 v = self.cut(o, scores=self.of_scores(name, args), bounds=by_name(name))
+                self._tie_given(v, name, func, args, kwargs, given)
                 if torch.Tag.pointwise in func.tags and torch.Tag.nondeterministic_seeded not in func.tags and not mutates:
                     self.flattened(o, v, [self.value(x) for x in given])
                 continue
@@ -237,6 +239,23 @@ class SideTable(Assembled):
         if mutates and window is not None and old is not None:
             self._write(*window, *old, Key(*keys[0]))
         return out
+
+    def _tie_given(self, v: Value, name: str, func: Any, args: Any, kwargs: Any, given: Sequence[torch.Tensor]) -> None:
+        """The axes of a leaf are as long as those of what it was computed from, element by element or by a reduction."""
+        if torch.Tag.pointwise in func.tags:
+            for x in given:
+                if x.dim() <= len(v.axes):
+                    tie_axes(v.axes[len(v.axes) - x.dim():], self.value(x).axes)
+        elif name in REDUCTIONS and given:
+            named = {**dict(zip((a.name for a in func._schema.arguments), args)), **kwargs}
+            dims = named.get("dim")
+            dims = [dims] if isinstance(dims, int) else dims
+            rank = given[0].dim()
+            if dims and rank:
+                gone = {d % rank for d in dims}
+                kept = [axis for n, axis in enumerate(self.value(given[0]).axes) if n not in gone or named.get("keepdim")]
+                if len(kept) == len(v.axes):
+                    tie_axes(v.axes, kept)
 
     def _opens(self, v: Value, given: list[torch.Tensor]) -> bool:
         """Whether an attention is a part of a value, and not read by it as a whole: scores over their sum are scores."""

@@ -1,4 +1,4 @@
-"""Transformers' models of the Mamba-2 family, two layers each: logits and gradients are eager's, each layer is one site.
+"""Transformers' models of the Mamba-2 family and xLSTM, two layers each: logits and gradients are eager's, each layer is a site.
 
     pytest -m slow tests/test_huggingface.py
 """
@@ -39,6 +39,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "NemotronH": {"ssm_state_size": 16, "mamba_num_heads": 4, "mamba_head_dim": 16, "n_groups": 2, "head_dim": 16,
                   "expand": 2, "chunk_size": 32, "vocab_size": 64, "hidden_size": 32, "layers_block_type": TWO, **HEADS},
     "GraniteMoeHybrid": {"layer_types": TWO, "num_local_experts": 0, "shared_intermediate_size": 64, **MIXER},
+    "xLSTM": {"num_blocks": 2, "num_heads": 2, "chunk_size": 16, "mode": "train", **COMMON},
 }
 
 

@@ -93,7 +93,8 @@ class Quick:
     of code generation is as it is."""
 
     def __init__(self, traced: bool = True, **options: Any) -> None:
-        self.options, self.traced = Options(**{"when": "always", **options}), traced
+        # however busy the machine is
+        self.options, self.traced = Options(**{"when": "always", "time_limit": 60.0, **options}), traced
         self.reports: list[Report] = []
         self.graphs: list[fx.GraphModule] = []
 
