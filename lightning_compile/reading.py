@@ -47,6 +47,8 @@ def whole(b: Builder, leaf: Leaf) -> Any:
         return b.call(item, b.call(torch.cummax, summed(b, leaf.greatest), -1), 0)
     if leaf.exponent is not None:
         return _as_read(b, leaf, b.call(torch.exp, summed(b, leaf.exponent)))
+    if leaf.level is not None:
+        return summed(b, leaf.level)
     if leaf.total is not None:
         return _as_read(b, leaf, summed(b, leaf.total))
     if not leaf.parts:

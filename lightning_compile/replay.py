@@ -14,7 +14,7 @@ from .patterns.index import Index, hint, product
 from .patterns.normal_form import Leaf, Term
 from .patterns.records import Key, Record
 from .patterns.side_table import SideTable
-from .small import Sizes, Unsolvable, evaluate
+from .small import KEPT, Sizes, Unsolvable, evaluate, tile
 
 
 def region(table: SideTable, target: Key, stop: Collection[Key]) -> list[Record]:
@@ -86,13 +86,10 @@ _QUICK: dict[str, Callable[..., Tensor]] = {
     "bmm": torch.bmm, "mm": torch.mm, "exp": torch.exp, "neg": torch.neg}
 
 
-def _beginning(start: int, axis: Sequence[Index], length: int, sizes: Sizes, long: int | None = None) -> int:
-    """Where a window of an axis begins that is so long at small sizes: behind as many others of its own size as there are, or as
-    far from the beginning as it was. `long` is its length as it was recorded, if the axis is that of the whole."""
-    own = hint(product(y.size for y in axis)) if long is None else long
-    if own > 1 and start % own == 0:
-        return start // own * length
-    return sizes.scaled(start) if sizes.along(axis) else start
+def _tile_of(axis: Sequence[Index]) -> int | None:
+    """The size of an axis that is one of equal parts of another."""
+    found = tile(axis[0]) if len(axis) == 1 else None
+    return None if found is None else int(axis[0].size)
 
 
 def _dtype(d: torch.dtype | None) -> torch.dtype | None:
@@ -154,16 +151,23 @@ def run_again(record: Record, get: Callable[[Key], Tensor], sizes: Sizes, out_dt
         if start < 0:                                       # the last ones are the last ones at any size
             last = step == 1 and -start == hint(product(y.size for y in record.values[0].axes[dim]))
             start = x.shape[dim] - (length if last else -start)
-        else:
-            start = _beginning(start, record.values[0].axes[dim], length, sizes)
+        elif (part := _tile_of(record.values[0].axes[dim])) is not None:
+            start = start // part * length
+        elif sizes.along(record.values[0].axes[dim]):
+            start = sizes.scaled(start)
         return [x[(slice(None),) * dim + (slice(start, start + (length - 1) * step + 1, step),)]]
     if name == "slice_scatter":
-        dim, start = named.get("dim", 0) % x.dim(), named.get("start") or 0
+        dim, start, end = named.get("dim", 0) % x.dim(), named.get("start") or 0, named.get("end")
         window = get(record.keys[1])
-        if type(start) is not int or named.get("step", 1) != 1 or (named.get("end") or 0) < 0 or start < 0:
+        if type(start) is not int or type(end) not in (int, type(None)) or named.get("step", 1) != 1 or min(start, end or 0) < 0:
             return [record.func(x, window, *(sizes.number(a) if a is not None else None for a in record.args[2:]))]
-        long = (named.get("end") or hint(product(y.size for y in record.values[0].axes[dim]))) - start
-        start = _beginning(start, record.values[0].axes[dim], window.shape[dim], sizes, long)
+        axis = record.values[0].axes[dim]
+        whole = product(y.size for y in axis)
+        long = (hint(whole) if end is None else end) - start
+        if isinstance(whole, int) and long > KEPT and whole % long == 0 and start % long == 0:
+            start = start // long * window.shape[dim]
+        elif sizes.along(axis):
+            start = sizes.scaled(start)
         return [torch.slice_scatter(x, window, dim, start, start + window.shape[dim])]
     if name == "select":
         dim, index = named.get("dim", 0) % x.dim(), sizes.number(named["index"])

@@ -125,8 +125,8 @@ class Sizes:
             if x.window or x.padded:
                 if (tie := self._tied(x)) is not None:
                     add(self._by_difference, x, tie[0], more=tie[1])
-                if self.tiles and (tile := _tile(x)) is not None:
-                    add(self._by_tiles, x, tile[0], times=tile[1])
+                if self.tiles and (part := tile(x)) is not None:
+                    add(self._by_tiles, x, part[0], times=part[1])
             for group in x.splits:
                 add(self._by_split, x, *group)
         return laws
@@ -292,7 +292,7 @@ def compared(terms: Iterable[Term]) -> Iterator[tuple[Index, Index]]:
         yield from compared(t.exponent)
 
 
-def _tile(x: Index) -> tuple[Index, int] | None:
+def tile(x: Index) -> tuple[Index, int] | None:
     """(y, n) if x is one of n tiles that y consists of."""
     if x.window is None or x.window[2] != 1:
         return None

@@ -2,10 +2,11 @@
 
     exp(decay + number)      = exp(number) exp(decay)
     exp(decay + gate[j])     = exp(decay) exp(gate[j])
-    exp(a[i] + c[j])         = exp(a[i] + M[i]) exp(-(M[i] - M[j])) exp(c[j] - M[j]),   M the running maximum of c
+    exp(F[i] - F[j] + a[j] - s[i]) = exp(m[i] - s[i]) exp((F - m)[i] - (F - m)[j]) exp(a[j] - m[j]),
+                                     m = F + M,  M the running maximum of a - F
 
 The last one is for stabilised decays, of which something is taken at the query's position (a maximum, or what bounds one): apart
-from the rest, the exponential of either side would overflow. M may be anything, so no gradient goes through it.
+from the rest, the exponential of either side would overflow.
 """
 
 from __future__ import annotations
@@ -90,13 +91,36 @@ def _stabilised(t: Term, i: Index, j: Index) -> Term:
         return t
     if Affine(0, {j: 1, i: -1}) not in restricting(t):
         return t
-    top = greatest(keys, j)
-    at_j = replace(top, detached=True)
-    at_i = at_j.substitute({j: var(i)})
-    key = exponential([*keys, Term(-1, (at_j,))], j)
-    row = exponential([*rows, Term(1, (at_i,))], i)
+    sums = list[Term]()                                     # at the key's position, of those that both have
+    for e in list(rows):
+        at_j = e.substitute({i: var(j)})
+        if (own := next((k for k in keys if _opposite(k, at_j)), None)) is not None:
+            rows.remove(e)
+            keys.remove(own)
+            sums.append(replace(own, coef=-own.coef))
+    key, row, level = stabilised(sums, keys, rows, i, j)
+    at_i = level.substitute({j: var(i)})
     numbers = tuple(e for e in t.exponent if not e.leaves())
-    return replace(t, factors=(*t.factors, key, row), exponent=(*numbers, Term(-1, (at_i,)), Term(1, (at_j,))))
+    return replace(t, factors=(*t.factors, key, row), exponent=(*numbers, Term(1, (at_i,)), Term(-1, (level,))))
+
+
+def stabilised(sums: Sequence[Term], gates: Sequence[Term], rows: Sequence[Term], i: Index, j: Index
+               ) -> tuple[Read, Read, Read]:
+    """exp(F[i] - F[j] + a[j] - s[i]) = exp(m[i] - s[i]) exp((F[i] - m[i]) - (F[j] - m[j])) exp(a[j] - m[j])
+
+    Of the sums F[j], the gates a[j] and the summands -s[i]: the weight of the key, that of the row, and F - m at the key's
+    position. m = F + M is the greatest exponent of the row, M the running maximum of a - F. It may be anything, so no gradient
+    goes through it; and that of F goes through the decay alone, where it is summed up to more digits than weights have.
+    """
+    top = greatest([*gates, *(replace(e, coef=-e.coef) for e in sums)], j)
+    largest = [*map(_detached, sums), Term(1, (replace(top, detached=True),))]
+    less = [replace(e, coef=-e.coef) for e in largest]
+    at_i = [e.fresh().substitute({j: var(i)}) for e in largest]
+    return exponential([*gates, *less], j), exponential([*rows, *at_i], i), _made([*sums, *less], j, "level")
+
+
+def _detached(e: Term) -> Term:
+    return replace(e, factors=tuple(replace(f, detached=True) if isinstance(f, Read) else f for f in e.factors))
 
 
 def _positions(t: Term) -> tuple[Index, Index] | None:
@@ -213,7 +237,7 @@ def greatest(terms: Sequence[Term], x: Index) -> Read:
     return _made(terms, x, "greatest")
 
 
-def _made(terms: Sequence[Term], x: Index, kind: Literal["greatest", "exponent"]) -> Read:
+def _made(terms: Sequence[Term], x: Index, kind: Literal["greatest", "exponent", "level"]) -> Read:
     """One leaf for each sum: where another site has the same, it reads the same leaf."""
     first = terms[0].reads()[0].leaf
     used = {y for t in terms for y in t.free()} - {x}
@@ -233,8 +257,9 @@ def _made(terms: Sequence[Term], x: Index, kind: Literal["greatest", "exponent"]
     if key not in first.made:
         value = Value(tuple((y,) for y in order), tuple(replace(t, dtype=None, via=frozenset()) for t in terms))
         bounds = (0.0, math.inf) if kind == "exponent" else ALL
-        greatest, exponent = (value, None) if kind == "greatest" else (None, value)
-        first.made[key] = Leaf(tuple(y.size for y in order), first.tensor, bounds=bounds, greatest=greatest, exponent=exponent)
+        kinds = [value if kind == name else None for name in ("greatest", "exponent", "level")]
+        first.made[key] = Leaf(tuple(y.size for y in order), first.tensor, bounds=bounds, greatest=kinds[0], exponent=kinds[1],
+                               level=kinds[2])
     return Read(first.made[key], tuple(map(var, order)))
 
 

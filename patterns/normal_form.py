@@ -35,8 +35,8 @@ class Leaf:
     them, but for the first, which may be another: each with the number of the own axis on which each of its axes is (None: of
     size 1). `version` counts the writes to the tensor before it was read; what the program computes `again` from the same tensors
     is the same. Of `greatest` it is the running maximum along the last axis, of an `exponent` the exponential, of a `total` that
-    itself. What was `made` of it and of others in one of these ways is held by the first of them. Along the digits `flat` of its
-    axes, which are all `digits` of these, it is the same everywhere.
+    itself, of a `level` too, but in fp64: differences of it are decays. What was `made` of it and of others in one of these ways
+    is held by the first of them. Along the digits `flat` of its axes, all `digits` of which these are, it is the same everywhere.
     """
 
     shape: tuple[Size, ...]
@@ -56,6 +56,7 @@ class Leaf:
     greatest: Value | None = None
     exponent: Value | None = None
     total: Value | None = None
+    level: Value | None = None
     made: dict[Any, Leaf] = field(default_factory=dict, repr=False)
     flat: frozenset[Index] = frozenset()
     digits: dict[int, tuple[Index, ...]] = field(default_factory=dict, repr=False)
@@ -75,7 +76,7 @@ class Leaf:
     @property
     def sum_of(self) -> Value | None:
         """The sum that it is a function of, if it is made of one."""
-        return next((v for v in (self.greatest, self.exponent, self.total) if v is not None), None)
+        return next((v for v in (self.greatest, self.exponent, self.total, self.level) if v is not None), None)
 
     @property
     def positive(self) -> bool:

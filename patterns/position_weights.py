@@ -163,8 +163,7 @@ def _known_rows(t: Term) -> list[tuple[Read, np.ndarray[Any, Any]]]:
         d = r.leaf.definition
         if d is None or r.leaf.dirty or r.function not in ("", "reciprocal") or r.variables() & set(t.bound) or not r.variables():
             continue
-        if any(a != (var(*a.coef) if a.coef else Affine()) for a in r.index) or len({*map(len, d.axes)} - {0, 1}) or any(
-                bool(a.coef) != bool(axis) for a, axis in zip(r.index, d.axes)):
+        if any(len(axis) > 1 or (a.only() is None if axis else a != Affine()) for a, axis in zip(r.index, d.axes)):
             continue
         numbers = fold(d)
         if numbers is not None and np.isfinite(numbers).all() and (numbers > 0).all():

@@ -3,9 +3,7 @@
     w[i, j] = exp(F[i] - F[j] + a[j] - s[i])
 
 Every part has the same s at the query's position, whatever it is. Without it, the parts are an attention with a decay F and a
-weight exp(a) of the keys, which may overflow; so it is put back by the law that `exponents` has for a single term,
-
-    w[i, j] = exp(F[i] + M[i] - s[i]) exp(-(M[i] - M[j])) exp(a[j] - F[j] - M[j]),   M the running maximum of a - F
+weight exp(a) of the keys, which may overflow; so it is put back by the law that `exponents` has for a single term.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .exponents import exponential, greatest
+from .exponents import stabilised
 from .index import Affine, Index, mixed_radix, var
 from .match import Match
 from .normal_form import Numbers, Read, Term, rename
@@ -54,17 +52,14 @@ def put_back(m: Match, rows: Sequence[Term]) -> Match | None:
     stabilisers = [s for e in rows if (s := _moved(e, m.rows, i)) is not None]
     if len(sums) != len(m.decay) or len(stabilisers) != len(rows):
         return None
-    keys = [*(Term(1, (replace(r, function=""),)) for r in gates), *(replace(s, coef=-s.coef) for s in sums)]
-    at_j = replace(greatest(keys, j), detached=True)
-    at_i = at_j.substitute({j: var(i)})
-    weight = exponential([*keys, Term(-1, (at_j,))], j)
-    own = [s.fresh().substitute({j: var(i)}) for s in sums]
-    row = exponential([*own, Term(1, (at_i,)), *stabilisers], i).substitute({i: mixed_radix(m.rows)})
-    axis = next(n for n, a in enumerate(at_j.index) if j in a.coef)
+    keys = [Term(1, (replace(r, function=""),)) for r in gates]
+    weight, row, level = stabilised(sums, keys, stabilisers, i, j)
+    row = row.substitute({i: mixed_radix(m.rows)})
+    axis = next(n for n, a in enumerate(level.index) if j in a.coef)
     k, v = (tuple(r for r in reads if r not in gates) for reads in (m.k, m.v))
     beside_values = bool(v) and weight.variables() <= {x for r in v for x in r.variables()}
     return replace(m, k=k if beside_values else (*k, weight), v=(*v, weight) if beside_values else v, out=(*m.out, row),
-                   decay=(Density(np.asarray(-1.0), (), (at_j,), frozenset({(0, axis)}), True),))
+                   decay=(Density(np.asarray(1.0), (), (level,), frozenset({(0, axis)}), True),))
 
 
 def _summed(g: Density, j: Index) -> Term | None:

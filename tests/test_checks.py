@@ -361,7 +361,8 @@ def prefix_forgotten(m: Match) -> Match | None:
 def _with_terms(leaf: Leaf, of: Callable[[tuple[Term, ...]], tuple[Term, ...]]) -> Leaf:
     def changed(v: Value | None) -> Value | None:
         return None if v is None else replace(v, terms=of(v.terms))
-    return replace(leaf, greatest=changed(leaf.greatest), exponent=changed(leaf.exponent), total=changed(leaf.total))
+    return replace(leaf, greatest=changed(leaf.greatest), exponent=changed(leaf.exponent), total=changed(leaf.total),
+                   level=changed(leaf.level))
 
 
 @change
