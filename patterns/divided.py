@@ -315,7 +315,7 @@ def same_elements(a: Read, b: Read) -> bool:
     """Whether two reads are of the same numbers: of one leaf, of two that are the same numbers whatever the inputs are, or of
     tensors of all steps of a loop and what the program laid behind each other of them. Those of the first step may differ, of
     which a state before it, which is zero, takes no notice."""
-    if a.leaf.dirty or b.leaf.dirty:                        # it may have been something else when the other was read
+    if any(r.leaf.dirty and not r.leaf.complete for r in (a, b)):  # it may have been something else when the other was read
         return False
     if a.leaf is b.leaf:
         return a.index == b.index

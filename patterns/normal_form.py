@@ -26,7 +26,8 @@ class Leaf:
     """A tensor that the normal form does not look into: a graph input, a feature map, a projection ...
 
     `node` is the graph node that holds it (None while it exists only inside a composite operation); `dirty` says that
-    it was written to after it was read, so that the node's value is no longer the value meant. `scores` names the function
+    it was written to after it was read, so that the node's value is no longer the value meant, or when it is that: a `complete`
+    one was written piece by piece, and no more since. `scores` names the function
     that made it, if that was applied to products of two tensors (softmax of scores). `bounds` are what its values cannot leave,
     whatever the inputs are. `real` holds the values of a static buffer, and `relied` says that something was
     concluded from them. `definition` is the value that it had before it was made a leaf, where it had one.
@@ -44,6 +45,7 @@ class Leaf:
     node: fx.Node | None = None
     parameter: bool = False
     dirty: bool = False
+    complete: bool = False
     scores: str = ""
     bounds: Range = ALL
     real: torch.Tensor | None = None

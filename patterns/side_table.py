@@ -275,9 +275,10 @@ class SideTable(Assembled):
             self.put(t, states)
             self._tie(before, states, -1)
         elif states is None and (read := whole_tensor(before, t)) is not None:
-            if read.leaf.dirty:                                 # all of it was written: like any other, until the next write
+            if read.leaf.dirty:                                 # all of it was written: it may be compared, until the next write
                 self._tie(before, after := self.cut(t, self.node_of.get(id(t))), -1)
                 read = whole_tensor(after, t) or read
+                read.leaf.dirty = read.leaf.complete = True
             laid_behind_each_other(pieces, read.leaf)
 
     def of_scores(self, name: str, args: Any) -> str:
@@ -358,6 +359,8 @@ class SideTable(Assembled):
                     leaf.dirty = leaf.dirty or leaf.tensor is o
             self.pieces.pop(id(o), None)
             for other in list(self.storages.get(storage, ())):
+                if (read := whole_tensor(self.values[id(other)], other)) is not None:
+                    read.leaf.complete = False
                 if other is o or window is not None and self._is_beside(other, window):
                     continue
                 self.pieces.pop(id(other), None)
