@@ -19,7 +19,6 @@ import torch
 from .algebra import pinned, straighten, wider
 from .clock import look
 from .codes import NearMiss, near_miss
-from .divided import cancelled, computed_once
 from .exponents import gates_apart, numbers_apart, positions_apart
 from .index import Index, Unknown, product, untied
 from .match import MAX_FEATURES, Match
@@ -28,6 +27,7 @@ from .normal_form import Read, Term, Value
 from .places import Places, SequencePosition, digits_of, innermost, ordered, position_of, sharing
 from .polynomial import reduced, width
 from .position_weights import rows_alike, weights_apart
+from .quotients import cancelled, computed_once
 from .refusals import refuse_function_of_scores, refuse_reads, refuse_states_of_one_tensor, without_causality
 from .roles import Roles, enter, fit, free_linked, key_digits, roles_of, summed
 from .sizes import at_most
