@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from .index import Affine, Index, var
+from .index import Affine, Index, mixed_radix, var
 from .loop_forms import NotUnrolled, resolved, substituted, without
 from .normal_form import Factor, Leaf, Read, Term, Value
-from .pieces import Pieces, renamed
+from .pieces import Pieces, finest, renamed
 from .quotients import cancelled, raised
-from .step_gates import behind_each_other, variables
+from .step_gates import beside_steps, whole_behind_each_other
 from .step_reads import as_one, is_own
 
 
@@ -34,7 +34,7 @@ class _Left:
 def undivided(pieces: Pieces) -> tuple[Pieces, Term, Index] | None:
     """The pieces without what each is divided by; that, as a term at a step; the variable of the step. None where there is
     nothing of the kind."""
-    axes = next((p.value.axes for p in pieces.pieces if p.value.terms), None)
+    axes = finest(pieces)
     if axes is None or pieces.pieces[-1].value.number() is not None:
         return None
     try:
@@ -197,12 +197,13 @@ def laid_behind_each_other(pieces: Pieces, leaf: Leaf) -> None:
     axes = [[axis for n, axis in enumerate(p.value.axes) if n != pieces.dim] for p in pieces.pieces]
     if len(every) < len(reads) or not every or any(p.length != 1 for p in pieces.pieces):
         return
-    own = variables(every[-1])
-    places = [None if not axis else own.index(axis[0]) if axis[0] in own and len(axis) == 1 else -1 for axis in axes[-1]]
-    if -1 in places or any(variables(r) != [x for axis in a for x in axis] for r, a in zip(reads[1:], axes[1:]) if r is not None):
+    own = beside_steps(every[-1])
+    places = [None if not axis else own.index(mixed_radix(axis)) if mixed_radix(axis) in own else -1 for axis in axes[-1]]
+    if -1 in places or any(beside_steps(r) != tuple(mixed_radix(axis) for axis in a if axis) for r, a in zip(reads[1:], axes[1:])
+                           if r is not None):
         return
     places.insert(pieces.dim, len(own))
-    whole = behind_each_other(every)
+    whole = whole_behind_each_other(every)
     if (leaf, tuple(places)) not in whole.laid:
         whole.laid.append((leaf, tuple(places)))
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from .axes import grouped, insert, regroup
-from .index import Affine, Index, Size, mixed_radix, same, var
+from .index import Affine, Index, Size, mixed_radix, product, same, var
 from .loop_forms import NotUnrolled
 from .normal_form import Term, Value
 from .sizes import at_most
@@ -99,10 +99,20 @@ def stacked(values: Sequence[Value], dim: int) -> Pieces | None:
     return joined([(insert(v, dim), 1, None) for v in values], dim)
 
 
+def finest(pieces: Pieces) -> tuple[tuple[Index, ...], ...] | None:
+    """The axes of the piece whose axes have the most digits; None if all are zero."""
+    every = [p.value.axes for p in pieces.pieces if p.value.terms]
+    return max(every, key=lambda axes: sum(map(len, axes)), default=None)
+
+
 def renamed(v: Value, axes: Sequence[tuple[Index, ...]]) -> list[Term]:
     """The terms of a value in the names of the given axes. NotUnrolled where it has others."""
     mapping: dict[Index, Affine] = {}
     for mine, theirs in zip(v.axes, axes):
+        if v.terms and len(mine) == 1 < len(theirs) and same(mine[0].size, product(y.size for y in theirs)):
+            mine[0].split(theirs)
+            mapping[mine[0]] = mixed_radix(theirs)          # batch and heads on one axis, of which this piece sees no digits
+            continue
         if v.terms and (len(mine) != len(theirs) or not all(same(x.size, y.size) for x, y in zip(mine, theirs))):
             raise NotUnrolled
         mapping.update({x: var(y) for x, y in zip(mine, theirs)})

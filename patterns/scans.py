@@ -21,7 +21,7 @@ from .divided import opened, undivided
 from .index import Affine, Index, var
 from .loop_forms import LOGARITHMS, NotUnrolled, resolved, substituted
 from .normal_form import Factor, Numbers, Position, Read, Term, Value, rename
-from .pieces import Pieces, renamed
+from .pieces import Pieces, finest, renamed
 from .step_reads import as_one
 
 SHORTEST = 4  # pieces: of fewer, the windows are summed as they are
@@ -207,10 +207,10 @@ class _Step:
 class _Scan:
     def __init__(self, pieces: Pieces) -> None:
         self.pieces, self.dim = pieces, pieces.dim
-        shown = next((p.value for p in pieces.pieces if p.value.terms), None)
-        if shown is None:
+        axes = finest(pieces)
+        if axes is None:
             raise _NoScan
-        self.axes = shown.axes
+        self.axes = axes
         self.added: list[tuple[int, Term]] = []
         self.steps: list[tuple[int, _Step]] = []
         self.start: Term | None = None

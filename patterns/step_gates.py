@@ -9,7 +9,7 @@ from typing import Any
 import torch.fx as fx
 
 from .codes import NearMiss, near_miss
-from .index import Affine, Index, same, var
+from .index import Affine, Index, hint, mixed_radix, product, same, var
 from .loop_forms import Carry, Form, StateKey, Update
 from .normal_form import Leaf, Read, Term
 
@@ -46,21 +46,58 @@ def positionless(r: Read) -> bool:
 
 
 def behind_each_other(every: Sequence[Read]) -> Leaf:
-    """The tensors of all steps as one, which has the steps along its last axis. The same of them are the same leaf."""
+    """The tensors of all steps as one, which has the steps along its last axis, behind those of the reads' variables."""
+    return _behind_each_other([replace(r, function="", detached=False) for r in every])
+
+
+def whole_behind_each_other(every: Sequence[Read]) -> Leaf:
+    """The same behind the tensors' own axes, where all of these are read. The same tensors are the same leaf."""
     first = every[0].leaf
     key = ("steps", *(_whole(r) for r in every))
     if key not in first.made:
-        parts = tuple((replace(r, function="", detached=False), tuple(variables(r)), ()) for r in every)
-        bounds = (min(r.leaf.bounds[0] for r in every), max(r.leaf.bounds[1] for r in every))
-        first.made[key] = Leaf((*(x.size for x in variables(every[0])), len(every)), first.tensor, parts=parts, bounds=bounds,
-                               version=first.version)
+        first.made[key] = _behind_each_other([_of_axes(r) for r in every])
     return first.made[key]
+
+
+def _behind_each_other(every: Sequence[Read]) -> Leaf:
+    bounds = (min(r.leaf.bounds[0] for r in every), max(r.leaf.bounds[1] for r in every))
+    return Leaf((*(x.size for x in variables(every[0])), len(every)), every[0].leaf.tensor, bounds=bounds,
+                parts=tuple((r, tuple(variables(r)), ()) for r in every), version=every[0].leaf.version)
+
+
+def beside_steps(r: Read) -> tuple[Affine, ...]:
+    """Where the tensors of all steps are read as one, but for the step: at the indices of the axes, if all of these are read."""
+    return tuple(a for a in r.index if a.coef) if _covers(r) else tuple(map(var, variables(r)))
+
+
+def _covers(r: Read) -> bool:
+    """Whether a read takes all elements of each axis, once."""
+    for a, size in zip(r.index, r.leaf.shape):
+        digits = sorted(a.coef, key=lambda x: -hint(a.coef[x]))
+        if digits and not (a == mixed_radix(digits) and same(product(x.size for x in digits), size)):
+            return False
+    return len(variables(r)) == sum(len(a.coef) for a in r.index)
+
+
+def _of_axes(r: Read) -> Read:
+    """The tensor as a whole, with a variable for each axis if all of it is read."""
+    plain = replace(r, function="", detached=False)
+    if not _covers(r):
+        return plain
+    index = []
+    for a, size in zip(r.index, r.leaf.shape):
+        x = Index(size)
+        if a.coef:
+            x.split(sorted(a.coef, key=lambda y: -hint(a.coef[y])))
+        index.append(var(x) if a.coef else a)
+    return replace(plain, index=tuple(index))
 
 
 def _whole(r: Read) -> Any:
     """Equal for reads of the same elements, whatever their variables are called."""
     names = {x: n for n, x in enumerate(variables(r))}
-    return id(r.leaf), tuple((str(a.const), *sorted((names[x], str(c), str(x.size)) for x, c in a.coef.items())) for a in r.index)
+    return id(r.leaf), _covers(r) or tuple((str(a.const), *sorted((names[x], str(c), str(x.size)) for x, c in a.coef.items()))
+                                           for a in r.index)
 
 
 def variables(r: Read) -> list[Index]:

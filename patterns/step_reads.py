@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .index import Affine, Index, var
+from .index import Affine, Index
 from .normal_form import Leaf, Read, Term
-from .step_gates import DEPTHS, behind_each_other, kind, positionless, variables
+from .step_gates import DEPTHS, beside_steps, kind, positionless, whole_behind_each_other
 
 
 def as_one(steps: Sequence[tuple[int, Term]], count: int) -> list[tuple[int, Term]]:
@@ -36,12 +36,12 @@ def _as_one(steps: Sequence[tuple[int, Term]], count: int, depth: int) -> Sequen
         if set(by_step) == set(range(first, count)) and first <= 1 and all(len(rs) == 1 for rs in by_step.values()) and len(
                 {rs[0].leaf for rs in by_step.values()}) == len(by_step) > 1:
             every = [by_step[max(n, first)][0] for n in range(count)]  # nothing comes before the first: any will do
-            made[family] = behind_each_other(every)
+            made[family] = whole_behind_each_other(every)
 
     def moved(n: int) -> Callable[[Read, tuple[Index, ...]], Read]:
         def at_step(r: Read, inside: tuple[Index, ...]) -> Read:
             leaf = made.get(_family(r, inside, depth)) if is_own(r) else None
-            return r if leaf is None else replace(r, leaf=leaf, index=(*map(var, variables(r)), Affine(n)))
+            return r if leaf is None else replace(r, leaf=leaf, index=(*beside_steps(r), Affine(n)))
         return at_step
 
     return [(n, _mapped(t, moved(n), ())) for n, t in steps] if made else steps

@@ -290,14 +290,28 @@ def final_state_scaled(site: Site) -> Site | None:
 
 
 def made_otherwise(m: Match, what: Callable[[Leaf], Leaf]) -> Match | None:
-    """With the leaves that are made of sums, running maxima and exponentials, made in another way."""
-    def reads(rs: tuple[Read, ...]) -> tuple[Read, ...]:
-        return tuple(r if r.leaf.sum_of is None else replace(r, leaf=what(r.leaf)) for r in rs)
+    """With the leaves that are made of sums, running maxima and exponentials, made in another way; None where none is."""
+    changed = []
 
-    if not m.made():
-        return None
+    def reads(rs: tuple[Read, ...]) -> tuple[Read, ...]:
+        new = tuple(r if r.leaf.sum_of is None else replace(r, leaf=what(r.leaf)) for r in rs)
+        changed.extend(n for n, r in zip(new, rs) if n.leaf is not r.leaf)
+        return new
+
     decay = tuple(replace(g, reads=reads(g.reads)) for g in m.decay)
-    return replace(m, k=reads(m.k), v=reads(m.v), out=reads(m.out), decay=decay)
+    found = replace(m, k=reads(m.k), v=reads(m.v), out=reads(m.out), decay=decay)
+    return found if changed else None
+
+
+@in_main
+def levels_of_nothing(m: Match) -> Match | None:
+    """A stabilised decay without its sums: the running maxima alone."""
+    return made_otherwise(m, lambda leaf: leaf if leaf.level is None else _with_terms(leaf, lambda terms: terms[-1:]))
+
+
+@in_main
+def levels_without_maxima(m: Match) -> Match | None:
+    return made_otherwise(m, lambda leaf: leaf if leaf.level is None else _with_terms(leaf, lambda terms: terms[:-1]))
 
 
 @in_main

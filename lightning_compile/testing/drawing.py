@@ -63,6 +63,8 @@ def spelling(pick: Pick, spec: Spec, form: str = "scores") -> Spelling:
     work = pick("bhnd", "xnd") if matrices else pick(*orders)
     rows = work in ("bhnd", "xnd")
     alphabet = list("abcdefghijklmnopqrstuvwxyz")
+    block = pick(2, 4) if form == "chunks" else pick(3, 4)
+    ways = ["all", "all"] + (["loop", "divided"] if form == "chunks" and spec.n // block > 3 and not spec.initial else [])
     letters = "".join(alphabet.pop(alphabet.index(pick(*alphabet))) for _ in range(6))
     return Spelling(
         form=form, work=work, letters=letters,
@@ -73,8 +75,7 @@ def spelling(pick: Pick, spec: Spec, form: str = "scores") -> Spelling:
         repeat=pick("interleave", "expand", "index"), scale_by=pick("times", "over", "inplace"),
         detours=tuple(pick("none", *DETOURS) for _ in range(4)),
         exclude=pick("minus", "shift"), decay=pick("exp", "power", "minus_inf"), gate=pick(*GATES), between=pick(*BETWEEN),
-        collect=pick("stack", "write", "cat"), block=pick(2, 4) if form == "chunks" else pick(3, 4),
-        devices=pick("default", "named"))
+        collect=pick("stack", "write", "cat"), block=block, devices=pick("default", "named"), left=pick(*ways))
 
 
 def program(pick: Pick, forms: tuple[str, ...] = FORMS) -> Program:

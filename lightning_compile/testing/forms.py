@@ -239,6 +239,9 @@ def chunks(t: Writer) -> None:
 def _states_before(t: Writer) -> None:
     """The state before each chunk, from what each chunk adds."""
     s, c, batch = t.spec, t.spelling.block, "x" if t.merged else "bh"
+    if t.spelling.left != "all":
+        _states_left(t)
+        return
     if s.decay == "none":
         t.add("before = states.cumsum(-3) - states" if t.spelling.exclude == "minus" else
               "before = F.pad(states.cumsum(-3), (0, 0, 0, 0, 1, 0))[..., :-1, :, :]")
@@ -255,6 +258,25 @@ def _states_before(t: Writer) -> None:
         started = "start[..., None, :, :] * entered.exp()[..., None, None]"
     if s.initial:
         t.add(f"before = before + {started}")
+
+
+def _states_left(t: Writer) -> None:
+    """The same by a loop, which may divide each state by its size, by which all are multiplied afterwards."""
+    divided, kept = t.spelling.left == "divided", {
+        "none": "", "head": f" * torch.exp(-slopes[:, None, None] * {t.spelling.block})",
+        "step": " * a[..., p, -1].exp()[..., None, None]"}[t.spec.decay]
+    t.add("one = torch.zeros_like(states[..., 0, :, :])", "every = []")
+    if divided:
+        t.add("size, sizes = torch.ones_like(one[..., :1, :1]), []")
+    t.add("for p in range(states.shape[-3]):")
+    if divided:
+        t.add("    every.append(one / size)", "    sizes.append(size)")
+    else:
+        t.add("    every.append(one)")
+    t.add(f"    one = one{kept} + states[..., p, :, :]")
+    if divided:
+        t.add("    size = one.detach().abs().sum(-2, keepdim=True).amax(-1, keepdim=True).clamp(min=1)")
+    t.add("before = torch.stack(every, -3)" + (" * torch.stack(sizes, -3)" if divided else ""))
 
 
 # ----------------------------------------------------------------------------------------------------------------- loops

@@ -120,6 +120,7 @@ class Spelling:
     decay: str = "exp"               # of a head: exp, power, minus_inf
     gate: str = "logsigmoid"         # logarithm of a gate: logsigmoid, softplus, log, exp
     between: str = "difference"      # decay from j to i of a gate: difference, tril, where, segments
+    left: str = "all"                # chunks, their states: all at once, by a loop, divided by their size in a loop
     collect: str = "stack"           # loops: stack, write, cat
     block: int = 4                   # chunks and blocks
     devices: str = "default"         # of tensors that the program makes: default, named
