@@ -218,6 +218,17 @@ def _difference(e: Term, i: Index, j: Index) -> list[Term]:
     return [replace(e, indicators=frozenset({up_to_i})), replace(e, coef=-e.coef, indicators=frozenset({up_to_j}))]
 
 
+def same_sums(a: Sequence[Term], b: Sequence[Term]) -> bool:
+    """Whether two exponents have the same summands, whatever the variables that these sum over are called."""
+    left = list(b)
+    for e in a:
+        other = next((o for o in left if o == e or _opposite(e, replace(o, coef=-o.coef))), None)
+        if other is None:
+            return False
+        left = [o for o in left if o is not other]
+    return not left
+
+
 def _opposite(a: Term, b: Term) -> bool:
     if a.coef != -b.coef or len(a.bound) != len(b.bound):
         return False

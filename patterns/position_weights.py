@@ -15,7 +15,8 @@ import sympy
 
 from .algebra import restricting
 from .evaluate import fold
-from .index import Affine, Index, hint, mixed_radix, product, var
+from .exponents import same_sums
+from .index import Affine, Index, hint, mixed_radix, product, same, var
 from .normal_form import Factor, Leaf, Numbers, Position, Read, Term, Value
 
 Side = tuple[Factor, ...]
@@ -43,7 +44,9 @@ def weights_apart(terms: Sequence[Term]) -> list[Term]:
         else:
             other = {y: var(x) for x, y in zip(alike[0].term.bound, t.bound)}
             alike.append(replace(w, keys=tuple(f.substitute(other) for f in w.keys)))
-    return [t for g in groups for t in _joined(g)]
+    keys = [product(x.size for x in _digits(place)) for g in groups if (place := _place([f for w in g for f in w.keys]))]
+    length = max((n for n in keys if isinstance(n, int)), default=0)  # sums over earlier chunks leave out the last one
+    return [t for g in groups for t in _joined(g, length)]
 
 
 def _weighed(t: Term) -> _Weighed:
@@ -57,12 +60,12 @@ def _same(a: Term, b: Term) -> bool:
     if len(a.bound) != len(b.bound):
         return False
     b = b.substitute({y: var(x) for x, y in zip(a.bound, b.bound)})
-    return len(a.factors) == len(b.factors) and (set(a.factors), restricting(a), a.exponent) == (
-        set(b.factors), restricting(b), b.exponent)
+    return len(a.factors) == len(b.factors) and (set(a.factors), restricting(a)) == (
+        set(b.factors), restricting(b)) and same_sums(a.exponent, b.exponent)
 
 
-def _joined(group: Sequence[_Weighed]) -> list[Term]:
-    """The terms of a group, as one if may be."""
+def _joined(group: Sequence[_Weighed], length: int) -> list[Term]:
+    """The terms of a group, as one if may be; keys have `length` positions in all."""
     apart = [replace(w.term, coef=w.coef, factors=(*w.term.factors, *w.rows, *w.keys)) for w in group]
     places = [_place([f for w in group for f in side(w)]) for side in (lambda w: w.rows, lambda w: w.keys)]
     if not any(w.rows or w.keys for w in group) or None in places or any(isinstance(w.coef, sympy.Basic) for w in group):
@@ -82,7 +85,8 @@ def _joined(group: Sequence[_Weighed]) -> list[Term]:
         own = sorted((name, float(c)) for name, c in zip(side, numbers) if c)
         coef = coef * own[0][1]                             # alike for all multiples of one sum
         terms = [(c / own[0][1], side[name]) for name, c in own]
-        factors = (*factors, numbers_at(terms, place, beside)) if any(f for _, f in terms) else factors
+        if any(f for _, f in terms):
+            factors = (*factors, numbers_at(terms, place, beside, length if side is keys else 0))
     return [replace(term, coef=coef, factors=factors)]
 
 
@@ -106,12 +110,14 @@ def _base(f: Factor) -> Affine:
     return f.at.shift(-f.at.const)
 
 
-def numbers_at(terms: Sequence[tuple[float, Side]], place: Affine, beside: Sequence[Leaf]) -> Read:
-    """A sum of coefficients times products of numbers at a position. Where another site of a tensor has the same, it reads the
-    same leaf."""
+def numbers_at(terms: Sequence[tuple[float, Side]], place: Affine, beside: Sequence[Leaf], length: int = 0) -> Read:
+    """A sum of coefficients times products of numbers at a position, of at least `length`. Where another site of a tensor has the
+    same, it reads the same leaf."""
     digits = _digits(place)
-    y = Index(product(x.size for x in digits))
-    y.split(digits)
+    size = product(x.size for x in digits)
+    y = Index(max(size, length) if isinstance(size, int) else size)
+    if same(y.size, size):
+        y.split(digits)
     key = ("numbers", str(y.size), *sorted(f"{c} * {_name(own)}" for c, own in terms))
     found = next((leaf.made[key] for leaf in beside if key in leaf.made), None)
     if found is None:

@@ -45,7 +45,7 @@ def recognise(value: Value) -> Match | NearMiss | None:
     given = [cancelled(straighten(pinned(t))) for t in value.terms]
     terms = [numbers_apart(gates_apart(positions_apart(without_maximum(t)))) for t in given]
     found = _recognised(replace(value, terms=tuple(terms)))
-    weighed = isinstance(found, NearMiss) and found.code in ("LC103", "LC108", "LC203")
+    weighed = isinstance(found, NearMiss) and found.code in ("LC103", "LC108", "LC109", "LC203")
     if weighed and (apart := weights_apart(terms)) != terms:
         return _recognised(replace(value, terms=tuple(apart)))
     if isinstance(found, NearMiss) and found.code == "LC109":

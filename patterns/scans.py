@@ -211,16 +211,14 @@ class _Scan:
         if axes is None:
             raise _NoScan
         self.axes = axes
-        self.added: list[tuple[int, Term]] = []
+        self.added: list[list[tuple[int, Term]]] = []       # of each summand (keys that positions weigh have two), by step
         self.steps: list[tuple[int, _Step]] = []
-        self.start: Term | None = None
+        self.start: list[Term] = []
         before: list[Term] = []
         for m, p in enumerate(pieces.pieces):
             terms, seen = self._terms(p.value, before)
             if m == 0:
-                if len(terms) > 1:
-                    raise _NoScan
-                self.start = terms[0] if terms else None
+                self.start = sorted(terms, key=_shape_of)
             else:
                 self._follow(m, before, terms)
             before = seen
@@ -245,9 +243,11 @@ class _Scan:
                 raise _NoScan
             left.remove(found[0])
             step = found[1]
-        if len(left) != 1:
+        self.added = self.added or [[] for _ in left]
+        if not left or len(left) != len(self.added):
             raise _NoScan
-        self.added.append((m, left[0]))
+        for every, t in zip(self.added, sorted(left, key=_shape_of)):
+            every.append((m, t))
         if step is not None:
             self.steps.append((m, step))
 
@@ -255,38 +255,41 @@ class _Scan:
     def value(self, numbers: Term | None = None, step: Index | None = None) -> Value:
         """The states, times numbers of each step where there are some."""
         self._read_as_one()
-        added = _family([(m, _parts(t)) for m, t in self.added])
-        lead = self.added[0][1]
-        if any((t.coef, len(t.bound), t.dtype) != (lead.coef, len(lead.bound), lead.dtype) for _, t in self.added):
+        families = [(every[0][1], _family([(m, _parts(t)) for m, t in every])) for every in self.added]
+        if any((t.coef, len(t.bound), t.dtype) != (lead.coef, len(lead.bound), lead.dtype)
+               for (lead, _), every in zip(families, self.added) for _, t in every):
             raise _NoScan
         first, entering = 1, self.start
-        if self.start is not None and _belongs(self.start, lead, added):
-            first, entering = 0, None
-        count = len(self.pieces.pieces)
-        m, x = Index(count), Index(count - first)
-        x.slice_of(m, 0, 1) if first else m.split((x,))
-        steps = self._steps()
-        bound = {b: var(rename(b)) for b in lead.bound}
-        made = added.at(var(x).shift(first))
-        term = _of_parts(lead, made).substitute(bound)
-        term = replace(term, indicators=term.indicators | {Affine(first, {x: 1, m: -1})}, bound=(*term.bound, x),
-                       exponent=term.exponent + steps(m, var(x).shift(first)), via=term.via | {"cumsum"})
-        terms = [term]
-        if entering is not None:
-            terms.append(replace(entering, exponent=entering.exponent + steps(m, Affine())))
+        if len(self.start) == len(families) and all(_belongs(s, *f) for s, f in zip(self.start, families)):
+            first, entering = 0, []
+        if len(entering) > 1:
+            raise _NoScan
+        m, steps = Index(len(self.pieces.pieces)), self._steps()
+        terms = [self._sum(lead, added, first, m, steps) for lead, added in families]
+        terms += [replace(t, exponent=t.exponent + steps(m, Affine())) for t in entering]
         if numbers is not None and step is not None:
             terms = [times(t, numbers.substitute({step: var(m)})) for t in terms]
         axes = tuple((m, *axis) if d == self.dim else axis for d, axis in enumerate(self.axes))
         return Value(axes, tuple(terms))
 
+    @staticmethod
+    def _sum(lead: Term, added: _Family, first: int, m: Index, steps: Callable[[Index, Affine], tuple[Term, ...]]) -> Term:
+        """What is added, of all steps from the first that adds something to m."""
+        x = Index(m.size - first)
+        x.slice_of(m, 0, 1) if first else m.split((x,))
+        term = _of_parts(lead, added.at(var(x).shift(first))).substitute({b: var(rename(b)) for b in lead.bound})
+        return replace(term, indicators=term.indicators | {Affine(first, {x: 1, m: -1})}, bound=(*term.bound, x),
+                       exponent=term.exponent + steps(m, var(x).shift(first)), via=term.via | {"cumsum"})
+
     def _read_as_one(self) -> None:
         """Tensors that each step makes for itself are one, read at the number of the step."""
         count = len(self.pieces.pieces)
-        start = [] if self.start is None else [(0, self.start)]
-        every = as_one([*start, *self.added], count)
-        if start:
-            self.start = every.pop(0)[1]
-        self.added = every
+        together = len(self.start) == len(self.added)
+        for n, terms in enumerate(self.added):
+            every = as_one([*([(0, self.start[n])] if together else []), *terms], count)
+            if together:
+                self.start[n] = every.pop(0)[1]
+            self.added[n] = every
         gates = as_one([(m, _of_parts(Term(), [p.what for p in w.parts])) for m, w in self.steps], count)
         self.steps = [(m, replace(w, parts=tuple(_parts(t)))) for (m, w), (_, t) in zip(self.steps, gates)]
 
@@ -339,6 +342,11 @@ def _logarithm(what: Any) -> Term:
     if isinstance(what, Numbers) and min(what.values) > 0:
         return Term(1, (replace(what, values=tuple(map(math.log, what.values))),))
     raise _NoScan
+
+
+def _shape_of(t: Term) -> Any:
+    """What tells the summands of a step apart, and is the same at all steps."""
+    return len(t.bound), len(t.factors), sorted(type(f).__name__ for f in t.factors), str(t.coef)
 
 
 def _word(x: Term, y: Term) -> _Step | None:
