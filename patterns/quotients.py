@@ -11,7 +11,7 @@ import numpy as np
 from .algebra import restricting
 from .evaluate import fold
 from .index import Affine
-from .loop_forms import NotUnrolled, as_exponent, substituted
+from .loop_forms import NotUnrolled, as_exponent, substituted, without
 from .normal_form import Factor, Leaf, Read, Term
 from .pieces import renamed
 
@@ -54,7 +54,7 @@ def _apart(f: Factor, n: int, depth: int) -> list[tuple[int, Factor | Term]]:
         (made,) = substituted(d, f.index)
     except NotUnrolled:
         return whole
-    exponent = raised(replace(made, factors=())).exponent
+    exponent = _all_summands(made.exponent)
     if not all(isinstance(r, Read) and r.function in INVERSE for r in made.factors):
         return whole
     found: list[tuple[int, Factor | Term]] = []
@@ -130,14 +130,23 @@ def _numbers(leaf: Leaf) -> np.ndarray[Any, Any] | None:
 
 
 def raised(t: Term) -> Term:
-    """With gates that are exponentials of sums as the sums in the exponent."""
-    t = as_exponent(t)
+    """With gates that are exponentials of sums as the sums in the exponent. The exponential of one tensor is a feature map."""
+    for r in t.reads():
+        d = r.leaf.definition
+        if d is None or len(d.terms) != 1 or not d.terms[0].pure_exponent():
+            continue
+        opened = as_exponent(replace(t, factors=(r,), exponent=()))
+        sums = _all_summands(opened.exponent)
+        if not opened.factors and len(sums) > 1:
+            t = replace(t, factors=without(t, [r]), exponent=(*t.exponent, *sums))
+    return replace(t, exponent=tuple(_all_summands(t.exponent)))
+
+
+def _all_summands(exponent: Sequence[Term]) -> list[Term]:
+    found = list(exponent)
     for _ in range(OPENED):
-        found = [_summands(e) for e in t.exponent]
-        if all(len(f) == 1 for f in found):
-            break
-        t = replace(t, exponent=tuple(x for f in found for x in f))
-    return t
+        found = [x for e in found for x in _summands(e)]
+    return found
 
 
 def _summands(e: Term) -> list[Term]:
