@@ -30,6 +30,8 @@ LEFT_ALONE = {
     "mask_from_indices", "mask_filled_row_by_row", "mask_repeated_for_merged_heads",
     "mask_by_a_matrix_of_differences", *(f"prefix_{m}_with_{what}" for m in ("short", "long") for what in (
         "a_mask_of_two_parts", "the_last_rows_of_a_mask")),
+    # states of a loop over chunks, divided, of a length that the program knows: exponents are sums of a dynamic number of chunks
+    *(n for n in SPELLINGS if n.startswith("states_divided_by_") and SPELLINGS[n].sites),
     # a length, or a number of chunks or heads, that the program knows and its inputs have by chance
     "blocks_of_running_sums", "one_sequence_normalised", "heads_and_batches_merged_step_by_step",
     "given_sums_of_chunks_as_the_tensor_lies", "sums_of_lists_of_states", "states_read_back_in_three_blocks",
