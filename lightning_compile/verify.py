@@ -330,8 +330,8 @@ def _numbered(regions: Sequence[list[Record]]) -> set[Index]:
         axis = r.values[0].axes[dim % len(r.values[0].axes)]
         if name != "slice_scatter":
             found |= {x.first for x in axis if isinstance(x.size, int)}
-        elif len(r.args) > 4:                               # of the axis, or of a part of it, the number of windows
-            window = r.args[4] - r.args[3]
+        elif len(r.args) > 4 and type(r.args[3]) is type(r.args[4]) is int:
+            window = r.args[4] - r.args[3]                  # of the axis, or of a part of it, the number of windows
             whole = [y for x in axis for y in x.tied]
             parts = [z for y in whole for z in y.parents if z.window is not None and z.window[0] is y]
             found |= {group[0].first for y in (*whole, *parts) for z in y.tied for group in z.splits
