@@ -108,7 +108,7 @@ def states_and_scores_divided_and_not_aligned(q: Tensor, k: Tensor, v: Tensor) -
 # ------------------------------------------------------------------------------------------------ divided as they are carried
 def _stabilised(q: Tensor, k: Tensor, v: Tensor, f: Tensor, i: Tensor, size: int = L, buffer: bool = False, factor: float = 1.0,
                 row: Callable[[Tensor], Tensor] = lambda m: m, own: Callable[[Tensor], Tensor] = lambda m: m,
-                normalised: bool = False, twice: bool = False) -> Tensor:
+                normalised: bool = False, twice: bool = False, over: bool = False) -> Tensor:
     """mLSTM in chunks. `factor` multiplies the input gates, `row` makes what is subtracted in a row from its maximum, `own` of
     that what is subtracted within the chunk; each part is divided by the normaliser for itself if it is divided `twice`."""
     count = N // size
@@ -137,7 +137,8 @@ def _stabilised(q: Tensor, k: Tensor, v: Tensor, f: Tensor, i: Tensor, size: int
     d = (f[..., :, None] - f[..., None, :] + i[..., None, :]).masked_fill(later(size), -torch.inf)
     entered = f + maxima[..., None]
     m = row(torch.maximum(entered, d.amax(-1)))[..., None]
-    q_entered, w = q * torch.exp(entered[..., None] - m), q @ k.mT * torch.exp(d - own(m))
+    q_entered = q / torch.exp(m - entered[..., None]) if over else q * torch.exp(entered[..., None] - m)
+    w = q @ k.mT * torch.exp(d - own(m))
     parts = [q_entered @ states, w @ v]
     if normalised:
         z = torch.maximum((q_entered @ sum_states[..., None] + w.sum(-1, keepdim=True)).abs(), torch.exp(-m))
@@ -161,6 +162,7 @@ _spell("states_divided_by_maxima_in_many_buffers", buffer=True, size=2)
 _spell("states_divided_by_maxima_and_normalised", normalised=True)
 _spell("states_divided_by_maxima_in_buffers_and_normalised", buffer=True, normalised=True, size=2)
 _spell("states_divided_by_maxima_and_normalised_twice", normalised=True, twice=True)
+_spell("states_divided_by_maxima_and_queries_by_an_exponential", _mild, over=True)
 _spell("states_divided_by_maxima_of_gates_times_a_number", factor=0.5, normalised=True)
 _spell("states_divided_by_maxima_and_rows_by_something_else", _mild, row=lambda m: m.abs().cummax(-1)[0])
 _spell("states_divided_by_maxima_and_rows_by_two_things", _mild, sites=0, own=lambda m: 1.01 * m)
