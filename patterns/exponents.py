@@ -18,7 +18,7 @@ from typing import Literal
 
 from .algebra import restricting
 from .index import Affine, Index, hint, mixed_radix, product, same, var
-from .normal_form import Leaf, Position, Read, Term, Value, rename
+from .normal_form import Leaf, Position, Read, Term, Value, detached_term, rename
 from .ranges import ALL
 from .sizes import at_most
 
@@ -113,14 +113,10 @@ def stabilised(sums: Sequence[Term], gates: Sequence[Term], rows: Sequence[Term]
     goes through it; and that of F goes through the decay alone, where it is summed up to more digits than weights have.
     """
     top = greatest([*gates, *(replace(e, coef=-e.coef) for e in sums)], j)
-    largest = [*map(_detached, sums), Term(1, (replace(top, detached=True),))]
+    largest = [*map(detached_term, sums), Term(1, (replace(top, detached=True),))]
     less = [replace(e, coef=-e.coef) for e in largest]
     at_i = [e.fresh().substitute({j: var(i)}) for e in largest]
     return exponential([*gates, *less], j), exponential([*rows, *at_i], i), _made([*sums, *less], j, "level")
-
-
-def _detached(e: Term) -> Term:
-    return replace(e, factors=tuple(replace(f, detached=True) if isinstance(f, Read) else f for f in e.factors))
 
 
 def _positions(t: Term) -> tuple[Index, Index] | None:

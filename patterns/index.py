@@ -123,6 +123,8 @@ class Index:
                 old.tied += new.tied
             return
         self._ties()
+        if group in self.splits:
+            return
         self.splits.append(group)
         for x in group:
             x._ties()

@@ -267,11 +267,13 @@ class Value:
 
 def detached(v: Value) -> Value:
     """A value through which no gradient goes back."""
-    def of_term(t: Term) -> Term:
-        return replace(t, factors=tuple(replace(f, detached=True) if isinstance(f, Read) else f for f in t.factors),
-                       exponent=tuple(map(of_term, t.exponent)))
+    return replace(v, terms=tuple(map(detached_term, v.terms)))
 
-    return replace(v, terms=tuple(map(of_term, v.terms)))
+
+def detached_term(t: Term) -> Term:
+    """A term through which no gradient goes back."""
+    return replace(t, factors=tuple(replace(f, detached=True) if isinstance(f, Read) else f for f in t.factors),
+                   exponent=tuple(map(detached_term, t.exponent)))
 
 
 def constant(value: Any, rank: int = 0) -> Value:

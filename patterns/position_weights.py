@@ -14,10 +14,10 @@ import numpy as np
 import sympy
 
 from .algebra import restricting
-from .evaluate import fold
 from .exponents import same_sums
 from .index import Affine, Index, hint, mixed_radix, product, same, var
 from .normal_form import Factor, Leaf, Numbers, Position, Read, Term, Value
+from .quotients import INVERSE, known_numbers
 
 Side = tuple[Factor, ...]
 
@@ -167,12 +167,12 @@ def _known_rows(t: Term) -> list[tuple[Read, np.ndarray[Any, Any]]]:
     found = []
     for r in t.reads():
         d = r.leaf.definition
-        if d is None or r.leaf.dirty or r.function not in ("", "reciprocal") or r.variables() & set(t.bound) or not r.variables():
+        if d is None or r.function not in INVERSE or r.variables() & set(t.bound) or not r.variables():
             continue
         if any(len(axis) > 1 or (a.only() is None if axis else a != Affine()) for a, axis in zip(r.index, d.axes)):
             continue
-        numbers = fold(d)
-        if numbers is not None and np.isfinite(numbers).all() and (numbers > 0).all():
+        numbers = known_numbers(r.leaf)
+        if numbers is not None and (numbers > 0).all():
             found.append((r, 1 / numbers if r.function else numbers))
     return found
 

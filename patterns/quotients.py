@@ -12,7 +12,7 @@ from .algebra import restricting
 from .evaluate import fold
 from .index import Affine
 from .loop_forms import NotUnrolled, as_exponent, substituted, without
-from .normal_form import Factor, Leaf, Read, Term
+from .normal_form import Factor, Leaf, Read, Term, detached_term
 from .pieces import renamed
 
 INVERSE = {"": "reciprocal", "reciprocal": ""}
@@ -96,8 +96,8 @@ def _cancel(a: Factor | Term, b: Factor | Term) -> bool:
 
 
 def _inverse(a: Read, b: Read) -> bool:
-    never_zero = any(low > 0 or high < 0 for low, high in (a.leaf.bounds, b.leaf.bounds)) or _numbers(a.leaf) is not None
-    return INVERSE.get(a.function) == b.function and a.detached == b.detached and never_zero and same_elements(a, b)
+    return INVERSE.get(a.function) == b.function and a.detached == b.detached and same_elements(a, b) and (
+        any(low > 0 or high < 0 for low, high in (a.leaf.bounds, b.leaf.bounds)) or known_numbers(a.leaf) is not None)
 
 
 def _opposite(a: Term, b: Term) -> bool:
@@ -117,13 +117,13 @@ def same_elements(a: Read, b: Read) -> bool:
         return False
     if a.leaf is b.leaf:
         return a.index == b.index
-    if a.index == b.index and (x := _numbers(a.leaf)) is not None and (y := _numbers(b.leaf)) is not None:
+    if a.index == b.index and (x := known_numbers(a.leaf)) is not None and (y := known_numbers(b.leaf)) is not None:
         return np.array_equal(x, y)
     return any(s.leaf is leaf and s.index == tuple(Affine() if n is None else r.index[n] for n in places)
                for r, s in ((a, b), (b, a)) for leaf, places in r.leaf.laid)
 
 
-def _numbers(leaf: Leaf) -> np.ndarray[Any, Any] | None:
+def known_numbers(leaf: Leaf) -> np.ndarray[Any, Any] | None:
     """What a tensor is, if that is known while compiling, and nowhere zero."""
     numbers = None if leaf.definition is None or leaf.dirty else fold(leaf.definition)
     return numbers if numbers is not None and np.isfinite(numbers).all() and numbers.all() else None
@@ -157,5 +157,4 @@ def _summands(e: Term) -> list[Term]:
         return [e]
     assert isinstance(r, Read)
     own = [replace(x, coef=x.coef * e.coef) for x in substituted(d, r.index)]
-    return [replace(x, factors=tuple(replace(f, detached=True) if isinstance(f, Read) else f for f in x.factors)) for x in own
-            ] if r.detached else own
+    return list(map(detached_term, own)) if r.detached else own
