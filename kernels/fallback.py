@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import chunked, tiles, trial
+from . import chunked, tiles, trial, wide
 from .errors import WrongKernel
 from .plan import Plan
+from .problem import accumulation_dtype
 from .validation import check_arguments
 
 log = logging.getLogger("lightning_compile")
@@ -28,8 +29,8 @@ _told: set[Hashable] = set()
 
 
 def _reached(*operands: Tensor | None) -> bool:
-    """Whether offsets inside a tile, of 64 positions and 256 features at most, fit 32 bits; those of tiles have 64."""
-    return all(x is None or 64 * x.stride(2) + 256 * x.stride(3) < 1 << 31 for x in operands)
+    """Whether offsets inside a tile, of at most 64 positions, fit 32 bits; those of tiles have 64."""
+    return all(x is None or 64 * x.stride(2) + x.shape[3] * x.stride(3) < 1 << 31 for x in operands)
 
 
 def forward(*args: Any) -> tuple[Tensor, ...]:
@@ -37,17 +38,28 @@ def forward(*args: Any) -> tuple[Tensor, ...]:
     q, k, v, log_decay, initial_state, _, _, _, normalizer, final_state = args
     if (found := _again("forward", tiles.find_forward, chunked.forward, args, q, v)) is not None:
         return found
-    key: Hashable = None
     if q.dim() == k.dim() == v.dim() == 4 and tiles.serves(q, v) and _reached(q, k, v):
-        key = _key("forward", q, v)
-        if key not in _failed:
-            try:
-                return tiles.forward(*args, before=functools.partial(_try, trial.forward, args))
-            except Exception as e:
-                check_arguments(q, k, v, log_decay, initial_state, normalizer, final_state)  # the caller's mistake, if any
-                return _instead(key, e, chunked.forward, args)
+        if wide.cuts_forward(q):
+            check_arguments(q, k, v, log_decay, initial_state, normalizer, final_state)
+            return wide.forward(functools.partial(_forward, True), *args)
+        return _forward(False, *args)
     check_arguments(q, k, v, log_decay, initial_state, normalizer, final_state)
     return chunked.forward(*args)
+
+
+def _forward(exact: bool, *args: Any) -> tuple[Tensor, ...]:
+    """By the tiles, if they have not failed. exact: o in the accumulation dtype."""
+    q, k, v, log_decay, initial_state, _, _, _, normalizer, final_state = args
+    key = _key("forward", q, v)
+    if key not in _failed:
+        try:
+            before = functools.partial(_try, functools.partial(trial.forward, exact=exact), args)
+            return tiles.forward(*args, before=before, exact=exact)
+        except Exception as e:
+            check_arguments(q, k, v, log_decay, initial_state, normalizer, final_state)  # the caller's mistake, if any
+            return _wider(exact, _instead(key, e, chunked.forward, args), 1)
+    check_arguments(q, k, v, log_decay, initial_state, normalizer, final_state)
+    return _wider(exact, chunked.forward(*args), 1)
 
 
 def backward(*args: Any) -> tuple[Tensor, ...]:
@@ -55,12 +67,28 @@ def backward(*args: Any) -> tuple[Tensor, ...]:
     grad_o, q, k, v = args[0], *args[3:6]
     if (found := _again("backward", tiles.find_backward, chunked.backward, args, q, v)) is not None:
         return found
-    if not tiles.serves(q, v) or not _reached(grad_o, q, k, v) or (key := _key("backward", q, v)) in _failed:
+    if not tiles.serves(q, v) or not _reached(grad_o, q, k, v):
         return chunked.backward(*args)
+    if wide.cuts_backward(q, v):
+        return wide.backward(functools.partial(_backward, True), *args)
+    return _backward(False, *args)
+
+
+def _backward(exact: bool, *args: Any) -> tuple[Tensor, ...]:
+    """As `_forward`; exact: gradients of q, k and v."""
+    key = _key("backward", args[3], args[5])
+    if key in _failed:
+        return _wider(exact, chunked.backward(*args), 3)
     try:
-        return tiles.backward(*args, before=functools.partial(_try, trial.backward, args))
+        before = functools.partial(_try, functools.partial(trial.backward, exact=exact), args)
+        return tiles.backward(*args, before=before, exact=exact)
     except Exception as e:
-        return _instead(key, e, chunked.backward, args)
+        return _wider(exact, _instead(key, e, chunked.backward, args), 3)
+
+
+def _wider(wanted: bool, outputs: tuple[Tensor, ...], count: int) -> tuple[Tensor, ...]:
+    """The first of the chunked form's outputs in the accumulation dtype, if that is wanted."""
+    return tuple(x.to(accumulation_dtype(x.dtype)) if wanted and n < count else x for n, x in enumerate(outputs))
 
 
 def _try(tried: Any, args: Any, plan: Plan) -> None:

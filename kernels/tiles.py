@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ahead, chunked, offline
+from . import ahead, chunked, offline, wide
 from .plan import Buffer, Plan, Plans, signature
 from .problem import accumulation_dtype, boundary_log_decay, output_heads, sequence_first, sum_groups
 from .schedule import HOPPER, SEGMENT, Kind, Schedule, occupancy, schedule, segments
@@ -31,7 +31,6 @@ from .sweeps import (
 )
 from .validation import check_arguments
 
-MAX_FEATURES = 256  # what the registers of one program hold
 plans = Plans()
 
 
@@ -45,8 +44,6 @@ def serves(q: Tensor, v: Tensor) -> bool:
     return (
         q.device.type == "cuda"
         and q.dtype in (torch.float16, torch.bfloat16, torch.float32)
-        and q.shape[-1] <= MAX_FEATURES
-        and v.shape[-1] <= MAX_FEATURES
         and _has_triton()
     )
 
@@ -88,13 +85,31 @@ def compile_ahead(
 
     needs: which of the five gradients will be asked for.
     """
-    given = tuple(None if x is None else _meta(x.shape, x.stride(), x.dtype) for x in (v, q, k, log_decay, initial_state))
-    plan = plan_forward(given, scale, reverse, strict, normalizer, final_state)
+    options = (scale, reverse, strict, normalizer, final_state)
+    given = [None if x is None else _meta(x.shape, x.stride(), x.dtype) for x in (q, k, v, log_decay, initial_state)]
+    plan = plan_forward(_in_order(given), *options)
+    outputs = [_meta(x.shape, x.strides, x.dtype) if math.prod(x.shape) else None for x in plan.results]
+    d, e = wide.parts(q.shape[-1])[0], wide.parts(v.shape[-1])[0]
+    if wide.cuts_forward(q):
+        plan = plan_forward(_in_order(wide.forward_part((*given, *options), d)), *options, exact=True)
     launches = plan.launches
     if any(needs) and scale != 0.0:
-        outputs = [_meta(x.shape, x.strides, x.dtype) if math.prod(x.shape) else None for x in plan.results]
-        launches += plan_backward((*given, *outputs, outputs[2]), scale, reverse, strict, *needs).launches
+        backward = (*outputs, *given, outputs[2], scale, reverse, strict)
+        exact = wide.cuts_backward(q, v)
+        tensors = _in_order_backward(wide.backward_part(backward, d, e) if exact else backward)
+        launches += plan_backward(tensors, scale, reverse, strict, *needs, exact=exact).launches
     ahead.begin(launches, v.device)
+
+
+def _in_order(args: Sequence[Any]) -> tuple[Tensor | None, ...]:
+    """The tensors of such arguments of the forward as plans take them."""
+    q, k, v, log_decay, initial_state = args[:5]
+    return v, q, k, log_decay, initial_state
+
+
+def _in_order_backward(args: Sequence[Any]) -> tuple[Tensor | None, ...]:
+    """The same of the backward."""
+    return (*_in_order(args[3:8]), *args[:3], args[8])
 
 
 def _meta(shape: Sequence[int | torch.SymInt], strides: Sequence[int | torch.SymInt], dtype: torch.dtype) -> Tensor:
@@ -116,13 +131,15 @@ def forward(
     final_state: bool = False,
     *,
     before: Callable[[Plan], None] | None = None,
+    exact: bool = False,
 ) -> tuple[Tensor, ...]:
-    """`lightning::linear_attention`; arguments are validated once for each signature, and `before` is called with its plan."""
+    """`lightning::linear_attention`; arguments are validated once for each signature, and `before` is called with its plan.
+    exact: o in the accumulation dtype."""
     options = (scale, reverse, strict, normalizer, final_state)
-    plan, given, key = find_forward(q, k, v, log_decay, initial_state, *options)
+    plan, given, key = find_forward(q, k, v, log_decay, initial_state, *options, exact=exact)
     if plan is None:
         check_arguments(q, k, v, log_decay, initial_state, normalizer, final_state)
-        plan = plan_forward(given, *options)
+        plan = plan_forward(given, *options, exact=exact)
         if before is not None:
             before(plan)
         plans.keep(key, plan)
@@ -130,10 +147,10 @@ def forward(
 
 
 def find_forward(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, initial_state: Tensor | None, *options: Any
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, initial_state: Tensor | None, *options: Any, exact: bool = False
 ) -> tuple[Plan | None, tuple[Tensor | None, ...], Hashable]:
     """The plan of an earlier call with such arguments, the tensors it takes, and its key; that of the last call needs none."""
-    return _find("forward", (_precision(v), *options), (v, q, k, log_decay, initial_state))
+    return _find("forward", (_precision(v), *options, exact), (v, q, k, log_decay, initial_state))
 
 
 def _find(
@@ -165,16 +182,18 @@ def backward(
     needs: list[bool],
     *,
     before: Callable[[Plan], None] | None = None,
+    exact: bool = False,
 ) -> tuple[Tensor, ...]:
-    """`lightning::linear_attention_backward` on arguments that the forward validated: sweeps of the forward's kernel."""
+    """`lightning::linear_attention_backward` on arguments that the forward validated: sweeps of the forward's kernel.
+    exact: gradients of q, k and v in the accumulation dtype."""
     if scale == 0.0:  # states are kept unscaled, those of outside divided by the scale
         return chunked.backward(
             grad_o, grad_z, grad_final_state, q, k, v, log_decay, initial_state, final_state, scale, reverse, strict, needs
         )
     args = (grad_o, grad_z, grad_final_state, q, k, v, log_decay, initial_state, final_state, scale, reverse, strict, needs)
-    plan, given, key = find_backward(*args)
+    plan, given, key = find_backward(*args, exact=exact)
     if plan is None:
-        plan = plan_backward(given, scale, reverse, strict, *needs)
+        plan = plan_backward(given, scale, reverse, strict, *needs, exact=exact)
         if before is not None:
             before(plan)
         plans.keep(key, plan)
@@ -183,11 +202,11 @@ def backward(
 
 def find_backward(
     grad_o: Tensor | None, grad_z: Tensor | None, grad_final_state: Tensor | None, q: Tensor, k: Tensor, v: Tensor,
-    log_decay: Tensor | None, initial_state: Tensor | None, final_state: Tensor | None, *options: Any,
+    log_decay: Tensor | None, initial_state: Tensor | None, final_state: Tensor | None, *options: Any, exact: bool = False,
 ) -> tuple[Plan | None, tuple[Tensor | None, ...], Hashable]:  # fmt: skip
     """As `find_forward`."""
     given = (v, q, k, log_decay, initial_state, grad_o, grad_z, grad_final_state, final_state)
-    return _find("backward", (_precision(v), *options[:-1], *options[-1]), given)
+    return _find("backward", (_precision(v), *options[:-1], *options[-1], exact), given)
 
 
 def _precision(v: Tensor) -> str | None:
@@ -206,11 +225,13 @@ class _Call:
         normalizer: bool,
         final_state: bool,
         cut: bool = False,
+        exact: bool = False,
     ) -> None:
         v, q, k, log_decay, initial_state = given[:5]
         assert v is not None and q is not None and k is not None
         self.plan = plan = Plan(v.device)
         self.acc, self.dtype = accumulation_dtype(v.dtype), v.dtype
+        self.written = self.acc if exact else self.dtype
         self.b, self.heads, self.n = q.shape[0], output_heads(q, k, v), q.shape[2]
         self.d, self.e = q.shape[3], v.shape[3]
         self.processors, self.cut = _processors(v.device), cut
@@ -259,7 +280,7 @@ class _Call:
         return Direction(reverse, *segments(self.b * self.heads * blocks, self.n, self.processors, *room))
 
     def output(self, features: int, lengthwise: bool) -> Buffer:
-        return self.plan.empty((self.b, self.heads, self.n, features), self.dtype, lengthwise)
+        return self.plan.empty((self.b, self.heads, self.n, features), self.written, lengthwise)
 
     def nothing(self) -> Buffer:
         return self.plan.nothing(self.dtype)
@@ -274,9 +295,10 @@ def plan_forward(
     final_state: bool,
     *,
     cut: bool = False,
+    exact: bool = False,
 ) -> Plan:
-    """cut: in segments, where the model would have none as well."""
-    call = _Call(given, scale, reverse, strict, normalizer, final_state, cut)
+    """cut: in segments, where the model would have none as well. exact: o in the accumulation dtype."""
+    call = _Call(given, scale, reverse, strict, normalizer, final_state, cut, exact)
     plan, v, q, k = call.plan, *(call.operands[name] for name in "vqk")
     role = differentiate(call.spec).forward
     o = call.output(call.e, _lengthwise(given[:3]))
@@ -314,9 +336,11 @@ def plan_backward(
     need_state: bool,
     *,
     cut: bool = False,
+    exact: bool = False,
 ) -> Plan:
-    """grad_q in one sweep; grad_k and grad_v, which read the same and share a state, in one where it fits. cut: as above."""
-    call = _Call(given, scale, reverse, strict, given[6] is not None, given[8] is not None, cut)
+    """grad_q in one sweep; grad_k and grad_v, which read the same and share a state, in one where it fits. cut, exact: as
+    above."""
+    call = _Call(given, scale, reverse, strict, given[6] is not None, given[8] is not None, cut, exact)
     plan, sweeps, acc, q, k, v = call.plan, call.sweeps, call.acc, *(call.operands[name] for name in "qkv")
     b, heads, n, d, e = call.b, call.heads, call.n, call.d, call.e
     roles = differentiate(call.spec)

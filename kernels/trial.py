@@ -35,8 +35,8 @@ _tried: set[Hashable] = set()
 
 
 @torch.no_grad()
-def forward(call: Plan, *args: Any) -> None:
-    """Tries the kernels that the plan of such a call of the operator launches.
+def forward(call: Plan, *args: Any, exact: bool = False) -> None:
+    """Tries the kernels that the plan of such a call of the operator launches. exact: as `tiles.forward` takes it.
 
     Raises:
         WrongKernel: what they give is wrong.
@@ -46,15 +46,15 @@ def forward(call: Plan, *args: Any) -> None:
     for cut in _untried(call, v):
         small = _operands(q, k, v, log_decay, initial_state, normalizer)
         usual = q.shape[3] ** -0.5
-        plan = tiles.plan_forward(_order(small), usual, *options, cut=cut)
+        plan = tiles.plan_forward(_order(small), usual, *options, cut=cut, exact=exact)
         found = plan(_order(small))
-        exact = exactly.forward(*_doubled(small), usual, *options)
-        _compare(FORWARD, found, exact, v.dtype)
+        right = exactly.forward(*_doubled(small), usual, *options)
+        _compare(FORWARD, found, right, v.dtype)
         _tried.update(_kernels(plan))
 
 
 @torch.no_grad()
-def backward(call: Plan, *args: Any) -> None:
+def backward(call: Plan, *args: Any, exact: bool = False) -> None:
     """The same of a call of the operator's backward."""
     grad_o, grad_z, grad_end, q, k, v, log_decay, initial_state, final_state, _, reverse, strict, needs = args
     for cut in _untried(call, v):
@@ -65,14 +65,14 @@ def backward(call: Plan, *args: Any) -> None:
             (grad_o, (n, v.shape[3])), (grad_z, (n,)), (grad_end, (q.shape[3], v.shape[3])))]
         end = None if final_state is None else outs[2].to(final_state.dtype)
         tensors = (*_order(small), *grads, end)
-        plan = tiles.plan_backward(tensors, usual, reverse, strict, *needs, cut=cut)
+        plan = tiles.plan_backward(tensors, usual, reverse, strict, *needs, cut=cut, exact=exact)
         found = plan(tensors)
         rest = (None if end is None else outs[2], usual, reverse, strict, needs)
-        exact = exactly.backward(*_doubled(grads), *_doubled(small), *rest)
+        right = exactly.backward(*_doubled(grads), *_doubled(small), *rest)
         steps = None
         if needs[3] and log_decay is not None and log_decay.dim() == 1:
             steps = exactly.backward(*_doubled(grads), *_doubled(_by_steps(small)), *rest)[3]
-        _compare(BACKWARD, found, exact, v.dtype, steps)
+        _compare(BACKWARD, found, right, v.dtype, steps)
         _tried.update(_kernels(plan))
 
 
@@ -155,11 +155,11 @@ def _doubled(tensors: Sequence[Tensor | None]) -> list[Any]:
 
 
 def _compare(
-    names: Sequence[str], found: Sequence[Tensor], exact: Sequence[Tensor], dtype: torch.dtype, steps: Tensor | None = None
+    names: Sequence[str], found: Sequence[Tensor], right: Sequence[Tensor], dtype: torch.dtype, steps: Tensor | None = None
 ) -> None:
     """steps: what the gradient of a decay for each head sums; its terms cancel, so it is compared with their size."""
     allowed = ALLOWED_SINGLE[torch.get_float32_matmul_precision()] if dtype == torch.float32 else ALLOWED[dtype]
-    for name, x, y in zip(names, found, exact):
+    for name, x, y in zip(names, found, right):
         if x.numel() == 0:
             continue
         size, most = y.norm(), allowed

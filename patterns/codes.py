@@ -153,13 +153,13 @@ _TABLE = (
          "detach the state before the loop, or carry its gradient through the whole sequence",
          "state = state.detach() + k.mT @ v", "state = state + k.mT @ v"),
     # ----------------------------------------------------------------------------------------- LC4xx: operator's limits
-    Code("LC401", "features too wide", "the feature size is {size}; the kernels hold up to 256",
-         "use more heads with fewer features", "q: [B, H, N, 512]", "q: [B, 2 * H, N, 256]"),
+    Code("LC401", "features too wide", "the feature size is {size}; up to 1024 are rewritten",
+         "use more heads with fewer features", "q: [B, H, N, 2048]", "q: [B, 2 * H, N, 1024]"),
     Code("LC402", "dtype", "the sum runs in {dtype}; the operator takes float16, bfloat16, float32 and float64",
          "cast the operands to a floating-point type", "(q.long() @ k.long().mT).tril() @ v.long()"),
     Code("LC403", "a polynomial with too many features",
-         "a polynomial of degree {degree} of the scores of {features} features is an attention over {size} features; the "
-         "kernels hold up to 256",
+         "a polynomial of degree {degree} of the scores of {features} features is an attention over {size} features; up to "
+         "1024 are rewritten",
          "use more heads with fewer features, or a polynomial of a lower degree",
          "(1 + s + s ** 2 / 2).tril() @ v"),
     Code("LC404", "no view", "an operand cannot be written as a view of {leaf}: {seen}",

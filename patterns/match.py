@@ -16,7 +16,7 @@ from .weights import Density
 if TYPE_CHECKING:
     from .loop_normaliser import Divided
 
-MAX_FEATURES = 256
+MAX_FEATURES = 1024
 
 
 @dataclass(frozen=True)

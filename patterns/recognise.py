@@ -252,7 +252,7 @@ def _dtype(terms: Sequence[Term], roles: Roles, names: _Variables) -> torch.dtyp
     """In which the sums run; refuses what the operator does not hold."""
     for group in (roles.d, names.e):
         size = product(x.size for x in group)
-        if isinstance(size, int) and size > MAX_FEATURES:   # a dynamic one: the operator takes any, wide ones slower
+        if isinstance(size, int) and size > MAX_FEATURES:   # a dynamic one: the operator takes any
             raise near_miss("LC401", size=size)
     dtype: torch.dtype | None = functools.reduce(wider, (t.dtype for t in terms), None)
     if dtype is not None and not dtype.is_floating_point:

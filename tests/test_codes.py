@@ -292,7 +292,7 @@ def state_detached_between_steps(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.stack(out, 2)  # here
 
 
-@case("LC401", lambda: (seeded(1, 1, N, 512), seeded(1, 1, N, 512), seeded(1, 1, N, 8)))
+@case("LC401", lambda: (seeded(1, 1, N, 1040), seeded(1, 1, N, 1040), seeded(1, 1, N, 8)))
 def wide_features(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k.mT).tril() @ v  # here
 
