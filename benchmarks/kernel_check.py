@@ -102,6 +102,12 @@ def cases() -> Iterator[Case]:
             yield Case(dtype, d, d, decay="head", across="v")
             yield Case(dtype, d, d, n=200, heads=(1, 1, 4), decay="step", across="qkv")
             yield Case(dtype, d, d, decay="head", across="vo", initial=True, final=True)
+        # more than one program holds
+        yield Case(dtype, 266, 64, n=300, normalizer=True)
+        yield Case(dtype, 273, 64, n=300, heads=(2, 2, 2), lengthwise=True)
+        yield Case(dtype, 256, 512, n=2500, heads=(1, 1, 1), decay="step", initial=True, final=True)
+        yield Case(dtype, 512, 256, n=300, heads=(1, 1, 2), decay="head", initial=True, final=True, reverse=True)
+        yield Case(dtype, 512, 320, n=300, heads=(1, 1, 1), decay="step", normalizer=True)
         for d in (192, 256):
             yield Case(dtype, d, d, n=200, decay="step", across="qk")
             yield Case(dtype, d, d, decay="head", across="vo")

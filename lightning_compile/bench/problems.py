@@ -58,6 +58,12 @@ WIDTHS = tuple(
     Problem("widths", 8, 16, 8192 * 128 // (d + e) // 64 * 64, d, "head", e)
     for d, e in ((16, 64), (64, 16), (32, 128), (64, 128), (128, 64), (128, 32), (128, 256), (256, 128), (64, 256), (256, 64))
 )
+# More features than one program holds: RetNet's and xLSTM's heads of 256 keys and 512 values, wider ones, the random features
+# and polynomials of Performers and Based.
+WIDE = tuple(
+    Problem("wide", 4, 8, 4096, d, decay, e)
+    for d, e, decay in ((256, 512, "head"), (256, 512, "step"), (512, 512, "head"), (272, 64, "none"), (528, 64, "none"))
+)
 # Tokens a second at a fixed number of sequences: of few, which are cut, and of as many as fill a card.
 FLAT = tuple(
     Problem("flat", 1, h, 2**k, d, "head")
@@ -74,7 +80,7 @@ HEADS = tuple(
 )
 LENGTHS = tuple(Problem("lengths", 1, 16, n, 128, "head") for n in (2048, 8192, 32768, 131072, 524288, 1048576))
 CPU = tuple(Problem("cpu", 1, 8, n, 64, decay) for decay in ("none", "head") for n in (512, 2048, 8192))
-SETS = {"gpu": GPU, "features": FEATURES, "widths": WIDTHS, "flat": FLAT, "heads": HEADS, "lengths": LENGTHS, "cpu": CPU}
+SETS = {"gpu": GPU, "features": FEATURES, "widths": WIDTHS, "wide": WIDE, "flat": FLAT, "heads": HEADS, "lengths": LENGTHS, "cpu": CPU}
 
 
 def chosen(names: str) -> list[Problem]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import Case, assert_as_near_as_eager
+from conftest import Case, assert_as_near_as_eager, operands
 from torch import Tensor
 
-from lightning_compile.kernels import fallback, tiles, wide
+from lightning_compile.kernels import ahead, fallback, tiles, wide
 from lightning_compile.kernels.operator import linear_attention
 
 
@@ -70,6 +70,26 @@ def test_a_part_whose_kernels_fail_runs_in_chunks(monkeypatch: pytest.MonkeyPatc
     assert_as_near_as_eager(linear_attention, Case(n=70, d=72, e=40, batch=1, decay="step", dtype=torch.float16))
     assert {key[:1] for key in fallback._told} == {("forward",), ("backward",)}  # type: ignore[index]
     fallback._told.clear()
+
+
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize("case", [
+    Case(n=2500, d=64, e=16, batch=1, heads=(1, 1, 1), normalizer=True),
+    Case(n=2500, d=16, e=64, batch=1, heads=(1, 1, 1), decay="step", initial=True),
+    Case(n=130, d=64, e=64, batch=1, decay="head"),
+], ids=str)  # fmt: skip
+def test_what_is_compiled_ahead_is_what_is_launched(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: set[object] = set()
+    launched: set[object] = set()
+    monkeypatch.setattr(ahead, "begin", lambda launches, device: begun.update(x.key for x in launches))
+    monkeypatch.setattr(ahead, "wait", launched.add)
+    args = operands(case)
+    tiles.compile_ahead(*args, 1.0, False, False, case.normalizer, False, needs=[x is not None for x in args])
+    tiles.plans.clear()
+    o, z, _ = linear_attention(*args, normalizer=case.normalizer)
+    (o.square().sum() + z.square().sum()).backward()
+    assert begun <= launched  # of parts without a normaliser, and of a smaller last one, nothing is begun
+    assert {key for key in launched if "'COLUMN', 0" not in str(key)} <= begun
 
 
 @pytest.mark.parametrize("features", [1, 256, 257, 266, 273, 512, 1000])
