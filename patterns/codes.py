@@ -133,8 +133,8 @@ _TABLE = (
     Code("LC203", "weights by numbers of pairs", "the sum is weighted by numbers of pairs of positions",
          "multiply the output by numbers of i alone, k or v by numbers of j alone; a decay is a power, gamma ** (i - j)",
          "((q @ k.mT) * (i - j)).tril() @ v"),
-    Code("LC204", "a decay of unknown sign", "{leaf} multiplies the state, and nothing says that it is positive",
-         "make it inside the model by exp or sigmoid, or pass its logarithm",
+    Code("LC204", "a decay of unknown sign", "{leaf} is a decay, and nothing says that it is positive",
+         "make it, or what it is a power of, inside the model by exp or sigmoid, register it as a buffer, or pass its logarithm",
          "state = gate[:, t] * state + update", "state = torch.sigmoid(gate)[:, t] * state + update"),
     # ---------------------------------------------------------------------------------- LC3xx: what the program does else
     Code("LC301", "written to after it was read", "{leaf} is changed in place after the attention read it",

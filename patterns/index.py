@@ -21,7 +21,12 @@ _ids = itertools.count()
 
 
 class Unknown(Exception):
-    """A value cannot be expressed in normal form; it becomes a leaf. Carries the reason."""
+    """A value cannot be expressed in normal form; it becomes a leaf. Carries the reason, and the code of what a user is told
+    where the leaf is in the way, if that says more than that it is."""
+
+    def __init__(self, reason: str = "", code: str = "") -> None:
+        super().__init__(reason)
+        self.code = code
 
 
 def size_of(s: int | torch.SymInt) -> Size:

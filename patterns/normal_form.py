@@ -38,6 +38,7 @@ class Leaf:
     is the same. Of `greatest` it is the running maximum along the last axis, of an `exponent` the exponential, of a `total` that
     itself, of a `level` too, but in fp64: differences of it are decays. What was `made` of it and of others in one of these ways
     is held by the first of them. Along the digits `flat` of its axes, all `digits` of which these are, it is the same everywhere.
+    `code` is what a user is told where it is in the way, if there is more to say than that it is.
     """
 
     shape: tuple[Size, ...]
@@ -62,6 +63,7 @@ class Leaf:
     made: dict[Any, Leaf] = field(default_factory=dict, repr=False)
     flat: frozenset[Index] = frozenset()
     digits: dict[int, tuple[Index, ...]] = field(default_factory=dict, repr=False)
+    code: str = ""
 
     @property
     def sources(self) -> tuple[Read, ...]:

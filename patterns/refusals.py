@@ -29,7 +29,7 @@ def without_causality(terms: Sequence[Term]) -> NearMiss | None:
                     if all(rows <= r.variables() for r in others if js & r.variables()):
                         continue                            # one position's own product: a step with a cache, and its norm
                     pairs = next((r for r in others if r.variables() & js and r.variables() & rows), None)
-                    return near_miss("LC101") if pairs is None else near_miss("LC110", leaf=pairs.leaf)
+                    return near_miss("LC101") if pairs is None else near_miss(pairs.leaf.code or "LC110", leaf=pairs.leaf)
             for e in t.indicators:                          # a running sum along what is contracted afterwards
                 if len(e.coef) == 2 and set(e.coef) <= bound and e.const == 0 and sorted(e.coef.values()) == [-1, 1]:
                     if all(sum(x in r.variables() for r in reads) == 1 for x in e.coef):
@@ -69,7 +69,7 @@ def refuse_reads(terms: Sequence[Term], lead: Term, roles: Roles) -> None:
             raise _function_of_scores(r)
         if all(rows <= x.variables() for x in roles.q + roles.k + roles.v):
             raise near_miss("LC107")                        # what the mask calls a query's position is a head
-        raise near_miss("LC110", leaf=r.leaf)
+        raise near_miss(r.leaf.code or "LC110", leaf=r.leaf)
 
 
 def _function_of_scores(r: Read) -> NearMiss:

@@ -136,14 +136,14 @@ def logarithm(c: Call) -> Value:
     return al.multiply(v, constant(1 / math.log(2))) if c.name == "log2" else v
 
 
-def _log_of(c: Call, x: Any) -> Value:
-    """The logarithm of a base that is positive, whatever the inputs are."""
+def _log_of(c: Call, x: Any, told: str) -> Value:
+    """The logarithm of a base that is positive, whatever the inputs are. told: the code where it may be another."""
     v = c.table.value(x)
     if (found := al.logarithm(v)) is not None:
         return found
     if v.leaves() and all(leaf.bounds[0] > 0 for leaf in v.leaves()) and len(v.terms) == 1 and not isinstance(x, (int, float)):
         return c.table.leaf(x, "log")
-    raise Unknown("powers of a base that may be negative, or zero")
+    raise Unknown("powers of a base that may be negative, or zero", told)
 
 
 @rule("pow")
@@ -158,7 +158,9 @@ def power(c: Call) -> Value:
                 result = al.multiply(result, c["self"])
             return result
         raise Unknown("a power is a function of its own")
-    return al.exponential(al.multiply(_log_of(c, base), c["exponent"]))
+    by = c["exponent"]
+    decays = not by.leaves() or len(by.terms) > 1           # by positions, or by a difference
+    return al.exponential(al.multiply(_log_of(c, base, "LC204" if decays else ""), by))
 
 
 @rule("square")
@@ -213,7 +215,7 @@ def cumulative(c: Call) -> Value:
 @rule("cumprod")
 def cumulative_product(c: Call) -> Value:
     """The exponential of a cumulative sum of logarithms."""
-    return al.exponential(al.cumsum(_log_of(c, c.args["self"]), c.dim(), None))
+    return al.exponential(al.cumsum(_log_of(c, c.args["self"], "LC204"), c.dim(), None))
 
 
 @rule("mean")

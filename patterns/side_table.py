@@ -48,7 +48,7 @@ class SideTable(Assembled):
         self.attention: set[int] = set()                        # tensors that are an attention, or hold one
         self.closed: dict[int, Value] = {}                      # tensors, foremost attentions, read as a leaf
         self.viewed: set[int] = set()                           # of these, mere views and casts of one
-        self.why_leaf: dict[int, str] = {}
+        self.codes: dict[int, str] = {}                         # of tensors that no rule expresses, where the rule says why
         self.folded: dict[int, list[fx.Node]] = {}              # constants known by their values, and the inputs of these
         self.mutations: list[tuple[int, fx.Node | None]] = []   # (storage, node)
         self.current: fx.Node | None = None
@@ -64,7 +64,7 @@ class SideTable(Assembled):
             bounds: Range = ALL, definition: Value | None = None) -> Value:
         """Makes t a leaf."""
         leaf = Leaf(tuple(size_of(s) for s in t.shape), t, node, parameter, scores=scores, bounds=bounds,
-                    definition=definition, version=self.versions.get(id(t), 0))
+                    definition=definition, version=self.versions.get(id(t), 0), code=self.codes.get(id(t), ""))
         v = leaf_value(leaf)
         self.put(t, v)
         self.attention.discard(id(t))
@@ -309,13 +309,11 @@ class SideTable(Assembled):
         except Unknown as e:
             if (known := self._numbers(func, args, kwargs, out)) is not None:
                 return known
-            for o in tensors_in(out):
-                self.why_leaf[id(o)] = f"{name}: {e}"
+            self.codes.update((id(o), e.code) for o in tensors_in(out) if e.code)
             return None
         for o, v in zip(tensors_in(out), result if isinstance(result, list) else [result]):
             if len(v.axes) != o.dim() or not all(same(product(x.size for x in a), size_of(s))
                                                  for a, s in zip(v.axes, o.shape)):
-                self.why_leaf[id(o)] = f"{name}: the rule's axes do not fit the output"
                 return None
         return result
 

@@ -228,6 +228,24 @@ def gate_of_any_sign(q: Tensor, k: Tensor, v: Tensor, gate: Tensor) -> Tensor:
     return torch.stack(out, 2)  # here
 
 
+@case("LC204", lambda: (*qkv(), seeded(H)))
+def power_of_a_base_of_any_sign(q: Tensor, k: Tensor, v: Tensor, base: Tensor) -> Tensor:
+    distance = torch.arange(N)[:, None] - torch.arange(N)
+    weight = torch.where(distance >= 0, base[:, None, None] ** distance.clamp(min=0), 0.0)
+    return (q @ k.mT * weight) @ v  # here
+
+
+@case("LC204", lambda: (*qkv(), seeded(H), seeded(B, N)))
+def power_of_a_base_of_any_sign_by_times(q: Tensor, k: Tensor, v: Tensor, base: Tensor, time: Tensor) -> Tensor:
+    passed = time[:, None, :, None] - time[:, None, None, :]
+    return (q @ k.mT * (base[:, None, None] ** passed).tril()) @ v  # here
+
+
+@case("LC110", lambda: (*qkv(), seeded(H), seeded(N, N)))
+def power_by_a_number_of_each_pair(q: Tensor, k: Tensor, v: Tensor, base: Tensor, exponent: Tensor) -> Tensor:
+    return (q @ k.mT * (base[:, None, None] ** exponent).tril()) @ v  # here
+
+
 @case("LC302")
 def view_of_a_buffer_that_a_loop_writes(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     state, out = torch.zeros(B, H, D, E), torch.zeros(B, H, N, E)
