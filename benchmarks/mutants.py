@@ -44,7 +44,9 @@ SUITES: dict[str, tuple[str, ...]] = {
     "chunked": (KERNELS + "test_kernels_operator.py", KERNELS + "test_kernels_registration.py"),
     "tiles": (KERNELS + "test_kernels_tiles_values.py", KERNELS + "test_kernels_tiles_gradients.py",
               KERNELS + "test_kernels_tiles_numbers.py"),
+    "wide": (KERNELS + "test_kernels_tiles_wide.py",),
 }
+INTERPRETED = ("tiles", "wide")
 SLOW = {"test_laws.py": 0, "test_checks.py": 4, "test_loops.py": 4}  # about 10 s a test, where others take one; 0: the first
 TIMEOUT = 1800  # seconds of one mutant
 
@@ -229,6 +231,13 @@ MUTANTS = [
          ("-sums_of_columns(pairs, EACH)", "sums_of_columns(pairs, EACH)"),
          ("(head // a_group).to(tl.int64) * a_h", "(head % a_group).to(tl.int64) * a_h")),
     *_of("kernels/arithmetic.py", "tiles", ("        x *= across\n", "        x = x\n")),
+    *_of("kernels/wide.py", "wide",
+         ("grad_z if e.start == 0 else None", "grad_z"),
+         ("o.add_(more[0])", "more[0]"),
+         ("torch.cat(states, 2)", "states[0]"),
+         ("sums[key].add_(x) if key in sums else x", "x"),
+         ("grad_state[:, :, d, e] = found[4]", "grad_state[:, :, e, d] = found[4]"),
+         ("(of_v, e.start, found[2], need_v)", "(of_v, d.start, found[2], need_v)")),
     *_of("kernels/joins.py", "tiles",
          ("        sums = -sums\n", "        sums = sums\n"),
          ("squares = queries * queries + keys * keys", "squares = queries * queries"),
@@ -279,7 +288,7 @@ class Watch:
 def _child(folder: Path, suite: str, result: Path) -> int:
     """The tests of a suite against the package in `folder`, in a process that has imported nothing of this project yet."""
     os.environ.update({"PYTHONPATH": str(folder), "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"), "CI": "1",
-                       "TRITON_INTERPRET": "1" if suite == "tiles" else "0", "CUDA_VISIBLE_DEVICES": ""})
+                       "TRITON_INTERPRET": "1" if suite in INTERPRETED else "0", "CUDA_VISIBLE_DEVICES": ""})
     sys.path.insert(0, str(folder))
     os.chdir(folder)
     silence = os.open(os.devnull, os.O_WRONLY)
@@ -301,7 +310,7 @@ def run_tests(folder: Path, suite: str) -> str:
         code = 1
         try:
             os.setpgid(0, 0)
-            if suite == "tiles":                            # Triton, when it is imported, decides whether it interprets
+            if suite in INTERPRETED:                         # Triton, when it is imported, decides whether it interprets
                 os.execve(sys.executable, [sys.executable, __file__, "--child", str(folder), suite],
                           {**os.environ, "TRITON_INTERPRET": "1"})
             code = _child(folder, suite, result)

@@ -81,7 +81,8 @@ HEADS = tuple(
 LENGTHS = tuple(Problem("lengths", 1, 16, n, 128, "head") for n in (2048, 8192, 32768, 131072, 524288, 1048576))
 CPU = tuple(Problem("cpu", 1, 8, n, 64, decay) for decay in ("none", "head") for n in (512, 2048, 8192))
 SETS = {
-    "gpu": GPU, "features": FEATURES, "widths": WIDTHS, "wide": WIDE, "flat": FLAT, "heads": HEADS, "lengths": LENGTHS, "cpu": CPU,
+    "gpu": GPU, "features": FEATURES, "widths": WIDTHS, "wide": WIDE, "flat": FLAT, "heads": HEADS, "lengths": LENGTHS,
+    "cpu": CPU,
 }  # fmt: skip
 
 
