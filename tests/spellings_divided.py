@@ -108,9 +108,10 @@ def states_and_scores_divided_and_not_aligned(q: Tensor, k: Tensor, v: Tensor) -
 # ------------------------------------------------------------------------------------------------ divided as they are carried
 def _stabilised(q: Tensor, k: Tensor, v: Tensor, f: Tensor, i: Tensor, size: int = L, buffer: bool = False, factor: float = 1.0,
                 row: Callable[[Tensor], Tensor] = lambda m: m, own: Callable[[Tensor], Tensor] = lambda m: m,
-                normalised: bool = False, twice: bool = False, over: bool = False) -> Tensor:
+                normalised: bool = False, twice: bool = False, over: bool = False, often: float = 1.0) -> Tensor:
     """mLSTM in chunks. `factor` multiplies the input gates, `row` makes what is subtracted in a row from its maximum, `own` of
-    that what is subtracted within the chunk; each part is divided by the normaliser for itself if it is divided `twice`."""
+    that what is subtracted within the chunk; each part is divided by the normaliser for itself if it is divided `twice`. A state
+    is multiplied by what it was divided by, `often` times."""
     count = N // size
     f, i = F.logsigmoid(f).unflatten(-1, (-1, size)).cumsum(-1), factor * i.unflatten(-1, (-1, size))
     total, ends = f[..., -1], f[..., -1:] - f + i
@@ -135,7 +136,7 @@ def _stabilised(q: Tensor, k: Tensor, v: Tensor, f: Tensor, i: Tensor, size: int
         states, sum_states, maxima = (torch.stack([x[n] for x in every], 2) for n in range(3))
     q, k, v = chunks(q, k, v, size=size)
     d = (f[..., :, None] - f[..., None, :] + i[..., None, :]).masked_fill(later(size), -torch.inf)
-    entered = f + maxima[..., None]
+    entered = f + often * maxima[..., None]
     m = row(torch.maximum(entered, d.amax(-1)))[..., None]
     q_entered = q / torch.exp(m - entered[..., None]) if over else q * torch.exp(entered[..., None] - m)
     w = q @ k.mT * torch.exp(d - own(m))
@@ -165,6 +166,7 @@ _spell("states_divided_by_maxima_and_normalised_twice", normalised=True, twice=T
 _spell("states_divided_by_maxima_and_queries_by_an_exponential", _mild, over=True)
 _spell("states_divided_by_maxima_of_gates_times_a_number", factor=0.5, normalised=True)
 _spell("states_divided_by_maxima_and_rows_by_something_else", _mild, row=lambda m: m.abs().cummax(-1)[0])
+_spell("states_divided_by_maxima_and_times_their_square", _mild, sites=0, often=2.0)
 _spell("states_divided_by_maxima_and_rows_by_two_things", _mild, sites=0, own=lambda m: 1.01 * m)
 
 

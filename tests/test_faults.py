@@ -294,7 +294,7 @@ def test_a_kernel_that_fails(error: Exception, on_tiles: None, monkeypatch: pyte
 def test_a_kernel_that_is_wrong_is_not_launched(on_tiles: None, monkeypatch: pytest.MonkeyPatch,
                                                 caplog: pytest.LogCaptureFixture) -> None:
     """Its trial tells; the chunked form runs instead, and the warning says by how much it is wrong and what to do."""
-    def wrong(*args: Any) -> None:
+    def wrong(*args: Any, **kwargs: Any) -> None:
         raise WrongKernel(name="o", error="2.4e-01", allowed="1e-03")
 
     monkeypatch.setattr(trial, "forward", wrong)
