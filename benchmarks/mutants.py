@@ -236,7 +236,7 @@ MUTANTS = [
          ("o.add_(more[0])", "more[0]"),
          ("torch.cat(states, 2)", "states[0]"),
          ("sums[key].add_(x) if key in sums else x", "x"),
-         ("grad_state[:, :, d, e] = found[4]", "grad_state[:, :, e, d] = found[4]"),
+         ("here = grad_state[:, :, d, e]", "here = grad_state[:, :, e, d]"),
          ("(of_v, e.start, found[2], need_v)", "(of_v, d.start, found[2], need_v)")),
     *_of("kernels/joins.py", "tiles",
          ("        sums = -sums\n", "        sums = sums\n"),

@@ -13,18 +13,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .problem import empty_like_layout, output_heads, sequence_first
 
 MOST = 256  # features that the registers of one program hold
+ALIGNED = 16  # bytes that are read at once, if rows begin at multiples of them
 Part = slice
 
 
 def parts(features: int) -> list[Part]:
-    """As few as hold them, of one size that is a multiple of 16, so that all run the same kernels; the last may be smaller."""
+    """As few as hold them, of one size that is a multiple of 16; the last may reach beyond the end, where it has zeros: all run
+    the same kernels, on rows that are aligned."""
     count = -(-features // MOST)
     size = -(-features // (16 * count)) * 16
-    return [slice(at, min(at + size, features)) for at in range(0, features, size)] if count > 1 else [slice(0, features)]
+    return [slice(at, at + size) for at in range(0, features, size)] if count > 1 else [slice(0, features)]
 
 
 def cuts_forward(q: Tensor) -> bool:
@@ -38,14 +41,20 @@ def cuts_backward(q: Tensor, v: Tensor) -> bool:
 
 
 def _at(x: Tensor | None, *where: Part) -> Tensor | None:
-    """The part of the last axis, or the last two."""
-    return None if x is None else x[(...,) + where]
+    """The part of the last axis, or the last two. A copy where there are zeros behind the end, or where rows are not aligned."""
+    if x is None:
+        return None
+    beyond = [n for part, size in zip(where[::-1], x.shape[::-1]) for n in (0, max(part.stop - size, 0))]
+    part = x[(...,) + where]
+    if any(beyond):
+        return functional.pad(part, beyond)
+    return part.contiguous() if len(where) == 1 and x.stride(-2) * x.element_size() % ALIGNED else part
 
 
 def forward_part(args: Sequence[Any], d: Part) -> tuple[Any, ...]:
     """The arguments of the forward that such a part of the features of keys has."""
     q, k, v, log_decay, initial_state, *options = args
-    return (_at(q, d), _at(k, d), v, log_decay, _at(initial_state, d, slice(None)), *options)
+    return (_at(q, d), _at(k, d), v, log_decay, _at(initial_state, d, slice(0, v.shape[-1])), *options)
 
 
 def backward_part(args: Sequence[Any], d: Part, e: Part) -> tuple[Any, ...]:
@@ -68,7 +77,7 @@ def forward(compute: Callable[..., tuple[Tensor, ...]], *args: Any) -> tuple[Ten
     assert o is not None and z is not None
     shape = (q.shape[0], output_heads(q, k, v), q.shape[2], v.shape[3])
     rounded = empty_like_layout(v, shape, sequence_first(v, q, k)).copy_(o)
-    return rounded, z, torch.cat(states, 2) if final_state else states[0]
+    return rounded, z, torch.cat(states, 2)[:, :, : q.shape[-1]].contiguous() if final_state else states[0]
 
 
 def backward(compute: Callable[..., tuple[Tensor, ...]], *args: Any) -> tuple[Tensor, ...]:
@@ -89,14 +98,16 @@ def backward(compute: Callable[..., tuple[Tensor, ...]], *args: Any) -> tuple[Te
                 if needed and x.numel():
                     sums[key] = sums[key].add_(x) if key in sums else x
             if need_state and initial_state is not None:
-                grad_state[:, :, d, e] = found[4]
+                here = grad_state[:, :, d, e]
+                here.copy_(found[4][:, :, : here.shape[2], : here.shape[3]])
 
     def rounded(x: Tensor, sums: dict[int, Tensor]) -> Tensor:
         if not sums:
             return x.new_empty(0)
         out = empty_like_layout(x, (x.shape[0], x.shape[1], x.shape[2], x.shape[3]), sequence_first(x))
         for at, part in sums.items():
-            out[..., at:at + part.shape[-1]] = part
+            here = out[..., at : at + part.shape[-1]]
+            here.copy_(part[..., : here.shape[-1]])
         return out
 
     grad_decay = of_decay.get(0, v.new_empty(0))

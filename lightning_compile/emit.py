@@ -14,8 +14,8 @@ from .patterns.index import Index
 from .patterns.loop_normaliser import Divided
 from .patterns.match import Match
 from .patterns.normal_form import Read, Value
-from .patterns.polynomial import power
 from .patterns.weights import Density
+from .polynomials import powers
 from .reading import Builder, item, product_of, read, subtract, summed, through
 
 
@@ -150,23 +150,6 @@ def _steps_of(b: Builder, m: Match, x: Any) -> Any:
     first = b.call(torch.narrow, x, -1, 0, 1)
     x = b.call(torch.diff, x, 1, -1, b.call(torch.zeros_like, first) if m.state else first)
     return b.call(torch.unflatten, x, -1, tuple(map(b.size, m.j))) if digits > 1 else x
-
-
-def powers(b: Builder, m: Match, x: Any, of_query: bool) -> Any:
-    """[..., D] -> the features of the polynomial that the scores go through; its numbers multiply the query's."""
-    d, dtype, parts = product_of(b, m.d), m.dtype or torch.float32, []
-    for coef, n in m.degrees:
-        columns, often = power(d, n)
-        part: Any = None
-        for chosen in columns:
-            y = x if n == 1 else b.call(torch.index_select, x, 3, b.numbers(chosen, torch.int64))
-            part = y if part is None else b.call(torch.mul, part, y)
-        if part is None:
-            part = b.call(torch.ones_like, b.call(torch.narrow, x, 3, 0, 1))
-        if of_query and (coef != 1 or n > 1):
-            part = b.call(torch.mul, part, b.numbers(coef * often, dtype) if n > 1 else coef)
-        parts.append(part)
-    return parts[0] if len(parts) == 1 else b.call(torch.cat, parts, 3)
 
 
 def number_of(m: Match) -> Any:

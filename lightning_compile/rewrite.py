@@ -125,6 +125,7 @@ class _Pass:
         self.retired: dict[int, int] = {}  # storage -> number of the last write to it that nobody reads any more
         self.loop_sums: set[fx.Node] = set()  # sums of a block's own part with what it reads of a state, left as they are
         self.loops: set[Leaf] = set()         # what queries of such blocks are windows of
+        self.backward = cost.trains(gm.graph)
         self.changed = False
         self.written: list[Match] = []
         self.rest: tuple[Candidate, ...] = ()               # what is told of that which was not decided about
@@ -310,7 +311,7 @@ class _Pass:
         estimates: tuple[Estimate, Estimate] | None = None
         if self.options.when == "profitable" or self.detailed:
             device = self.table.tensors[targets[0].tensor].device.type
-            before, after = estimates = cost.estimates(self.table, site, records, device)
+            before, after = estimates = cost.estimates(self.table, site, records, device, self.backward)
             if self.options.when == "profitable" and after.seconds >= before.seconds:
                 refusal = near_miss("LC601", original=round(before.seconds * 1e6), operator=round(after.seconds * 1e6))
         detail = self._detail(members[0]) if told or refusal is None else None

@@ -107,6 +107,14 @@ def width(d: int, degrees: Degrees) -> int:
     return sum(comb(d + n - 1, n) for _, n in degrees)
 
 
+def squares(d: int) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
+    """As `power` of 2, with all features as the first factor beside those some places further on, round the end: half of the
+    distances are all pairs, the last of them twice where d is even."""
+    first, distance = np.arange(d)[None, :], np.arange(d // 2 + 1)[:, None]
+    often = np.where((distance > 0) & (2 * distance < d), 2.0, 1.0) + 0 * first
+    return [(first + 0 * distance).ravel(), ((first + distance) % d).ravel()], often.ravel()
+
+
 def power(d: int, n: int) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
     """The symmetric n-th power of d features: for each factor the feature it takes, and how often a product occurs."""
     chosen = list(combinations_with_replacement(range(d), n))
