@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from . import chunked, tiles, trial, wide
 from .errors import WrongKernel
 from .plan import Plan
 from .problem import accumulation_dtype
+from .spec import ROUNDED, Exact
+from .trial import BACKWARD, FORWARD
 from .validation import check_arguments
 
 log = logging.getLogger("lightning_compile")
@@ -41,14 +43,14 @@ def forward(*args: Any) -> tuple[Tensor, ...]:
     if q.dim() == k.dim() == v.dim() == 4 and tiles.serves(q, v) and _reached(q, k, v):
         if wide.cuts_forward(q):
             check_arguments(q, k, v, log_decay, initial_state, normalizer, final_state)
-            return wide.forward(functools.partial(_forward, True), *args)
-        return _forward(False, *args)
+            return wide.forward(_forward, *args)
+        return _forward(ROUNDED, *args)
     check_arguments(q, k, v, log_decay, initial_state, normalizer, final_state)
     return chunked.forward(*args)
 
 
-def _forward(exact: bool, *args: Any) -> tuple[Tensor, ...]:
-    """By the tiles, if they have not failed. exact: o in the accumulation dtype."""
+def _forward(exact: Exact, *args: Any) -> tuple[Tensor, ...]:
+    """By the tiles, if they have not failed."""
     q, k, v, log_decay, initial_state, _, _, _, normalizer, final_state = args
     key = _key("forward", q, v)
     if key not in _failed:
@@ -57,9 +59,9 @@ def _forward(exact: bool, *args: Any) -> tuple[Tensor, ...]:
             return tiles.forward(*args, before=before, exact=exact)
         except Exception as e:
             check_arguments(q, k, v, log_decay, initial_state, normalizer, final_state)  # the caller's mistake, if any
-            return _wider(exact, _instead(key, e, chunked.forward, args), 1)
+            return _widened(exact, _instead(key, e, chunked.forward, args), FORWARD)
     check_arguments(q, k, v, log_decay, initial_state, normalizer, final_state)
-    return _wider(exact, chunked.forward(*args), 1)
+    return _widened(exact, chunked.forward(*args), FORWARD)
 
 
 def backward(*args: Any) -> tuple[Tensor, ...]:
@@ -70,25 +72,25 @@ def backward(*args: Any) -> tuple[Tensor, ...]:
     if not tiles.serves(q, v) or not _reached(grad_o, q, k, v):
         return chunked.backward(*args)
     if wide.cuts_backward(q, v):
-        return wide.backward(functools.partial(_backward, True), *args)
-    return _backward(False, *args)
+        return wide.backward(_backward, *args)
+    return _backward(ROUNDED, *args)
 
 
-def _backward(exact: bool, *args: Any) -> tuple[Tensor, ...]:
-    """As `_forward`; exact: gradients of q, k and v."""
+def _backward(exact: Exact, *args: Any) -> tuple[Tensor, ...]:
+    """As `_forward`."""
     key = _key("backward", args[3], args[5])
     if key in _failed:
-        return _wider(exact, chunked.backward(*args), 3)
+        return _widened(exact, chunked.backward(*args), BACKWARD)
     try:
         before = functools.partial(_try, functools.partial(trial.backward, exact=exact), args)
         return tiles.backward(*args, before=before, exact=exact)
     except Exception as e:
-        return _wider(exact, _instead(key, e, chunked.backward, args), 3)
+        return _widened(exact, _instead(key, e, chunked.backward, args), BACKWARD)
 
 
-def _wider(wanted: bool, outputs: tuple[Tensor, ...], count: int) -> tuple[Tensor, ...]:
-    """The first of the chunked form's outputs in the accumulation dtype, if that is wanted."""
-    return tuple(x.to(accumulation_dtype(x.dtype)) if wanted and n < count else x for n, x in enumerate(outputs))
+def _widened(exact: Exact, outputs: tuple[Tensor, ...], names: Sequence[str]) -> tuple[Tensor, ...]:
+    """Of the chunked form's outputs, these in the accumulation dtype."""
+    return tuple(x.to(accumulation_dtype(x.dtype)) if name in exact else x for name, x in zip(names, outputs))
 
 
 def _try(tried: Any, args: Any, plan: Plan) -> None:

@@ -7,6 +7,9 @@ from typing import Literal
 
 Decay = Literal["none", "head", "step"]
 Operand = Literal["q", "k", "v", "grad_o"]
+Output = Literal["o", "grad_q", "grad_k", "grad_v"]
+Exact = frozenset[Output]  # outputs that are left in the accumulation dtype, for others are to be added
+ROUNDED: Exact = frozenset()
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Role:
     of the output, so that a state entering from outside is not scaled.
     """
 
-    out: Literal["o", "grad_q", "grad_k", "grad_v"]
+    out: Output
     left: Operand
     right: Operand
     value: Operand
@@ -70,7 +73,7 @@ def differentiate(spec: Specification) -> Roles:
     """
 
     def role(
-        out: Literal["o", "grad_q", "grad_k", "grad_v"],
+        out: Output,
         operands: tuple[Operand, Operand, Operand],
         partner: Operand | None,
         backwards: bool,

@@ -15,7 +15,7 @@ from . import ahead, chunked, offline, wide
 from .plan import Buffer, Plan, Plans, signature
 from .problem import accumulation_dtype, boundary_log_decay, output_heads, sequence_first, sum_groups
 from .schedule import HOPPER, SEGMENT, Kind, Schedule, occupancy, schedule, segments
-from .spec import Role, Specification, differentiate
+from .spec import ROUNDED, Exact, Output, Role, Specification, differentiate
 from .sweeps import (
     GIVEN,
     NO_COLUMN,
@@ -91,13 +91,12 @@ def compile_ahead(
     outputs = [_meta(x.shape, x.strides, x.dtype) if math.prod(x.shape) else None for x in plan.results]
     d, e = wide.parts(q.shape[-1])[0], wide.parts(v.shape[-1])[0]
     if wide.cuts_forward(q):
-        plan = plan_forward(_in_order(wide.forward_part((*given, *options), d)), *options, exact=True)
+        plan = plan_forward(_in_order(wide.forward_part((*given, *options), d)), *options, exact=wide.EXACT)
     launches = plan.launches
     if any(needs) and scale != 0.0:
         backward = (*outputs, *given, outputs[2], scale, reverse, strict)
-        exact = wide.cuts_backward(q, v)
-        tensors = _in_order_backward(wide.backward_part(backward, d, e) if exact else backward)
-        launches += plan_backward(tensors, scale, reverse, strict, *needs, exact=exact).launches
+        tensors = _in_order_backward(wide.backward_part(backward, d, e) if wide.cuts_backward(q, v) else backward)
+        launches += plan_backward(tensors, scale, reverse, strict, *needs, exact=wide.exact_backward(q, v)).launches
     ahead.begin(launches, v.device)
 
 
@@ -131,10 +130,10 @@ def forward(
     final_state: bool = False,
     *,
     before: Callable[[Plan], None] | None = None,
-    exact: bool = False,
+    exact: Exact = ROUNDED,
 ) -> tuple[Tensor, ...]:
-    """`lightning::linear_attention`; arguments are validated once for each signature, and `before` is called with its plan.
-    exact: o in the accumulation dtype."""
+    """`lightning::linear_attention`; arguments are validated once for each signature, and `before` is called with its
+    plan."""
     options = (scale, reverse, strict, normalizer, final_state)
     plan, given, key = find_forward(q, k, v, log_decay, initial_state, *options, exact=exact)
     if plan is None:
@@ -147,7 +146,7 @@ def forward(
 
 
 def find_forward(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, initial_state: Tensor | None, *options: Any, exact: bool = False
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, initial_state: Tensor | None, *options: Any, exact: Exact = ROUNDED
 ) -> tuple[Plan | None, tuple[Tensor | None, ...], Hashable]:
     """The plan of an earlier call with such arguments, the tensors it takes, and its key; that of the last call needs none."""
     return _find("forward", (_precision(v), *options, exact), (v, q, k, log_decay, initial_state))
@@ -182,10 +181,9 @@ def backward(
     needs: list[bool],
     *,
     before: Callable[[Plan], None] | None = None,
-    exact: bool = False,
+    exact: Exact = ROUNDED,
 ) -> tuple[Tensor, ...]:
-    """`lightning::linear_attention_backward` on arguments that the forward validated: sweeps of the forward's kernel.
-    exact: gradients of q, k and v in the accumulation dtype."""
+    """`lightning::linear_attention_backward` on arguments that the forward validated: sweeps of the forward's kernel."""
     if scale == 0.0:  # states are kept unscaled, those of outside divided by the scale
         return chunked.backward(
             grad_o, grad_z, grad_final_state, q, k, v, log_decay, initial_state, final_state, scale, reverse, strict, needs
@@ -202,7 +200,7 @@ def backward(
 
 def find_backward(
     grad_o: Tensor | None, grad_z: Tensor | None, grad_final_state: Tensor | None, q: Tensor, k: Tensor, v: Tensor,
-    log_decay: Tensor | None, initial_state: Tensor | None, final_state: Tensor | None, *options: Any, exact: bool = False,
+    log_decay: Tensor | None, initial_state: Tensor | None, final_state: Tensor | None, *options: Any, exact: Exact = ROUNDED,
 ) -> tuple[Plan | None, tuple[Tensor | None, ...], Hashable]:  # fmt: skip
     """As `find_forward`."""
     given = (v, q, k, log_decay, initial_state, grad_o, grad_z, grad_final_state, final_state)
@@ -225,13 +223,13 @@ class _Call:
         normalizer: bool,
         final_state: bool,
         cut: bool = False,
-        exact: bool = False,
+        exact: Exact = ROUNDED,
     ) -> None:
         v, q, k, log_decay, initial_state = given[:5]
         assert v is not None and q is not None and k is not None
         self.plan = plan = Plan(v.device)
         self.acc, self.dtype = accumulation_dtype(v.dtype), v.dtype
-        self.written = self.acc if exact else self.dtype
+        self.exact = exact
         self.b, self.heads, self.n = q.shape[0], output_heads(q, k, v), q.shape[2]
         self.d, self.e = q.shape[3], v.shape[3]
         self.processors, self.cut = _processors(v.device), cut
@@ -279,8 +277,9 @@ class _Call:
         room = occupancy(self.dtype, plan.warps, self.d + self.e)
         return Direction(reverse, *segments(self.b * self.heads * blocks, self.n, self.processors, *room))
 
-    def output(self, features: int, lengthwise: bool) -> Buffer:
-        return self.plan.empty((self.b, self.heads, self.n, features), self.written, lengthwise)
+    def output(self, name: Output, features: int, lengthwise: bool) -> Buffer:
+        dtype = self.acc if name in self.exact else self.dtype
+        return self.plan.empty((self.b, self.heads, self.n, features), dtype, lengthwise)
 
     def nothing(self) -> Buffer:
         return self.plan.nothing(self.dtype)
@@ -295,13 +294,13 @@ def plan_forward(
     final_state: bool,
     *,
     cut: bool = False,
-    exact: bool = False,
+    exact: Exact = ROUNDED,
 ) -> Plan:
-    """cut: in segments, where the model would have none as well. exact: o in the accumulation dtype."""
+    """cut: in segments, where the model would have none as well."""
     call = _Call(given, scale, reverse, strict, normalizer, final_state, cut, exact)
     plan, v, q, k = call.plan, *(call.operands[name] for name in "vqk")
     role = differentiate(call.spec).forward
-    o = call.output(call.e, _lengthwise(given[:3]))
+    o = call.output("o", call.e, _lengthwise(given[:3]))
     z = plan.empty((call.b, call.heads, call.n), call.acc) if normalizer else plan.nothing(call.acc)
     state = plan.empty((call.b, call.heads, call.d, call.e), call.acc) if final_state else plan.nothing(call.acc)
     layout, blocks = call.schedule(role, "normalizer" if normalizer else "output")
@@ -336,10 +335,9 @@ def plan_backward(
     need_state: bool,
     *,
     cut: bool = False,
-    exact: bool = False,
+    exact: Exact = ROUNDED,
 ) -> Plan:
-    """grad_q in one sweep; grad_k and grad_v, which read the same and share a state, in one where it fits. cut, exact: as
-    above."""
+    """grad_q in one sweep; grad_k and grad_v, which read the same and share a state, in one where it fits. cut: as above."""
     call = _Call(given, scale, reverse, strict, given[6] is not None, given[8] is not None, cut, exact)
     plan, sweeps, acc, q, k, v = call.plan, call.sweeps, call.acc, *(call.operands[name] for name in "qkv")
     b, heads, n, d, e = call.b, call.heads, call.n, call.d, call.e
@@ -357,7 +355,7 @@ def plan_backward(
     with_sums = need_decay and call.spec.decay != "none"
 
     def output(role: Role) -> Buffer:
-        return call.output(call.operands[role.value].shape[3], call.lengthwise[role.out.removeprefix("grad_")])
+        return call.output(role.out, call.operands[role.value].shape[3], call.lengthwise[role.out.removeprefix("grad_")])
 
     def run(
         role: Role, layout: Schedule, direction: Direction, out: Buffer, enters: State | None, **more: Any

@@ -19,6 +19,7 @@ from . import chunked, tiles
 from .errors import WrongKernel
 from .plan import Plan
 from .problem import output_heads, sequence_first
+from .spec import ROUNDED, Exact
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +36,8 @@ _tried: set[Hashable] = set()
 
 
 @torch.no_grad()
-def forward(call: Plan, *args: Any, exact: bool = False) -> None:
-    """Tries the kernels that the plan of such a call of the operator launches. exact: as `tiles.forward` takes it.
+def forward(call: Plan, *args: Any, exact: Exact = ROUNDED) -> None:
+    """Tries the kernels that the plan of such a call of the operator launches.
 
     Raises:
         WrongKernel: what they give is wrong.
@@ -54,7 +55,7 @@ def forward(call: Plan, *args: Any, exact: bool = False) -> None:
 
 
 @torch.no_grad()
-def backward(call: Plan, *args: Any, exact: bool = False) -> None:
+def backward(call: Plan, *args: Any, exact: Exact = ROUNDED) -> None:
     """The same of a call of the operator's backward."""
     grad_o, grad_z, grad_end, q, k, v, log_decay, initial_state, final_state, _, reverse, strict, needs = args
     for cut in _untried(call, v):

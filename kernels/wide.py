@@ -16,9 +16,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from .problem import empty_like_layout, output_heads, sequence_first
+from .spec import Exact
 
 MOST = 256  # features that the registers of one program hold
 ALIGNED = 16  # bytes that are read at once, if rows begin at multiples of them
+EXACT: Exact = frozenset({"o"})  # of the parts of a forward
 Part = slice
 
 
@@ -38,6 +40,12 @@ def cuts_forward(q: Tensor) -> bool:
 def cuts_backward(q: Tensor, v: Tensor) -> bool:
     """Whether a backward does."""
     return q.shape[-1] > MOST or v.shape[-1] > MOST
+
+
+def exact_backward(q: Tensor, v: Tensor) -> Exact:
+    """What parts of a backward add to each other."""
+    along_values: Exact = frozenset({"grad_q", "grad_k"}) if v.shape[-1] > MOST else frozenset()
+    return along_values | (frozenset({"grad_v"}) if q.shape[-1] > MOST else frozenset())
 
 
 def _at(x: Tensor | None, *where: Part) -> Tensor | None:
@@ -66,25 +74,25 @@ def backward_part(args: Sequence[Any], d: Part, e: Part) -> tuple[Any, ...]:
 
 
 def forward(compute: Callable[..., tuple[Tensor, ...]], *args: Any) -> tuple[Tensor, ...]:
-    """The forward by `compute`, which takes arguments of the forward and returns `o` in the accumulation dtype."""
+    """The forward by `compute`, which takes what it is to leave in the accumulation dtype and arguments of the forward."""
     q, k, v, final_state = args[0], args[1], args[2], args[9]
-    o = z = None
-    states = []
-    for d in parts(q.shape[-1]):
-        more = compute(*forward_part(args, d))
-        o, z = (more[0], more[1]) if o is None or z is None else (o.add_(more[0]), z.add_(more[1]))
+    o = empty_like_layout(v, (q.shape[0], output_heads(q, k, v), q.shape[2], v.shape[3]), sequence_first(v, q, k))
+    *first, last = parts(q.shape[-1])
+    sums, z, *states = compute(EXACT, *forward_part(args, first[0]))
+    for d in (*first[1:], last):
+        more = compute(EXACT, *forward_part(args, d))
+        torch.add(sums, more[0], out=o if d is last else sums)
+        z.add_(more[1])
         states.append(more[2])
-    assert o is not None and z is not None
-    shape = (q.shape[0], output_heads(q, k, v), q.shape[2], v.shape[3])
-    rounded = empty_like_layout(v, shape, sequence_first(v, q, k)).copy_(o)
-    return rounded, z, torch.cat(states, 2)[:, :, : q.shape[-1]].contiguous() if final_state else states[0]
+    return o, z, torch.cat(states, 2)[:, :, : q.shape[-1]].contiguous() if final_state else states[0]
 
 
 def backward(compute: Callable[..., tuple[Tensor, ...]], *args: Any) -> tuple[Tensor, ...]:
-    """The backward by `compute`, which returns the gradients of q, k and v in the accumulation dtype."""
+    """The same of the backward."""
     q, k, v, _, initial_state, needs = *args[3:8], args[-1]
     need_q, need_k, need_v, need_decay, need_state = needs
-    # [D] and [E]: the sums over parts of the other
+    exact = exact_backward(q, v)
+    # by where parts of D, and of E, begin: sums over those of the other
     of_q: dict[int, Tensor] = {}
     of_k: dict[int, Tensor] = {}
     of_v: dict[int, Tensor] = {}
@@ -92,7 +100,7 @@ def backward(compute: Callable[..., tuple[Tensor, ...]], *args: Any) -> tuple[Te
     grad_state = initial_state.new_empty(initial_state.shape) if need_state and initial_state is not None else v.new_empty(0)
     for e in parts(v.shape[-1]):
         for d in parts(q.shape[-1]):
-            found = compute(*backward_part(args, d, e))
+            found = compute(exact, *backward_part(args, d, e))
             for sums, key, x, needed in ((of_q, d.start, found[0], need_q), (of_k, d.start, found[1], need_k),
                                          (of_v, e.start, found[2], need_v), (of_decay, 0, found[3], need_decay)):
                 if needed and x.numel():

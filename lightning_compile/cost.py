@@ -24,7 +24,8 @@ from .report import Estimate
 
 CHUNK = 64
 BACKWARD, OPERATOR_BACKWARD = 2.0, 2.5  # products of a backward, in those of its forward
-POWERS = 10  # passes over all features that making those of a polynomial takes, of queries and of keys
+# What making the features of a polynomial takes: passes over all of them, of queries and of keys; operations.
+POWERS, MADE = 16, 10
 _KEPT = frozenset({"bmm", "mm", "baddbmm", "cumsum"})  # Inductor writes their results to memory
 
 
@@ -108,15 +109,15 @@ def operator(table: SideTable, site: Site, machine: Machine, backward: bool) -> 
              for s, h in [(x.node.expr, hint_of(x))]}
     batch, n, d, e = (prod(hint(x.size, sizes) for x in group) for group in (m.batch, m.j, m.d, m.e))
     size = m.dtype.itemsize if m.dtype is not None else 4
+    made = POWERS * batch * n * (d := width(d, m.degrees)) * size if m.degrees else 0
+    making = made / machine.bandwidth + machine.launch * MADE * bool(made)
     moved = batch * n * 2 * (d + e) * size
-    if m.degrees:
-        d = width(d, m.degrees)
-        moved += batch * n * POWERS * d * size
     padded = -(-n // CHUNK) * CHUNK
     multiplied = batch * padded * (2 * d * e + CHUNK * (d + e))
-    forward = max(moved / machine.bandwidth, multiplied / (rates.wide if d > 256 else rates.forward))
-    behind = max(BACKWARD * moved / machine.bandwidth, OPERATOR_BACKWARD * multiplied / rates.backward) if backward else 0.0
-    return Estimate(moved, 2 * multiplied, forward + behind + machine.operator * (1 + backward))
+    took = making + max(moved / machine.bandwidth, multiplied / (rates.wide if d > 256 else rates.forward))
+    if backward:
+        took += BACKWARD * making + max(BACKWARD * moved / machine.bandwidth, OPERATOR_BACKWARD * multiplied / rates.backward)
+    return Estimate(moved + made, 2 * multiplied, took + machine.operator * (1 + backward))
 
 
 def estimates(table: SideTable, site: Site, records: Sequence[Record], device: str,

@@ -135,8 +135,8 @@ def test_compiled_code_calls_the_kernel_and_an_onlooker_sees_the_operator(monkey
     from lightning_compile.kernels import fallback, operator, tiles
 
     monkeypatch.setattr(tiles, "serves", lambda q, v: True)
-    monkeypatch.setattr(fallback.tiles, "forward", lambda *args, before: fallback.chunked.forward(*args))
-    monkeypatch.setattr(fallback.tiles, "backward", lambda *args, before: fallback.chunked.backward(*args))
+    monkeypatch.setattr(fallback.tiles, "forward", lambda *args, **more: fallback.chunked.forward(*args))
+    monkeypatch.setattr(fallback.tiles, "backward", lambda *args, **more: fallback.chunked.backward(*args))
     monkeypatch.setattr(fallback.tiles, "find_forward", lambda *args: (None, (), None))
     compat.lower_as(decompositions())
     compat.call_as(operator.STRAIGHT)
