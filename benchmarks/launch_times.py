@@ -12,7 +12,7 @@ import argparse
 import torch
 from triton.testing import do_bench
 
-from lightning_compile.kernels import tiles
+from lightning_compile.kernels import planning
 from lightning_compile.kernels.plan import Launch, Plan
 
 # B, H, N, D, decay; of "learned" the gradient of the log-decay is computed too.
@@ -68,9 +68,9 @@ def main() -> None:
         if decay != "none":
             g = -torch.linspace(0.002, 0.5, h, device="cuda") if decay == "head" else -0.1 * torch.rand(b, h, n, device="cuda")
         given = (v, q, k, g, None)
-        forward = tiles.plan_forward(given, 1.0, False, False, False, False)
+        forward = planning.plan_forward(given, 1.0, False, False, False, False)
         more = (*given, grad, None, None, None)
-        backward = tiles.plan_backward(more, 1.0, False, False, True, True, True, "learned" in decay, False)
+        backward = planning.plan_backward(more, 1.0, False, False, True, True, True, "learned" in decay, False)
         found = [", ".join(run(plan, tensors)) for plan, tensors in ((forward, given), (backward, more))]
         print(f"{b},{h},{n},{d} {decay}: {found[0]}; backward: {found[1]}", flush=True)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 import triton
 
-from lightning_compile.kernels import offline, tiles
+from lightning_compile.kernels import offline, planning
 from lightning_compile.kernels.plan import Plan
 
 DECAYS = ("none", "head", "step")
@@ -26,9 +26,9 @@ def plans(d: int, dtype: torch.dtype, decay: str, learned: bool = False, normali
     steps = torch.empty(8, 16, 8192, device="meta")
     g = {"none": None, "head": torch.empty(16, device="meta"), "step": steps}[decay]
     given = (operand(), operand(), operand(), g, None)
-    yield "forward", tiles.plan_forward(given, 1.0, False, False, normalizer, False)
+    yield "forward", planning.plan_forward(given, 1.0, False, False, normalizer, False)
     grads = (operand(), steps if normalizer else None, None, None)
-    yield "backward", tiles.plan_backward((*given, *grads), 1.0, False, False, True, True, True, learned, False)
+    yield "backward", planning.plan_backward((*given, *grads), 1.0, False, False, True, True, True, learned, False)
 
 
 def cases(everything: bool) -> Iterator[tuple[int, torch.dtype, str, bool, bool]]:

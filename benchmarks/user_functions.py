@@ -3,6 +3,7 @@
 
     python benchmarks/user_functions.py     # CPU: 1 x 8 x 2048 x 64, fp32; on a GPU: 8 x 16 x 8192 x 64, bf16
     python benchmarks/user_functions.py --shape 1,4,1024,32 --functions masked_quadratic --no-write
+    python benchmarks/user_functions.py --shape 4,8,4096,256,512 --functions retention --no-write  # keys' and values' features
 
 Every figure comes from a process of its own. Times are the least of the calls that fit into --budget seconds, at least
 five: whatever else runs on the machine only adds to them. No speed is shown for a result that is wrong: errors of the
@@ -65,7 +66,23 @@ def stabilised_mlstm(q: Tensor, k: Tensor, v: Tensor, forget: Tensor, enter: Ten
     return (scores / (normaliser + 1e-6)) @ v
 
 
-FUNCTIONS: dict[str, Callable[..., Tensor]] = {f.__name__: f for f in (elu_cumsum, masked_quadratic, stabilised_mlstm)}
+def retention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Sun et al. 2023 (arXiv:2307.08621), the parallel form: a power of a number of each head, by distance."""
+    slopes = torch.log(1 - 2.0 ** (-5 - torch.arange(q.shape[1], device=q.device)))
+    position = torch.arange(q.shape[2], device=q.device)
+    weights = torch.exp(slopes[:, None, None] * (position[:, None] - position).clamp(min=0)).tril()
+    return (q @ k.transpose(-1, -2) * weights.to(q.dtype)) @ v
+
+
+def taylor(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The exponential of scores to second order, as in Based (arXiv:2402.18668), each row divided by its sum."""
+    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+    weights = (1 + scores + scores**2 / 2).tril()
+    return (weights @ v) / (weights.sum(-1, keepdim=True) + 1e-6)
+
+
+USUAL = (elu_cumsum, masked_quadratic, stabilised_mlstm)
+FUNCTIONS: dict[str, Callable[..., Tensor]] = {f.__name__: f for f in (*USUAL, retention, taylor)}
 EXACT = {"elu_cumsum": masked_quadratic}  # computed in fp64 in place of the function itself
 GATED = {"stabilised_mlstm"}              # with two gates, [batch, heads, tokens] in fp32
 
@@ -101,7 +118,8 @@ def least_seconds(work: Callable[[], object], device: str, budget: float) -> flo
 def measure(name: str, way: str, shape: list[int], dtype: str, device: str, budget: float) -> dict[str, Any]:
     """Errors, seconds, bytes and sites of one function under one way."""
     torch.manual_seed(0)
-    q, k, v, do = (torch.randn(shape, dtype=getattr(torch, dtype), device=device) for _ in range(4))
+    keys, values = shape[:4], [*shape[:3], shape[-1]]
+    q, k, v, do = (torch.randn(x, dtype=getattr(torch, dtype), device=device) for x in (keys, keys, values, values))
     f, exact = FUNCTIONS[name], EXACT.get(name, FUNCTIONS[name])
     inputs = [q, k, v]
     if name in GATED:
@@ -167,10 +185,10 @@ def row(name: str, way: str, r: dict[str, Any]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", type=lambda s: [int(n) for n in s.split(",")], help="batch,heads,tokens,features")
+    parser.add_argument("--shape", type=lambda s: [int(n) for n in s.split(",")], help="batch,heads,tokens,features[,of values]")
     parser.add_argument("--dtype", choices=sorted(FLOOR), help="default: float32 on CPU, bfloat16 on a GPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--functions", nargs="+", choices=sorted(FUNCTIONS), default=list(FUNCTIONS))
+    parser.add_argument("--functions", nargs="+", choices=sorted(FUNCTIONS), default=[f.__name__ for f in USUAL])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--budget", type=float, default=3.0, help="seconds of calls for each time; more if other work disturbs")
     parser.add_argument("--no-write", action="store_true", help="print only")

@@ -1,7 +1,7 @@
 """Compile for a GPU that need not be there, and see what the kernels need of it. Needs Triton, and its compiler for CUDA.
 
     with target(90):
-        for launch in tiles.plan_forward(...).launches:  # of tensors on the meta device: features, layouts and options
+        for launch in planning.plan_forward(...).launches:  # of tensors on the meta device: features, layouts and options
             print(resources(launch.compile()))           # are all that decides which kernels run
 """
 

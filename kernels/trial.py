@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import chunked, tiles
+from . import chunked, planning
 from .errors import WrongKernel
 from .plan import Plan
 from .problem import output_heads, sequence_first
@@ -47,7 +47,7 @@ def forward(call: Plan, *args: Any, exact: Exact = ROUNDED) -> None:
     for cut in _untried(call, v):
         small = _operands(q, k, v, log_decay, initial_state, normalizer)
         usual = q.shape[3] ** -0.5
-        plan = tiles.plan_forward(_order(small), usual, *options, cut=cut, exact=exact)
+        plan = planning.plan_forward(_order(small), usual, *options, cut=cut, exact=exact)
         found = plan(_order(small))
         right = exactly.forward(*_doubled(small), usual, *options)
         _compare(FORWARD, found, right, v.dtype)
@@ -66,7 +66,7 @@ def backward(call: Plan, *args: Any, exact: Exact = ROUNDED) -> None:
             (grad_o, (n, v.shape[3])), (grad_z, (n,)), (grad_end, (q.shape[3], v.shape[3])))]
         end = None if final_state is None else outs[2].to(final_state.dtype)
         tensors = (*_order(small), *grads, end)
-        plan = tiles.plan_backward(tensors, usual, reverse, strict, *needs, cut=cut, exact=exact)
+        plan = planning.plan_backward(tensors, usual, reverse, strict, *needs, cut=cut, exact=exact)
         found = plan(tensors)
         rest = (None if end is None else outs[2], usual, reverse, strict, needs)
         right = exactly.backward(*_doubled(grads), *_doubled(small), *rest)

@@ -11,7 +11,7 @@ import os
 import pytest
 import torch
 
-from lightning_compile.kernels import tiles
+from lightning_compile.kernels import planning
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None or bool(os.environ.get("TRITON_INTERPRET")), reason="needs Triton's compiler")
@@ -39,8 +39,8 @@ def test_forward_and_backward_spill_no_more_than_they_did(d: int, decay: str, ca
     g = {"none": None, "head": torch.empty(16, device="meta"), "step": torch.empty(8, 16, 8192, device="meta")}[decay]
     given = (v, q, k, g, None)
     with offline.target(capability):
-        forward = tiles.plan_forward(given, 1.0, False, False, False, False)
-        backward = tiles.plan_backward(
+        forward = planning.plan_forward(given, 1.0, False, False, False, False)
+        backward = planning.plan_backward(
             (*given, grad_o, None, None, None), 1.0, False, False, True, True, True, decay == "step", False)
         used = [offline.resources(launch.compile()) for launch in (*forward.launches, *backward.launches)]
     sweeps = [x for x in used if x.name == "sweep"]

@@ -9,7 +9,7 @@ import torch
 from conftest import Case, operands
 from torch import Tensor
 
-from lightning_compile.kernels import reference, tiles
+from lightning_compile.kernels import planning, reference, tiles
 from lightning_compile.kernels.operator import linear_attention
 
 
@@ -17,7 +17,7 @@ from lightning_compile.kernels.operator import linear_attention
 def on_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """The operator takes the tiles although it is on the CPU."""
     monkeypatch.setattr(tiles, "serves", lambda q, v: True)
-    monkeypatch.setattr(tiles, "_processors", lambda device: 8)
+    monkeypatch.setattr(planning, "_processors", lambda device: 8)
 
 
 @pytest.mark.parametrize("apart", ["heads", "positions", "features"])

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_compile.kernels import tiles, trial
+from lightning_compile.kernels import planning, trial
 from lightning_compile.kernels.errors import WrongKernel
 from lightning_compile.kernels.plan import Plan
 
@@ -23,7 +23,7 @@ DTYPES = (torch.float32, torch.float16)
 def tried(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[Any]]:
     """Every kernel is due for its trial, as on a GPU where none has run."""
     monkeypatch.setattr(trial, "due", lambda operand: True)
-    monkeypatch.setattr(tiles, "_processors", lambda device: 132)
+    monkeypatch.setattr(planning, "_processors", lambda device: 132)
     monkeypatch.setattr(trial, "_tried", found := set())
     yield found
 
@@ -57,10 +57,10 @@ def attempt(which: str, args: tuple[Any, ...]) -> None:
     """What is tried before such a call; the call itself does not run."""
     if which == "forward":
         q, k, v, g, state, *options = args
-        trial.forward(tiles.plan_forward((v, q, k, g, state), *options), *args)
+        trial.forward(planning.plan_forward((v, q, k, g, state), *options), *args)
     else:
         *grads, q, k, v, g, state, end, scale, reverse, strict, needs = args
-        trial.backward(tiles.plan_backward((v, q, k, g, state, *grads, end), scale, reverse, strict, *needs), *args)
+        trial.backward(planning.plan_backward((v, q, k, g, state, *grads, end), scale, reverse, strict, *needs), *args)
 
 
 PROBLEMS = [
@@ -108,16 +108,16 @@ def test_a_trial_launches_the_kernels_of_the_call(problem: Any) -> None:
     forward, backward = arguments(*problem)
     q, k, v, g, state, scale, *options = forward
     small = trial._operands(q, k, v, g, state, False)
-    real = tiles.plan_forward((v, q, k, g, state), scale, *options)
-    probes = [tiles.plan_forward(trial._order(small), scale, *options, cut=cut) for cut in (False, True)]
+    real = planning.plan_forward((v, q, k, g, state), scale, *options)
+    probes = [planning.plan_forward(trial._order(small), scale, *options, cut=cut) for cut in (False, True)]
     assert trial._kernels(real) <= {key for plan in probes for key in trial._kernels(plan)}
     grad_o, grad_z, grad_end, *_, end, scale, reverse, strict, needs = backward
-    real = tiles.plan_backward((v, q, k, g, state, grad_o, grad_z, grad_end, end), scale, reverse, strict, *needs)
+    real = planning.plan_backward((v, q, k, g, state, grad_o, grad_z, grad_end, end), scale, reverse, strict, *needs)
     n, heads = small[0].shape[2], small[0].shape[1] * max(problem[1]) // problem[1][0]
     grads = [None if x is None else trial._like(x, (1, heads, *shape))
              for x, shape in ((grad_o, (n, problem[4])), (grad_z, (n,)), (grad_end, problem[3:5]))]
     tensors = (*trial._order(small), *grads, grads[2])
-    probes = [tiles.plan_backward(tensors, scale, reverse, strict, *needs, cut=cut) for cut in (False, True)]
+    probes = [planning.plan_backward(tensors, scale, reverse, strict, *needs, cut=cut) for cut in (False, True)]
     assert trial._kernels(real) <= {key for plan in probes for key in trial._kernels(plan)}
 
 
@@ -142,7 +142,7 @@ def test_a_wrong_kernel_is_told(which: str, monkeypatch: pytest.MonkeyPatch) -> 
     """Each result in its turn is off by a sixth in half of its places; the others are right."""
     call = arguments("rows", (2, 2, 2), 70, 16, 16, torch.float16, "head", (False, False, False, True))[which == "backward"]
     planner = f"plan_{which}"
-    original = getattr(tiles, planner)
+    original = getattr(planning, planner)
     names = [n for n in (trial.FORWARD if which == "forward" else trial.BACKWARD) if n != "z"]
     for name in names:
         def wrong(*args: Any, name: str = name, **kwargs: Any) -> Plan:
@@ -151,6 +151,6 @@ def test_a_wrong_kernel_is_told(which: str, monkeypatch: pytest.MonkeyPatch) -> 
             plan.steps.append(lambda tensors: tensors[place].view(-1)[::2].mul_(7 / 6 if name != "grad_log_decay" else 2))
             return plan
 
-        monkeypatch.setattr(tiles, planner, wrong)
+        monkeypatch.setattr(planning, planner, wrong)
         with pytest.raises(WrongKernel, match=f"LK115.* {name} "):
             attempt(which, call)

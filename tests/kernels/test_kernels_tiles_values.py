@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import Case, assert_as_near_as_eager, evaluate, operands
 
-from lightning_compile.kernels import ahead, reference, tiles
+from lightning_compile.kernels import ahead, planning, reference, tiles
 from lightning_compile.kernels.operator import linear_attention
 
 CHUNK = 64
@@ -19,7 +19,7 @@ LENGTHS = (1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5)
 def on_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """The operator takes the tiles although it is on the CPU."""
     monkeypatch.setattr(tiles, "serves", lambda q, v: True)
-    monkeypatch.setattr(tiles, "_processors", lambda device: 8)
+    monkeypatch.setattr(planning, "_processors", lambda device: 8)
 
 
 @pytest.mark.parametrize("dtype, n", [

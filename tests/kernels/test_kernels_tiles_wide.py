@@ -7,7 +7,7 @@ import torch
 from conftest import Case, assert_as_near_as_eager, operands
 from torch import Tensor
 
-from lightning_compile.kernels import ahead, fallback, tiles, wide
+from lightning_compile.kernels import ahead, fallback, planning, tiles, wide
 from lightning_compile.kernels.operator import linear_attention
 
 
@@ -15,7 +15,7 @@ from lightning_compile.kernels.operator import linear_attention
 def on_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """The operator takes the tiles although it is on the CPU."""
     monkeypatch.setattr(tiles, "serves", lambda q, v: True)
-    monkeypatch.setattr(tiles, "_processors", lambda device: 8)
+    monkeypatch.setattr(planning, "_processors", lambda device: 8)
 
 
 @pytest.fixture
