@@ -127,6 +127,9 @@ class Partition:
         self.transformed = frozenset(n for region in regions(gm) for n in region)
         self.writers = {n: None for n in self.nodes if self._writes(n)}
         self.touched = self._touched()
+        self.sharing: dict[int, list[fx.Node]] = {}
+        for n, memory in self.touched.items():
+            self.sharing.setdefault(memory, []).append(n)
         self._classify()
         self.found = self._islands()
 
@@ -297,10 +300,14 @@ class Partition:
         return [i for i in found if self.thorough or self._ordered(i)]
 
     def _adds_residual(self, n: fx.Node, arg: fx.Node) -> bool:
-        """x += attention: whatever reads that memory stays together, but what is added to it is no part of it."""
-        return n in self.writers and arg not in self.touched and name_of(n) in ("iadd", "isub", "add_", "sub_") and \
-            isinstance(n.args[0], fx.Node) and n.args[0] is not arg and bool(self.reads[n.args[0]]) and \
-            not self.reads[n.args[0]] & self.reads[arg]
+        """x += attention: whatever reads that memory stays together, but what is added to it is no part of it. What is read as a
+        state is one, of which the first gate may be all that it is made of so far."""
+        if n not in self.writers or arg in self.touched or name_of(n) not in ("iadd", "isub", "add_", "sub_"):
+            return False
+        into = n.args[0]
+        if not isinstance(into, fx.Node) or into is arg or not self.reads[into] or self.reads[into] & self.reads[arg]:
+            return False
+        return not any(self._reads_a_state(user) for m in self.sharing[self.touched[into]] for user in m.users)
 
     def _grouped(self, members: Iterable[fx.Node]) -> list[list[fx.Node]]:
         groups: dict[fx.Node, list[fx.Node]] = {}

@@ -7,6 +7,7 @@ import torch
 
 from . import algebra as al
 from . import axes as ax
+from . import axes as ax
 from .calls import Call, number_value, rule
 from .index import Index, Unknown, mixed_radix, same, size_of, var
 from .maxima import greatest_of_rows
@@ -81,11 +82,16 @@ def repaired(c: Call) -> Value:
 
 @rule("index_put")
 def filled_where(c: Call) -> Value:
-    """x[mask] = number."""
+    """x[mask] = number, and x[..., mask] = number: the mask has some axes of x, that follow each other."""
     indices, number = c.args["indices"], c.table.value(c.args["values"])
-    if len(indices) != 1 or indices[0].dtype != torch.bool or c.get("accumulate") or c.args["values"].dim() != 0:
+    given = [(n, x) for n, x in enumerate(indices) if x is not None]
+    if len(given) != 1 or given[0][1].dtype != torch.bool or c.get("accumulate") or c.args["values"].dim() != 0:
         raise Unknown("an assignment to elements")
-    return al.where(c.table.value(indices[0]), number, c["self"])
+    before, mask = given[0]
+    condition = c.table.value(mask)
+    for _ in range(c.args["self"].dim() - before - mask.dim()):
+        condition = ax.insert(condition, len(condition.axes))
+    return al.where(condition, number, c["self"])
 
 
 @rule("logical_not", "bitwise_not")

@@ -110,6 +110,22 @@ def flipped(c: Call) -> Value:
     return ax.flip(c["self"], [d % rank for d in c.args["dims"]])
 
 
+@rule("roll")
+def rolled(c: Call) -> Value:
+    """The end, and what came before it. Where nothing is a sum over positions, nothing is gained by looking into it."""
+    v, rank = c.open("self"), c.args["self"].dim()
+    if not c.get("dims", ()) or not any(t.bound or al.outer(t) for t in v.terms):
+        raise Unknown("a roll of one tensor")
+    for shift, dim in zip(c.args["shifts"], c.args["dims"]):
+        d, size = dim % rank, size_of(c.out.shape[dim])
+        if not isinstance(shift, int) or not isinstance(size, int):
+            raise Unknown("a roll by a dynamic number")
+        end = shift % size
+        parts = [(ax.window(v, d, size - end, 1, end), end), (ax.window(v, d, 0, 1, size - end), size - end)]
+        v = al.windows(parts, d, c.sizes()) if end else v
+    return v
+
+
 @rule("constant_pad_nd")
 def padded(c: Call) -> Value:
     if c.get("value", 0) != 0:

@@ -51,6 +51,7 @@ class SideTable(Assembled):
         self.codes: dict[int, str] = {}                         # of tensors that no rule expresses, where the rule says why
         self.folded: dict[int, list[fx.Node]] = {}              # constants known by their values, and the inputs of these
         self.mutations: list[tuple[int, fx.Node | None]] = []   # (storage, node)
+        self.stale: set[int] = set()                            # tensors whose memory was written to, and that nobody read since
         self.current: fx.Node | None = None
 
     # ------------------------------------------------------------------------------------------------ the side table
@@ -59,6 +60,7 @@ class SideTable(Assembled):
             self.storages.setdefault(t.untyped_storage()._cdata, []).append(t)
         self.tensors[id(t)] = t
         self.values[id(t)] = v
+        self.stale.discard(id(t))
 
     def cut(self, t: torch.Tensor, node: fx.Node | None = None, parameter: bool = False, scores: str = "",
             bounds: Range = ALL, definition: Value | None = None) -> Value:
@@ -160,6 +162,8 @@ class SideTable(Assembled):
     def value(self, x: Any) -> Value:
         if not isinstance(x, torch.Tensor):
             return number_value(x)
+        if id(x) in self.stale:                                 # from here to the next write it is what its node holds
+            return self.cut(x, self.node_of.get(id(x)))
         if id(x) in self.values:
             return self.values[id(x)]
         held = x.constant if isinstance(x, FakeTensor) else x   # torch.tensor(0.5) in the graph
@@ -278,7 +282,7 @@ class SideTable(Assembled):
             if read.leaf.dirty:                                 # all of it was written: it may be compared, until the next write
                 self._tie(before, after := self.cut(t, self.node_of.get(id(t))), -1)
                 read = whole_tensor(after, t) or read
-                read.leaf.dirty = read.leaf.complete = True
+                read.leaf.complete = True
             laid_behind_each_other(pieces, read.leaf)
 
     def of_scores(self, name: str, args: Any) -> str:
@@ -347,8 +351,8 @@ class SideTable(Assembled):
         return table(numbers, Value(axes, ())) if finite and numbers.shape == tuple(out.shape) else None
 
     def mutated(self, outs: list[torch.Tensor], window: Window | None = None) -> None:
-        """A write makes every other view of the storage unknown, but for windows beside the one that was written, and dirties the
-        leaves that were read from it."""
+        """A write makes every other view of the storage another tensor, but for windows beside the one that was written, and
+        dirties the leaves that were read from it."""
         for o in outs:
             storage = o.untyped_storage()._cdata
             self.mutations.append((storage, self.current))
@@ -366,9 +370,11 @@ class SideTable(Assembled):
                     continue
                 for leaf in self.values[id(other)].leaves():
                     leaf.dirty = leaf.dirty or leaf.tensor.untyped_storage()._cdata == storage
+                self.versions[id(other)] = self.versions.get(id(other), 0) + 1
                 v = self.cut(other, self.node_of.get(id(other)))
                 for leaf in v.leaves():
                     leaf.dirty = True
+                self.stale.add(id(other))
 
 
 def _decided(rule: Rule, c: Call) -> Any:

@@ -20,6 +20,7 @@ import spellings_given  # noqa: F401
 import spellings_maxima  # noqa: F401
 import spellings_numbers  # noqa: F401
 import spellings_prefix  # noqa: F401
+import spellings_writes  # noqa: F401
 import torch
 
 import lightning_compile
