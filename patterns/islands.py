@@ -130,6 +130,7 @@ class Partition:
         self.sharing: dict[int, list[fx.Node]] = {}
         for n, memory in self.touched.items():
             self.sharing.setdefault(memory, []).append(n)
+        self.states: dict[int, bool] = {}
         self._classify()
         self.found = self._islands()
 
@@ -307,7 +308,13 @@ class Partition:
         into = n.args[0]
         if not isinstance(into, fx.Node) or into is arg or not self.reads[into] or self.reads[into] & self.reads[arg]:
             return False
-        return not any(self._reads_a_state(user) for m in self.sharing[self.touched[into]] for user in m.users)
+        return not self._holds_a_state(self.touched[into])
+
+    def _holds_a_state(self, memory: int) -> bool:
+        """Whether anything that lies in it is read as a state is."""
+        if memory not in self.states:
+            self.states[memory] = any(self._reads_a_state(user) for n in self.sharing[memory] for user in n.users)
+        return self.states[memory]
 
     def _grouped(self, members: Iterable[fx.Node]) -> list[list[fx.Node]]:
         groups: dict[fx.Node, list[fx.Node]] = {}

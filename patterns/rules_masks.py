@@ -7,7 +7,6 @@ import torch
 
 from . import algebra as al
 from . import axes as ax
-from . import axes as ax
 from .calls import Call, number_value, rule
 from .index import Index, Unknown, mixed_radix, same, size_of, var
 from .maxima import greatest_of_rows
