@@ -39,7 +39,10 @@ LEFT_ALONE = {
     "reference_of_one_group", "reference_from_a_state", "prefix_and_the_state_after_all",
     "state_of_a_prefix_before_chunks_that_decay", "state_of_a_prefix_before_chunks_that_divide",
     "numbers_in_steps_of_a_schedule_of_decays",
-    "numbers_in_steps_of_a_steep_schedule_of_decays",
+    "numbers_in_steps_of_a_steep_schedule_of_decays", "scores_zeroed_by_a_mask_as_an_index",
+    "state_copied_and_added_to_in_one_statement",
+    # of a dynamic length it is not known that it is longer than what it is rolled by
+    "states_rolled_by_one",
     # a decay that is a power of a number which may be negative at the next call
     "OneHeadAfterAnother",
 }
