@@ -13,6 +13,7 @@ import torch
 import torch.fx as fx
 
 from ..compat import FakeTensor, no_modes, pytree
+from . import axes as ax
 from .algebra import multiply, table, windows
 from .assembled import Assembled, Window
 from .axes import tie_axes
@@ -32,6 +33,7 @@ from .scans import SHORTEST, running_sum
 from .sums import enters
 
 VIEWS_AND_SUMS = VIEWS | SUMS
+ASSIGNED = 8  # terms of states of which windows are set to numbers: each time there are twice as many
 
 
 class SideTable(Assembled):
@@ -200,7 +202,7 @@ class SideTable(Assembled):
         inherits = name in VIEWS_AND_SUMS and any(id(a) in self.attention for a in given)
         put_together = self._pieces_of(name, func, args, kwargs, out)
         if mutates:
-            window = self._window_of(outs[0]) if name == "copy" and len(outs) == 1 else None
+            window = self._window_of(outs[0]) if name in ("copy", "fill", "zero") and len(outs) == 1 else None
             old = None if window is None else (
                 self._key(window[0]), self.pieces.get(id(window[0])), self.value(window[0]))
             self.mutated(outs, window)
@@ -242,7 +244,25 @@ class SideTable(Assembled):
         self.records.update(dict.fromkeys(keys, record))
         if mutates and window is not None and old is not None:
             self._write(*window, *old, Key(*keys[0]))
+            if name != "copy" and (assigned := self._assigned(window, old[2], self.values[id(outs[0])])) is not None:
+                self.put(window[0], assigned)
         return out
+
+    def _assigned(self, window: Window, was: Value, number: Value) -> Value | None:
+        """The value of states or scores of which a window was set to a number."""
+        whole, dim, start, length, _ = window
+        if not 0 < len(was.terms) <= ASSIGNED or was.masked is not None or number.number() is None or any(
+                leaf.tensor is whole for leaf in was.leaves()) or not all(t.bound for t in was.terms):
+            return None
+        size, axes = size_of(whole.shape[dim]), [() if same(s, 1) else (Index(s),) for s in map(size_of, whole.shape)]
+        axes[dim] = () if same(length, 1) else (Index(length),)
+        behind = size - start - length
+        parts = [(ax.window(was, dim, 0, 1, start), start), (Value(tuple(axes), number.terms), length),
+                 (ax.window(was, dim, start + length, 1, behind), behind)]
+        try:
+            return windows([(v, n) for v, n in parts if not same(n, 0)], dim, list(map(size_of, whole.shape)))
+        except Unknown:
+            return None
 
     def _tie_given(self, v: Value, name: str, func: Any, args: Any, kwargs: Any, given: Sequence[torch.Tensor]) -> None:
         """The axes of a leaf are as long as those of what it was computed from, element by element or by a reduction."""

@@ -150,6 +150,27 @@ def states_rolled_by_one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return _read(q, torch.cat((torch.zeros_like(states[:, :, :1]), states[:, :, 1:]), 2))
 
 
+@spelling(qkv)
+def states_rolled_by_one_of_which_the_first_is_zeroed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    states = torch.roll(_states(k, v), 1, 2)
+    states[:, :, 0] = 0
+    return _read(q, states)
+
+
+@spelling(qkv, sites=0)
+def states_rolled_by_one_of_which_the_second_is_zeroed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    states = torch.roll(_states(k, v), 1, 2)
+    states[:, :, 1].zero_()
+    return _read(q, states)
+
+
+@spelling(qkv)
+def weights_of_keys_set_to_zero(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weight = q.new_ones(N)
+    weight[:3] = 0
+    return ((q @ k.mT).tril() * weight) @ v
+
+
 @spelling(qkv, sites=0)
 def states_rolled_by_one_and_weighted(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """What the first position reads is no attention; that its weight is zero is not seen."""

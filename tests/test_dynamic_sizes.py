@@ -42,7 +42,7 @@ LEFT_ALONE = {
     "numbers_in_steps_of_a_steep_schedule_of_decays", "scores_zeroed_by_a_mask_as_an_index",
     "state_copied_and_added_to_in_one_statement",
     # of a dynamic length it is not known that it is longer than what it is rolled by
-    "states_rolled_by_one",
+    "states_rolled_by_one", "states_rolled_by_one_of_which_the_first_is_zeroed",
     # a decay that is a power of a number which may be negative at the next call
     "OneHeadAfterAnother",
 }
