@@ -45,7 +45,7 @@ def powers(b: Builder, m: Match, x: Any, of_query: bool) -> Any:
 
 
 def _choice(b: Builder, chosen: np.ndarray[Any, Any], d: int, dtype: torch.dtype) -> Any:
-    """[D, columns], of which each takes one feature. A product with it is exact, and so is its gradient, which that of an index
-    would add up in memory, one number at a time."""
+    """[D, columns], of which each takes one feature. A product with it is exact (but where PyTorch may round to TF32), and so is
+    its gradient, which that of an index would add up in memory, one number at a time."""
     places, features = b.numbers(chosen, torch.int64), b.numbers(np.arange(d)[:, None], torch.int64)
     return b.call(torch.Tensor.to, b.call(torch.eq, features, places), dtype)
