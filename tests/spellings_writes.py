@@ -79,6 +79,13 @@ def weights_of_ones_but_one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return _read(q, _states(k * weight[:, None], v))
 
 
+@spelling(qkv)
+def weights_of_ones_but_some_by_a_view(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weight = q.new_ones(N)
+    weight.view(4, -1).t()[0].mul_(0.5)
+    return _read(q, _states(k * weight[:, None], v))
+
+
 @spelling(qkv, sites=3)
 def layers_that_each_write_to_their_keys(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     for n in range(3):
