@@ -32,7 +32,7 @@ _told: set[Hashable] = set()
 
 def _reached(*operands: Tensor | None) -> bool:
     """Whether offsets inside a tile, of at most 64 positions, fit 32 bits; those of tiles have 64."""
-    return all(x is None or 64 * x.stride(2) + x.shape[3] * x.stride(3) < 1 << 31 for x in operands)
+    return all(x is None or 64 * x.stride(2) + max(wide.MOST, x.shape[3]) * x.stride(3) < 1 << 31 for x in operands)
 
 
 def forward(*args: Any) -> tuple[Tensor, ...]:

@@ -52,14 +52,16 @@ def compile_ahead(
     given = [None if x is None else _meta(x.shape, x.stride(), x.dtype) for x in (q, k, v, log_decay, initial_state)]
     plan = plan_forward(_in_order(given), *options)
     outputs = [_meta(x.shape, x.strides, x.dtype) if math.prod(x.shape) else None for x in plan.results]
-    d, e = wide.parts(q.shape[-1])[0], wide.parts(v.shape[-1])[0]
-    if wide.cuts_forward(q):
+    keys, _, values = given[:3]                             # whose sizes are no symbols: nothing is asked of those
+    assert keys is not None and values is not None
+    d, e = wide.parts(keys.shape[-1])[0], wide.parts(values.shape[-1])[0]
+    if wide.cuts_forward(keys):
         plan = plan_forward(_in_order(wide.forward_part((*given, *options), d)), *options, exact=wide.EXACT)
     launches = plan.launches
     if any(needs) and scale != 0.0:
         backward = (*outputs, *given, outputs[2], scale, reverse, strict)
-        tensors = _in_order_backward(wide.backward_part(backward, d, e) if wide.cuts_backward(q, v) else backward)
-        launches += plan_backward(tensors, scale, reverse, strict, *needs, exact=wide.exact_backward(q, v)).launches
+        tensors = _in_order_backward(wide.backward_part(backward, d, e) if wide.cuts_backward(keys, values) else backward)
+        launches += plan_backward(tensors, scale, reverse, strict, *needs, exact=wide.exact_backward(keys, values)).launches
     ahead.begin(launches, v.device)
 
 

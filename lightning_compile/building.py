@@ -73,17 +73,11 @@ class GraphBuilder:
         """The node that holds it; of one that is written to later a copy, for the operator saves what its backward reads."""
         assert leaf.node is not None
         node = self.replaced.get(leaf.node, leaf.node)
-        if not torch.is_grad_enabled() or not self._written_later(leaf):
+        if not torch.is_grad_enabled() or all(n < self.before for n in self.interpreter.table.writers(leaf.tensor)):
             return node
         if node not in self._copies:
             self._copies[node] = self.call(torch.clone, node)
         return self._copies[node]
-
-    def _written_later(self, leaf: Leaf) -> bool:
-        if not self.interpreter.table.mutations:
-            return False
-        storage = leaf.tensor.untyped_storage()._cdata
-        return any(s == storage and n is not None and not n < self.before for s, n in self.interpreter.table.mutations)
 
     def size(self, x: Index) -> Any:
         return self.number(x.size)

@@ -441,8 +441,7 @@ class _Pass:
 
     def _written_later(self, c: cand.Candidate) -> bool:
         """Whether the candidate's tensor, or a view of it, is written to behind it."""
-        mine, at = self._storage(c), self.order[c.node]
-        return any(s == mine and n is not None and self.order[n] > at for s, n in self.table.mutations)
+        return any(self.order[n] > self.order[c.node] for n in self.table.writers(self.table.tensors[c.key.tensor]))
 
     def _seen_otherwise(self, c: cand.Candidate) -> bool:
         """Whether a view of a tensor that a loop wrote is used after the last write: it would not see the new value."""

@@ -110,9 +110,9 @@ def width(d: int, degrees: Degrees) -> int:
 def squares(d: int) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
     """As `power` of 2, with all features as the first factor beside those some places further on, round the end: half of the
     distances are all pairs, the last of them twice where d is even."""
-    first, distance = np.arange(d)[None, :], np.arange(d // 2 + 1)[:, None]
-    often = np.where((distance > 0) & (2 * distance < d), 2.0, 1.0) + 0 * first
-    return [(first + 0 * distance).ravel(), ((first + distance) % d).ravel()], often.ravel()
+    first, distance = np.meshgrid(np.arange(d), np.arange(d // 2 + 1))
+    often = np.where((distance > 0) & (2 * distance < d), 2.0, 1.0)
+    return [first.ravel(), ((first + distance) % d).ravel()], often.ravel()
 
 
 def power(d: int, n: int) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:

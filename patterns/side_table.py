@@ -370,6 +370,11 @@ class SideTable(Assembled):
         finite = bool(np.isfinite(numbers).all())           # others may be known by their values as a whole
         return table(numbers, Value(axes, ())) if finite and numbers.shape == tuple(out.shape) else None
 
+    def writers(self, t: torch.Tensor) -> list[fx.Node]:
+        """The nodes that write to its memory."""
+        storage = t.untyped_storage()._cdata
+        return [n for s, n in self.mutations if s == storage and n is not None]
+
     def mutated(self, outs: list[torch.Tensor], window: Window | None = None) -> None:
         """A write makes every other view of the storage another tensor, but for windows beside the one that was written, and
         dirties the leaves that were read from it."""

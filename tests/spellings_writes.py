@@ -86,6 +86,15 @@ def weights_of_ones_but_some_by_a_view(q: Tensor, k: Tensor, v: Tensor) -> Tenso
     return _read(q, _states(k * weight[:, None], v))
 
 
+@spelling(qkv)
+def weights_read_before_and_after_they_are_written(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Numbers that are known, and then a tensor."""
+    weight = q.new_ones(N)
+    half = weight * 0.5
+    weight.view(4, -1).t()[0].mul_(0.5)
+    return _read(q, _states(k * weight[:, None], v * half[:, None]))
+
+
 @spelling(qkv, sites=3)
 def layers_that_each_write_to_their_keys(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     for n in range(3):

@@ -35,8 +35,8 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(cost.MACHINES, "cpu", cost.MACHINES["cuda"])
 
 
-def pays(f: Callable[..., Tensor], n: int, d: int, e: int, backward: bool, dtype: torch.dtype = torch.bfloat16) -> bool:
-    q, k, v = (torch.empty(4, 8, n, x, dtype=dtype, requires_grad=backward) for x in (d, d, e))
+def pays(f: Callable[..., Tensor], n: int, d: int, e: int, backward: bool) -> bool:
+    q, k, v = (torch.empty(4, 8, n, x, dtype=torch.bfloat16, requires_grad=backward) for x in (d, d, e))
     report = lightning_compile.explain(f, q, k, v)
     assert report.rewritten or {c.code for c in report.rejected} == {"LC601"}, str(report)
     return bool(report.rewritten)
