@@ -67,7 +67,7 @@ def stabilised_mlstm(q: Tensor, k: Tensor, v: Tensor, forget: Tensor, enter: Ten
 
 
 def retention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Sun et al. 2023 (arXiv:2307.08621), the parallel form: a power of a number, by distance. All heads have the same, for errors
+    """Sun et al. 2023 (arXiv:2307.08621), the parallel form: a power of a number, by distance. All heads share it, for errors
     are looked at for one at a time."""
     position = torch.arange(q.shape[2], device=q.device)
     weights = (0.97 ** (position[:, None] - position).clamp(min=0)).tril()
