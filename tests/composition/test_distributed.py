@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -30,8 +31,14 @@ def _process(rank: int, processes: int, port: int, work: Callable[[int, int], No
     dist.init_process_group("nccl" if device == "cuda" else "gloo", rank=rank, world_size=processes)
     try:
         work(rank, processes)
+        dist.barrier()                                          # nobody leaves while another still talks to it
     finally:
         dist.destroy_process_group()
+    # A thread of PyTorch's that asks for the interpreter while it is being taken down aborts the process, seldom: "terminate
+    # called without an active exception". What was to be shown has been shown by then: the interpreter is not taken down.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def in_processes(number: int, work: Callable[[int, int], None], device: str = "cpu") -> None:
