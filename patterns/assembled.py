@@ -11,14 +11,16 @@ import torch
 import torch.fx as fx
 
 from ..compat import TorchDispatchMode
+from .algebra import affine
 from .axes import insert, remove
-from .index import Size, same, size_of
+from .index import Size, Unknown, same, size_of
 from .normal_form import Value, rename
-from .pieces import Pieces, joined, stacked
+from .pieces import Piece, Pieces, joined, stacked
 from .records import Key, Record
 from .sizes import at_most
 
 FEW = 4  # pieces that are no loop
+SCATTERS = frozenset({"slice_scatter", "select_scatter", "index_put", "index_copy"})
 
 Window = tuple[torch.Tensor, int, int, Size, tuple[int, ...]]  # of what, dim, start, length, selected axes
 
@@ -42,6 +44,14 @@ class Assembled(TorchDispatchMode):
     @abstractmethod
     def value(self, x: Any) -> Value:
         """The normal form of a tensor or number."""
+
+    @abstractmethod
+    def sum_up(self, t: torch.Tensor) -> None:
+        """The value of a tensor of which all pieces are there, if they are states that a loop carried."""
+
+    @abstractmethod
+    def _key(self, t: torch.Tensor) -> Key | torch.Tensor:
+        """The tensor's name among the records."""
 
     @abstractmethod
     def side_by_side(self, tensors: Sequence[torch.Tensor]) -> list[Value]:
@@ -102,6 +112,66 @@ class Assembled(TorchDispatchMode):
                 self.windows[id(out)] = (whole, dim, start, length, name == "select")
         return None
 
+    def _scattered(self, name: str, named: dict[str, Any]) -> tuple[int, int, int, torch.Tensor] | None:
+        """(dim, start, length, source) where an operation puts a tensor in the place of one window of another."""
+        whole, source = named.get("self"), named.get("src", named.get("source", named.get("values")))
+        if name not in SCATTERS or not isinstance(whole, torch.Tensor) or not isinstance(source, torch.Tensor):
+            return None
+        if name == "index_put":
+            given = [(n, x) for n, x in enumerate(named["indices"]) if x is not None]
+            dim, where = given[0] if len(given) == 1 and not named.get("accumulate") else (0, None)
+        else:
+            dim, where = named.get("dim", 0) % whole.dim(), named.get("index")
+        full = size_of(whole.shape[dim])
+        length = 1 if name == "select_scatter" else size_of(source.shape[dim]) if source.dim() == whole.dim() else None
+        if name.startswith("index"):
+            where = self._first_of(where)
+        elif name == "slice_scatter":
+            where = (named.get("start") or 0) if named.get("step", 1) == 1 else None
+        if not isinstance(where, int) or not isinstance(full, int) or not isinstance(length, int):
+            return None
+        start = where + full if where < 0 else where
+        shape = [*whole.shape[:dim], *(() if name == "select_scatter" else (length,)), *whole.shape[dim + 1 :]]
+        return (dim, start, length, source) if 0 <= start <= full - length and list(source.shape) == shape else None
+
+    def _scatter(self, name: str, named: dict[str, Any]) -> tuple[Pieces | None, Value, int, Any] | None:
+        """(pieces afterwards, what is put in, its start, the call as one of `slice_scatter`) of such an operation."""
+        place = self._scattered(name, named)
+        if place is None:
+            return None
+        (dim, start, length, source), whole = place, named["self"]
+        value, selected = self.value(source), name == "select_scatter"
+        value = insert(value, dim) if selected else value
+        after = self._before(whole, dim, self.pieces.get(id(whole)), self.value(whole)).write(start, length, value)
+        func = torch.ops.aten.select_scatter.default if selected else torch.ops.aten.slice_scatter.default
+        bounds = (dim, start) if selected else (dim, start, start + length)
+        return after, value, start, (func, (self._key(whole), self._key(source), *bounds))
+
+    def _put_in(self, found: tuple[Pieces | None, Value, int, Any], out: torch.Tensor, record: Record, mutates: bool) -> Record:
+        """Notes the pieces of the output; the record of the call."""
+        after, value, start, (func, args) = found
+        if after is not None:
+            self._tie(whole := self.values[id(out)], value, after.dim)
+            self._tie_window(whole, value, after.dim, start)
+            self.pieces[id(out)] = after
+            if mutates:
+                self.written.append(out)
+            elif after.complete():
+                self.sum_up(out)
+        return replace(record, func=func, args=args, kwargs={})
+
+    def _first_of(self, index: Any) -> int | None:
+        """The first of positions that follow each other."""
+        if not isinstance(index, torch.Tensor) or index.dim() != 1 or index.dtype == torch.bool:
+            return None
+        try:
+            at = affine(self.value(index))
+        except Unknown:
+            return None
+        (axis,) = self.value(index).axes
+        follows = at.coef == {axis[0]: 1} if len(axis) == 1 else not axis
+        return at.const if follows and isinstance(at.const, int) and at.const >= 0 else None
+
     def _window_of(self, t: torch.Tensor) -> Window | None:
         """(whole, dim, start, length, selected axes): which window of which tensor t is; None if it is no window along one
         axis."""
@@ -141,8 +211,9 @@ class Assembled(TorchDispatchMode):
         return replace(value, terms=(), masked=None) if not found.terms else remove(found, dim) if selected else found
 
     def _write(self, whole: torch.Tensor, dim: int, start: int, length: Size, gone: tuple[int, ...], before: Key,
-               pieces: Pieces | None, was: Value, view: Key) -> None:
-        """Notes that a window of `whole` was written: its pieces, and a record from which it can be made again."""
+               pieces: Pieces | None, was: Value, view: Key, written: Pieces | None = None) -> None:
+        """Notes that a window of `whole` was written: its pieces, and a record from which it can be made again. `written` are the
+        pieces of what was written, if it was put together itself."""
         self.versions[id(whole)] = before.version + 1
         source = torch.ops.aten.select_scatter.default if gone == (dim,) else torch.ops.aten.slice_scatter.default
         bounds = (dim, start) if gone == (dim,) else (dim, start, start + length)
@@ -155,9 +226,17 @@ class Assembled(TorchDispatchMode):
         for tied in (was, self.values[id(whole)]):
             self._tie(tied, value, dim)
             self._tie_window(tied, value, dim, start)
-        fresh = Pieces(dim, size_of(whole.shape[dim]), zeros=not was.terms and was.masked is None)
-        found = pieces if pieces is not None and pieces.dim == dim else fresh
-        after = found.write(start, length, value)
+        after: Pieces | None = self._before(whole, dim, pieces, was)
+        inner = [Piece(0, length, value)] if written is None or gone or written.dim != dim else written.pieces
+        for p in inner:
+            after = after and after.write(start + p.start, p.length, p.value)
         if after is not None:
             self.pieces[id(whole)] = after
             self.written.append(whole)
+
+    @staticmethod
+    def _before(whole: torch.Tensor, dim: int, pieces: Pieces | None, was: Value) -> Pieces:
+        """The pieces of a tensor of which a window is about to be written."""
+        known = was.masked is None and all(t.bound for t in was.terms) and not any(leaf.tensor is whole for leaf in was.leaves())
+        fresh = Pieces(dim, size_of(whole.shape[dim]), rest=was if known else None)
+        return pieces if pieces is not None and pieces.dim == dim else fresh

@@ -8,7 +8,8 @@ from typing import Any
 from .index import Index
 from .loop_forms import Carry, Frame, NotUnrolled, StateKey, Update, substituted
 from .normal_form import Leaf, Read, Term, Value
-from .step_gates import positionless
+from .step_gates import DEPTHS, kind, positionless
+from .step_reads import is_own
 
 
 class PieceRoles:
@@ -59,7 +60,8 @@ class PieceRoles:
             known = known and not {_mark(r, bound) for r in q} & {_mark(r, bound) for r in holders if r not in q}
         else:
             known = False
-        if not self.queries and (rows or known or state is None and any(r.variables() & bound - d for r in holders)):
+        of_state = state is not None and is_sum(state.leaf)
+        if not self.queries and (rows or known or of_state or state is None and any(r.variables() & bound - d for r in holders)):
             self.queries = [_mark(r, bound) for r in q]
         if not q:
             raise NotUnrolled
@@ -126,9 +128,11 @@ class PieceRoles:
 
 
 def _mark(r: Read, bound: set[Index]) -> tuple[Any, ...]:
-    """What tells a read of one role from those of others that may share its tensor: how it is read along summed axes."""
-    return (r.leaf, r.function, r.detached, *((n, a.const, tuple(sorted(map(str, a.coef.values()))))
-                                  for n, a in enumerate(r.index) if set(a.coef) & bound))
+    """What tells a read of one role from those of others that may share its tensor: how it is read along summed axes. A tensor
+    that a step makes for itself is what other steps make in the same way."""
+    made_of = kind(r.leaf.node, DEPTHS[0]) if is_own(r) else r.leaf
+    summed = [(n, a.const, tuple(sorted(map(str, a.coef.values())))) for n, a in enumerate(r.index) if set(a.coef) & bound]
+    return made_of, r.function, r.detached, *summed
 
 
 def summed_alike(r: Read, bound: set[Index]) -> tuple[Any, ...]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .axes import grouped, insert, regroup
-from .index import Affine, Index, Size, mixed_radix, product, same, var
+from .axes import grouped, insert, regroup, window
+from .index import Affine, Index, Size, Unknown, mixed_radix, product, same, var
 from .loop_forms import NotUnrolled
 from .normal_form import Term, Value
 from .sizes import at_most
@@ -27,16 +27,16 @@ class Piece:
 @dataclass(frozen=True)
 class Pieces:
     """Pieces along axis `dim`, in order of their starts, without overlap; `length` is that of the whole axis. What is in no
-    piece is zero where `zeros` says so."""
+    piece is what `rest` has there; a value without terms is zero."""
 
     dim: int
     length: Size
     pieces: tuple[Piece, ...] = ()
-    zeros: bool = False
+    rest: Value | None = None
 
     def complete(self) -> bool:
-        """Whether every element belongs to a piece, or is zero and will not be written by a loop that goes on as it began."""
-        if self.zeros and self.pieces and same(self.pieces[-1].start + self.pieces[-1].length, self.length):
+        """Whether every element belongs to a piece, or is known and will not be written by a loop that goes on as it began."""
+        if self.rest is not None and self.pieces and same(self.pieces[-1].start + self.pieces[-1].length, self.length):
             return True
         at: Size = 0
         for p in self.pieces:
@@ -46,27 +46,43 @@ class Pieces:
         return same(at, self.length)
 
     def filled(self) -> Pieces:
-        """With a piece for each gap of zeros."""
-        if not self.zeros or not all(isinstance(x, int) for p in self.pieces for x in (p.start, p.length)):
+        """With a piece for each gap; for each element of one, where there are zeros."""
+        if self.rest is None or not all(isinstance(x, int) for p in self.pieces for x in (p.start, p.length)):
             return self
         found: list[Piece] = []
         at: Size = 0
         for p in self.pieces:
             if not same(p.start, at):
                 axes = tuple(() if n == self.dim else axis for n, axis in enumerate(p.value.axes))
-                found += [Piece(at + n, 1, Value(axes, ())) for n in range(p.start - at)]
+                gap = self._of_rest(at, p.start - at)
+                if gap is None:
+                    return self
+                found += [Piece(at, p.start - at, gap)] if gap.terms else [
+                    Piece(at + n, 1, Value(axes, ())) for n in range(p.start - at)]
             found.append(p)
             at = p.start + p.length
-        return replace(self, pieces=tuple(found), zeros=False)
+        return replace(self, pieces=tuple(found), rest=None)
+
+    def _of_rest(self, start: Size, length: Size) -> Value | None:
+        """A window of what was there before."""
+        if self.rest is None:
+            return None
+        if not self.rest.terms:
+            own = () if same(length, 1) else (Index(length),)
+            return replace(self.rest, axes=tuple(own if n == self.dim else axis for n, axis in enumerate(self.rest.axes)))
+        try:
+            return window(self.rest, self.dim, start, 1, length)
+        except Unknown:
+            return None
 
     def window(self, start: int, length: Size) -> Value | None:
-        """What was written to a window; a value without terms where there are zeros; None where nothing is known."""
+        """What was written to a window; what was there where nothing was; None where that is not known."""
         for p in self.pieces:
             if (p.start, p.length) == (start, length):
                 return p.value
             if not at_most(start + length, p.start) and not at_most(p.start + p.length, start):
                 return None
-        return Value((), ()) if self.zeros else None
+        return self._of_rest(start, length)
 
     def write(self, start: int, length: Size, value: Value) -> Pieces | None:
         """With a window written; None where it cuts a piece that is there."""

@@ -53,17 +53,23 @@ def running_sum(pieces: Pieces) -> Value | None:
 
 
 def _side_by_side(pieces: Pieces) -> Value:
-    """Products that each step makes for itself, as one product along all steps."""
+    """Products that each step makes for itself, as one product along all steps; windows of one tensor, as that tensor."""
     if any(len(p.value.terms) != 1 for p in pieces.pieces):
         raise _NoScan
     axes = pieces.pieces[0].value.axes
     terms = [renamed(p.value, axes)[0] for p in pieces.pieces]
     lead = terms[0]
-    if not lead.bound or any((t.coef, len(t.bound), t.dtype) != (lead.coef, len(lead.bound), lead.dtype) for t in terms):
+    if not (lead.bound or _alone(lead)) or any(
+            (t.coef, len(t.bound), t.dtype) != (lead.coef, len(lead.bound), lead.dtype) for t in terms):
         raise _NoScan
     m = Index(len(terms))
     made = _family([(n, _parts(t)) for n, t in as_one(list(enumerate(terms)), len(terms))]).at(var(m))
     return Value(tuple((m, *axis) if d == pieces.dim else axis for d, axis in enumerate(axes)), (_of_parts(lead, made),))
+
+
+def _alone(t: Term) -> bool:
+    """Whether a term is the read of a tensor."""
+    return len(t.factors) == 1 and isinstance(t.factors[0], Read) and t == Term(1, t.factors, dtype=t.dtype, via=t.via)
 
 
 def _of_parts(lead: Term, made: Sequence[Any]) -> Term:

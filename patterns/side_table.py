@@ -15,8 +15,9 @@ import torch.fx as fx
 from ..compat import FakeTensor, no_modes, pytree
 from . import axes as ax
 from .algebra import multiply, table, windows
-from .assembled import Assembled, Window
+from .assembled import SCATTERS, Assembled, Window
 from .axes import tie_axes
+from .by_piece import by_piece
 from .calls import Call, Rule, Table, number_value
 from .constants import mask_value
 from .divided import laid_behind_each_other
@@ -201,8 +202,11 @@ class SideTable(Assembled):
         result = self._apply(name, func, args, kwargs, out)
         inherits = name in VIEWS_AND_SUMS and any(id(a) in self.attention for a in given)
         put_together = self._pieces_of(name, func, args, kwargs, out)
+        named = {a.name: x for a, x in zip(func._schema.arguments, args)} | kwargs
+        still = by_piece(name, named, out, self, self.pieces) if self.pieces and isinstance(out, torch.Tensor) else None
+        scattered = self._scatter(name, named) if name in SCATTERS else None
         if mutates:
-            window = self._window_of(outs[0]) if name in ("copy", "fill", "zero") and len(outs) == 1 else None
+            window = self._window_of(outs[0]) if len(outs) == 1 else None
             old = None if window is None else (
                 self._key(window[0]), self.pieces.get(id(window[0])), self.value(window[0]))
             self.mutated(outs, window)
@@ -239,12 +243,16 @@ class SideTable(Assembled):
             self.pieces[id(out)] = put_together
             self.sum_up(out)
             self._tie_pieces(self.values[id(out)], put_together)
+        elif still is not None:
+            self.pieces[id(out)] = still
         keys = tuple((id(o), self.versions.get(id(o), 0)) for o in outs)
         record = Record(func, inputs, keywords, keys, tuple(self.values[id(o)] for o in outs), len(self.records))
+        if scattered is not None:
+            record = self._put_in(scattered, out, record, mutates)
         self.records.update(dict.fromkeys(keys, record))
         if mutates and window is not None and old is not None:
-            self._write(*window, *old, Key(*keys[0]))
-            if name != "copy" and (assigned := self._assigned(window, old[2], self.values[id(outs[0])])) is not None:
+            self._write(*window, *old, Key(*keys[0]), still)
+            if name in ("fill", "zero") and (assigned := self._assigned(window, old[2], self.values[id(outs[0])])) is not None:
                 self.put(window[0], assigned)
         return out
 

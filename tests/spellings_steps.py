@@ -347,3 +347,25 @@ def only_the_last_eight_again_at_each_step(q: Tensor, k: Tensor, v: Tensor) -> T
 def softmax_of_everything_before(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     out = [(q[:, :, t : t + 1] @ k[:, :, : t + 1].mT).softmax(-1) @ v[:, :, : t + 1] for t in range(T)]
     return torch.cat(out, 2)
+
+
+@spelling(lambda: [random(B, T, 6)])
+class ACellWithAStateOfValuesByKeys(nn.Module):
+    """A recurrent cell, called at each step: one projection, of which each step has its own; the state is v k^T."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.project = nn.Linear(6, 3 * D + 2)
+
+    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        q, k, v, enters, stays = self.project(x).split((D, D, D, 1, 1), -1)
+        state = torch.sigmoid(stays)[..., None] * state + torch.sigmoid(enters)[..., None] * v[..., :, None] * k[..., None, :]
+        return (state @ q[..., None]).squeeze(-1), state
+
+    def forward(self, x: Tensor) -> Tensor:
+        state, found = x.new_zeros(B, D, D), []
+        for t in range(T):
+            out, state = self.step(x[:, t], state)
+            found.append(out)
+        return torch.stack(found, 1)

@@ -18,6 +18,7 @@ import spellings_more  # noqa: F401
 import spellings_numbers  # noqa: F401
 import spellings_odd  # noqa: F401
 import spellings_outputs  # noqa: F401
+import spellings_pieces  # noqa: F401
 import spellings_prefix  # noqa: F401
 import spellings_published  # noqa: F401
 import spellings_retention  # noqa: F401
