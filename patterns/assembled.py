@@ -50,6 +50,14 @@ class Assembled(TorchDispatchMode):
         """The value of a tensor of which all pieces are there, if they are states that a loop carried."""
 
     @abstractmethod
+    def leaf(self, x: torch.Tensor, function: str = "") -> Value:
+        """A tensor, read as a whole."""
+
+    @abstractmethod
+    def settled(self, x: Any) -> bool:
+        """Whether a tensor is an attention, or holds one."""
+
+    @abstractmethod
     def _key(self, t: torch.Tensor) -> Key | torch.Tensor:
         """The tensor's name among the records."""
 
@@ -142,7 +150,7 @@ class Assembled(TorchDispatchMode):
         (dim, start, length, source), whole = place, named["self"]
         value, selected = self.value(source), name == "select_scatter"
         value = insert(value, dim) if selected else value
-        after = self._before(whole, dim, self.pieces.get(id(whole)), self.value(whole)).write(start, length, value)
+        after = self._before(whole, dim, self.pieces.get(id(whole)), self._was(whole)).write(start, length, value)
         func = torch.ops.aten.select_scatter.default if selected else torch.ops.aten.slice_scatter.default
         bounds = (dim, start) if selected else (dim, start, start + length)
         return after, value, start, (func, (self._key(whole), self._key(source), *bounds))
@@ -233,6 +241,10 @@ class Assembled(TorchDispatchMode):
         if after is not None:
             self.pieces[id(whole)] = after
             self.written.append(whole)
+
+    def _was(self, whole: torch.Tensor) -> Value:
+        """The value of a tensor of which a window is about to be written; an attention is a leaf: it is one already."""
+        return self.leaf(whole) if self.settled(whole) else self.value(whole)
 
     @staticmethod
     def _before(whole: torch.Tensor, dim: int, pieces: Pieces | None, was: Value) -> Pieces:

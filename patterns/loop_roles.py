@@ -9,7 +9,6 @@ from .index import Index
 from .loop_forms import Carry, Frame, NotUnrolled, StateKey, Update, substituted
 from .normal_form import Leaf, Read, Term, Value
 from .step_gates import DEPTHS, kind, positionless
-from .step_reads import is_own
 
 
 class PieceRoles:
@@ -71,10 +70,15 @@ class PieceRoles:
         return q, order, state
 
     def _known_queries(self, reads: Sequence[Read], bound: set[Index]) -> list[Read]:
-        """The queries of a piece with one row, by the marks that they have in other pieces."""
+        """The queries of a piece with one row, by the marks that they have in other pieces. Tensors that steps make for
+        themselves have the same mark if they are made in the same way, and no other one of the step is."""
         found: list[Read] = []
+        marks = [_mark(r, bound) for r in reads]
         for mark in self.queries:
-            r = next((r for r in reads if _mark(r, bound) == mark and not any(r is s for s in found)), None)
+            every = [r for r, own in zip(reads, marks) if own == mark]
+            if not every and len(every := [r for r, own in zip(reads, marks) if _made_alike(own, mark)]) > 1:
+                return []
+            r = next((r for r in every if not any(r is s for s in found)), None)
             if r is None:
                 return []
             found.append(r)
@@ -128,11 +132,14 @@ class PieceRoles:
 
 
 def _mark(r: Read, bound: set[Index]) -> tuple[Any, ...]:
-    """What tells a read of one role from those of others that may share its tensor: how it is read along summed axes. A tensor
-    that a step makes for itself is what other steps make in the same way."""
-    made_of = kind(r.leaf.node, DEPTHS[0]) if is_own(r) else r.leaf
-    summed = [(n, a.const, tuple(sorted(map(str, a.coef.values())))) for n, a in enumerate(r.index) if set(a.coef) & bound]
-    return made_of, r.function, r.detached, *summed
+    """What tells a read of one role from those of others that may share its tensor: how it is read along summed axes."""
+    return (r.leaf, r.function, r.detached, *((n, a.const, tuple(sorted(map(str, a.coef.values()))))
+                                  for n, a in enumerate(r.index) if set(a.coef) & bound))
+
+
+def _made_alike(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    """Whether marks of two pieces are of tensors that are made in the same way."""
+    return a[1:] == b[1:] and kind(a[0].node, DEPTHS[0]) == kind(b[0].node, DEPTHS[0]) is not None
 
 
 def summed_alike(r: Read, bound: set[Index]) -> tuple[Any, ...]:

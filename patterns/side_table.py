@@ -206,9 +206,11 @@ class SideTable(Assembled):
         still = by_piece(name, named, out, self, self.pieces) if self.pieces and isinstance(out, torch.Tensor) else None
         scattered = self._scatter(name, named) if name in SCATTERS else None
         if mutates:
-            window = self._window_of(outs[0]) if len(outs) == 1 else None
+            scaled = len(outs) == 1 and id(outs[0]) in self.viewed and name not in ("copy", "fill", "zero")
+            # a window of an attention, scaled, is no other attention
+            window = self._window_of(outs[0]) if len(outs) == 1 and not scaled else None
             old = None if window is None else (
-                self._key(window[0]), self.pieces.get(id(window[0])), self.value(window[0]))
+                self._key(window[0]), self.pieces.get(id(window[0])), self._was(window[0]))
             self.mutated(outs, window)
         values = result if isinstance(result, list) else [result] * len(outs)
         if inherits and name in VIEWS and not mutates and name != "neg":

@@ -11,7 +11,7 @@ import torch
 
 from .forms import BETWEEN, MASKS
 from .mutations import MUTATIONS
-from .program import FEATURES, FORMS, LAYOUTS, LOOPS, POSITIVE, Program, Spec, Spelling
+from .program import COLLECTED, FEATURES, FORMS, LAYOUTS, LOOPS, POSITIVE, Program, Spec, Spelling
 from .writing import DETOURS, GATES
 
 OPS = ("einsum", "broadcast", "matmul")
@@ -64,7 +64,10 @@ def spelling(pick: Pick, spec: Spec, form: str = "scores") -> Spelling:
     rows = work in ("bhnd", "xnd")
     alphabet = list("abcdefghijklmnopqrstuvwxyz")
     block = pick(2, 4) if form == "chunks" else pick(3, 4)
-    ways = ["all", "all"] + (["loop", "divided"] if form == "chunks" and spec.n // block > 3 and not spec.initial else [])
+    ways = ["all", "all"]
+    if form == "chunks":
+        ways += ["read", "read_into"] if spec.numbers == "none" else []
+        ways += ["loop", "divided"] if spec.n // block > 3 and not spec.initial else []
     letters = "".join(alphabet.pop(alphabet.index(pick(*alphabet))) for _ in range(6))
     return Spelling(
         form=form, work=work, letters=letters,
@@ -75,7 +78,7 @@ def spelling(pick: Pick, spec: Spec, form: str = "scores") -> Spelling:
         repeat=pick("interleave", "expand", "index"), scale_by=pick("times", "over", "inplace"),
         detours=tuple(pick("none", *DETOURS) for _ in range(4)),
         exclude=pick("minus", "shift"), decay=pick("exp", "power", "minus_inf"), gate=pick(*GATES), between=pick(*BETWEEN),
-        collect=pick("stack", "write", "cat"), block=block, devices=pick("default", "named"), left=pick(*ways))
+        collect=pick(*COLLECTED), block=block, devices=pick("default", "named"), left=pick(*ways))
 
 
 def program(pick: Pick, forms: tuple[str, ...] = FORMS) -> Program:

@@ -227,9 +227,13 @@ def chunks(t: Writer) -> None:
     t.at("inside")
     t.add(f"states = (k{until}).mT @ v" if until else "states = k.mT @ v")
     t.at("states")
-    _states_before(t)
-    t.at("before")
-    t.add(f"o = inside @ v + (q{since}) @ before" if since else "o = inside @ v + q @ before", "o = o.flatten(-3, -2)")
+    if t.spelling.left.startswith("read"):
+        _states_read(t, since)
+    else:
+        _states_before(t)
+        t.at("before")
+        t.add(f"o = inside @ v + (q{since}) @ before" if since else "o = inside @ v + q @ before")
+    t.add("o = o.flatten(-3, -2)")
     if s.normaliser:
         _without_ones(t)
     if s.final:
@@ -262,9 +266,7 @@ def _states_before(t: Writer) -> None:
 
 def _states_left(t: Writer) -> None:
     """The same by a loop, which may divide each state by its size, by which all are multiplied afterwards."""
-    divided, kept = t.spelling.left == "divided", {
-        "none": "", "head": f" * torch.exp(-slopes[:, None, None] * {t.spelling.block})",
-        "step": " * a[..., p, -1].exp()[..., None, None]"}[t.spec.decay]
+    divided = t.spelling.left == "divided"
     t.add("one = torch.zeros_like(states[..., 0, :, :])", "every = []")
     if divided:
         t.add("size, sizes = torch.ones_like(one[..., :1, :1]), []")
@@ -273,13 +275,34 @@ def _states_left(t: Writer) -> None:
         t.add("    every.append(one / size)", "    sizes.append(size)")
     else:
         t.add("    every.append(one)")
-    t.add(f"    one = one{kept} + states[..., p, :, :]")
+    t.add(f"    one = one{_through(t)} + states[..., p, :, :]")
     if divided:
         t.add("    size = one.detach().abs().sum(-2, keepdim=True).amax(-1, keepdim=True).clamp(min=1)")
     t.add("before = torch.stack(every, -3)" + (" * torch.stack(sizes, -3)" if divided else ""))
 
 
+def _through(t: Writer) -> str:
+    """What chunk p leaves of the state before it."""
+    return {"none": "", "head": f" * torch.exp(-slopes[:, None, None] * {t.spelling.block})",
+            "step": " * a[..., p, -1].exp()[..., None, None]"}[t.spec.decay]
+
+
+def _states_read(t: Writer, since: str) -> None:
+    """The outputs: what a loop reads of the states is added to what chunks see of themselves, all at once or one by one."""
+    into = t.spelling.left == "read_into"
+    t.add("one = " + ("start" if t.spec.initial else "torch.zeros_like(states[..., 0, :, :])"), f"seen = q{since}",
+          "o = inside @ v" if into else "every = []")
+    t.add("for p in range(states.shape[-3]):")
+    t.add("    o[..., p, :, :] += seen[..., p, :, :] @ one" if into else "    every.append(seen[..., p, :, :] @ one)")
+    t.add(f"    one = one{_through(t)} + states[..., p, :, :]")
+    if not into:
+        t.add("o = inside @ v + torch.stack(every, -3)" if not t.spelling.swap else "o = torch.stack(every, -3) + inside @ v")
+
+
 # ----------------------------------------------------------------------------------------------------------------- loops
+BUFFERS = ("write", "positions", "scatter")
+
+
 def _new_state(t: Writer, order: str, e: int) -> str:
     d, at = t.spec.d, t.n
     if t.spec.initial:
@@ -301,7 +324,7 @@ def steps(t: Writer) -> None:
         t.add(f"Z = torch.zeros_like(k.select({n}, 0))")
     if s.decay == "head":
         t.add("rate = torch.exp(-slopes)[:, None]")
-    t.add("o = torch.zeros_like(v)" if w.collect == "write" else "out = []")
+    t.add("o = torch.zeros_like(v)" if w.collect in BUFFERS else "out = []")
     t.loop("for t in reversed(range(n)):" if s.reverse else "for t in range(n):")
     at = ", ".join([":"] * n + ["t"])
     t.add(f"qt, kt, vt = q[{at}], k[{at}], v[{at}]")
@@ -326,7 +349,8 @@ def steps(t: Writer) -> None:
         read.append(f"y = {_ratio('y', 'z', t)}")
     t.add(*(read + update if s.strict else update + read))
     t.at("step")
-    t.add({"write": f"o[{at}] = y", "cat": f"out.append(y.unsqueeze({n}))"}.get(w.collect, "out.append(y)"))
+    t.add({"write": f"o[{at}] = y", "cat": f"out.append(y.unsqueeze({n}))", "scatter": f"o = torch.select_scatter(o, y, {n}, t)",
+           "positions": f"o.index_copy_({n}, torch.arange(t, t + 1), y.unsqueeze({n}))"}.get(w.collect, "out.append(y)"))
     t.end_loop()
     _collected(t, "cat" if w.collect == "cat" else "stack", n)
     if column:
@@ -340,7 +364,7 @@ def blocks(t: Writer) -> None:
     s, w, c = t.spec, t.spelling, t.spelling.block
     if s.normaliser:
         _with_ones(t)
-    t.add(_new_state(t, "de", s.e + s.normaliser), "o = torch.empty_like(v)" if w.collect == "write" else "out = []",
+    t.add(_new_state(t, "de", s.e + s.normaliser), "o = torch.empty_like(v)" if w.collect in BUFFERS else "out = []",
           f"l = torch.arange({c})")
     if s.decay == "head":
         t.add("slope = slopes[:, None, None]", "kept = torch.exp(-slope * (l[:, None] - l)).tril()")
@@ -362,7 +386,8 @@ def blocks(t: Writer) -> None:
     t.add(f"y = {before} + {own}" if w.swap else f"y = {own} + {before}")
     t.add(f"S = S{through} + " + (f"(ki{until}).mT @ vi" if until else "ki.mT @ vi"))
     t.at("step")
-    t.add(f"o[..., a:a + {c}, :] = y" if w.collect == "write" else "out.append(y)")
+    t.add({"write": f"o[..., a:a + {c}, :] = y", "scatter": "o = torch.slice_scatter(o, y, -2, a, a + m)",
+           "positions": "o[..., torch.arange(a, a + m), :] = y"}.get(w.collect, "out.append(y)"))
     t.end_loop()
     _collected(t, "cat", t.n)
     if s.normaliser:
@@ -373,7 +398,7 @@ def blocks(t: Writer) -> None:
 
 def _collected(t: Writer, how: str, n: int) -> None:
     t.at("collected")
-    if t.spelling.collect != "write":
+    if t.spelling.collect not in BUFFERS:
         t.add(f"o = torch.{how}(out[::-1], {n})" if t.spec.reverse else f"o = torch.{how}(out, dim={n})")
 
 

@@ -23,7 +23,9 @@ class Mutation:
     def fits(self, spec: Spec, spelling: Spelling) -> bool:
         if spelling.form not in self.forms:
             return False
-        return self.place != "collected" or spelling.collect != "write"
+        if self.place == "before" and spelling.left.startswith("read"):
+            return False
+        return self.place != "collected" or spelling.collect in ("stack", "cat")
 
 
 SCORES, STATE, CHUNKS, STEPS = ("scores",), ("state",), ("chunks",), ("steps",)

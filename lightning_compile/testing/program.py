@@ -17,6 +17,11 @@ from torch import Tensor
 LAYOUTS = ("bhnd", "bnhd", "nbhd", "merged")
 FORMS = ("scores", "state", "chunks", "steps", "blocks")
 LOOPS = ("steps", "blocks")
+# Of chunks, the states: all at once; by a loop that leaves them, or leaves them divided by their size; by a loop that reads them
+# itself, of which the outputs are added to the chunks' own, all at once or one by one.
+LEFT = ("all", "loop", "divided", "read", "read_into")
+# How the outputs of a loop come together: as a list, or into a buffer, by windows, positions, or made anew.
+COLLECTED = ("stack", "cat", "write", "positions", "scatter")
 
 # Feature maps. Those of the second table are positive, so that their sums may be divided by.
 FEATURES = {
@@ -120,8 +125,8 @@ class Spelling:
     decay: str = "exp"               # of a head: exp, power, minus_inf
     gate: str = "logsigmoid"         # logarithm of a gate: logsigmoid, softplus, log, exp
     between: str = "difference"      # decay from j to i of a gate: difference, tril, where, segments
-    left: str = "all"                # chunks, their states: all at once, by a loop, divided by their size in a loop
-    collect: str = "stack"           # loops: stack, write, cat
+    left: str = "all"                # chunks, their states: see LEFT
+    collect: str = "stack"           # loops: stack, cat, or written into a buffer: see COLLECTED
     block: int = 4                   # chunks and blocks
     devices: str = "default"         # of tensors that the program makes: default, named
 

@@ -6,7 +6,7 @@ import re
 
 from .program import FEATURES, POSITIVE, Program, gate_axes
 
-DETOURS = ("none", "contiguous", "there_and_back", "clone", "flatten", "stack", "slice")
+DETOURS = ("none", "contiguous", "there_and_back", "clone", "flatten", "stack", "slice", "written", "in_pieces")
 GATES = {
     "logsigmoid": "F.logsigmoid(f)", "softplus": "-F.softplus(-f)", "log": "torch.log(torch.sigmoid(f))",
     "exp": "-0.2 * torch.exp(f)",
@@ -115,6 +115,9 @@ def detour(x: str, how: str) -> list[str]:
         "flatten": [f"{x} = {x}.flatten(0, 1).unflatten(0, {x}.shape[:2])"],
         "stack": [f"{x} = torch.stack([{x}, {x}])[1]"],
         "slice": [f"{x} = torch.cat([{x}, {x}], -1)[..., :{x}.shape[-1]]"],
+        "written": [f"{x} = {x} * 2", f"{x}[..., :1].mul_(0.5)", f"{x}[..., 1:] *= 0.5"],
+        "in_pieces": [f"whole = torch.empty_like({x})", f"whole[..., 1:] = {x}[..., 1:]", f"whole[..., :1] = {x}[..., :1]",
+                      f"{x} = whole"],
     }[how]
 
 
