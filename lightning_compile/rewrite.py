@@ -35,6 +35,7 @@ from .replay import leaf_keys, region
 from .report import Candidate, Detail, Estimate, Report, describe, sketch
 from .strides import restore
 from .twins import Edit, relied_on, renamed, repeat
+from .vmapped import without_vmap
 from .watch import watched
 
 log = logging.getLogger("lightning_compile")
@@ -51,7 +52,10 @@ class Outcome:
 
 
 def rewrite(gm: fx.GraphModule, fake: FakeTensorMode, options: Options, thorough: bool = False) -> Outcome:
-    """Rewrites the graph in place. `thorough`: look also where no order of positions is in sight."""
+    """Rewrites the graph in place; if it has regions under vmap, a copy without them. `thorough`: look also where no order of
+    positions is in sight."""
+    if (flat := without_vmap(gm, fake)) is not None:
+        return rewrite(flat, fake, options, thorough)
     # verify="run" writes behind sites too, where the graph's next node may belong to anything
     parts = islands(gm, share=options.verify != "run", thorough=thorough)
     inside = _under_transforms(gm)

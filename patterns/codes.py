@@ -144,10 +144,11 @@ _TABLE = (
     Code("LC303", "dropout inside", "dropout is active on the scores or the state",
          "apply dropout to the output, or train with attention dropout 0",
          "F.dropout((q @ k.mT).tril(), 0.1) @ v", "F.dropout((q @ k.mT).tril() @ v, 0.1)"),
-    Code("LC304", "under a function transform", "the attention runs inside torch.func (vmap, grad, jvp ...) in the compiled code",
+    Code("LC304", "under a function transform", "the attention runs inside torch.func (grad, jvp ..., or a vmap that draws "
+         "random numbers, switches gradients, or has dynamic sizes) in the compiled code",
          "give the tensors their batch axis instead of vmap, or call lightning_compile.linear_attention there, which vmap and "
          "reverse mode know",
-         "torch.vmap(lambda q, k, v: (q @ k.mT).tril() @ v)(q, k, v)", "(q @ k.mT).tril() @ v"),
+         "torch.func.vjp(lambda q: (q @ k.mT).tril() @ v, q)[0]", "(q @ k.mT).tril() @ v"),
     Code("LC305", "a gradient that is cut", "{leaf} stops the gradient of the state inside of the loop: the results are those of "
          "an attention, the gradients are not",
          "detach the state before the loop, or carry its gradient through the whole sequence",

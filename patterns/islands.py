@@ -30,7 +30,7 @@ from .constants import static
 from .functions import OPAQUE, across_devices, dropout_is_active, example_of, is_scalar
 from .ranges import Ranges, unit
 from .signatures import BUFFER, CONSTANT, LEAF, OPEN, READ, Island, Signer, TooStrange, counterparts, name_of, named
-from .transforms import regions, suspect
+from .transforms import FEWEST, regions, suspect
 
 # Without one of these an island has no order of positions.
 CAUSAL = frozenset({
@@ -59,7 +59,6 @@ RANDOM = ("rand", "dropout", "bernoulli", "multinomial", "normal", "empty", "exp
 WRITING = frozenset({"iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor",
                      "setitem", "delitem", "ilshift", "irshift", "iconcat"})
 
-FEWEST = 4  # steps that are a loop
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,14 @@ and pop change a state of the process. No normal form is made of such a region, 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 
 import torch.fx as fx
 
 from .signatures import name_of
 
+FEWEST = 4  # steps that are a loop
 _PUSH, _POP = "_increment_nesting", "_decrement_nesting"
 _MODULES = ("torch._functorch", "torch._C._functorch", "torch._C._autograd", "torch.autograd.forward_ad")
 _PRODUCTS = frozenset({"matmul", "einsum", "bmm", "mm", "baddbmm", "tensordot", "inner"})
@@ -35,11 +37,14 @@ def regions(gm: fx.GraphModule) -> list[list[fx.Node]]:
 
 
 def suspect(region: list[fx.Node], ordering: Collection[str]) -> fx.Node | None:
-    """The last product behind an operation that orders positions: what an attention in a region would end in."""
+    """The last product behind an operation that orders positions, or of one that is computed over and over again, as loops do:
+    what an attention in a region would end in."""
     ordered, last = False, None
+    seen = Counter[str]()
     for n in region:
         name = name_of(n)
+        seen[name] += 1
         ordered = ordered or name in ordering
-        if ordered and name in _PRODUCTS:
+        if name in _PRODUCTS and (ordered or seen[name] >= FEWEST):
             last = n
     return last

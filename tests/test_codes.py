@@ -295,10 +295,10 @@ def dropout_on_the_state(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 @case("LC304")
-def under_vmap(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def under_a_derivative(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attention(q: Tensor) -> Tensor:
         return (q @ k.mT).tril() @ v  # here
-    return torch.vmap(attention)(q, k, v)
+    return torch.func.vjp(attention, q)[0]
 
 
 @case("LC305")

@@ -102,10 +102,23 @@ def test_transforms_of_the_operator() -> None:
     same(of(operator), of(plain), 1e-9)
 
 
+@pytest.mark.row("torch.func", "vmap inside of compiled code: rewritten")
+@pytest.mark.parametrize("how", [{}, {"in_dims": 1, "out_dims": 1}, {"in_dims": (0, None, 0)}], ids=str)
+def test_vmap_inside_of_compiled_code(how: dict[str, Any]) -> None:
+    def program(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return torch.vmap(plain, **how)(q, k, v)
+
+    torch._dynamo.reset()
+    q, k, v = qkv(40)
+    seen, operands = Quick(), [q, k[0] if "in_dims" in how and how["in_dims"] != 1 else k, v]
+    same(with_gradients(torch.compile(program, backend=seen), operands), with_gradients(program, operands))
+    assert seen.sites == 1, seen.said()
+
+
 @pytest.mark.row("torch.func", "inside of compiled code: left as it is (LC304), right results")
 def test_transforms_inside_of_compiled_code() -> None:
     programs: list[Callable[..., Tensor]] = [
-        lambda q, k, v: torch.vmap(plain)(q, k, v),
+        lambda q, k, v: torch.vmap(lambda q, k, v: plain(q, k, v) + 0 * torch.rand_like(v), randomness="different")(q, k, v),
         lambda q, k, v: torch.func.grad(lambda q: plain(q, k, v).square().sum())(q),
         lambda q, k, v: torch.func.jvp(lambda q: plain(q, k, v), (q,), (torch.ones_like(q),))[1],
         lambda q, k, v: torch.vmap(torch.func.grad(lambda q, k, v: plain(q, k, v).square().sum()))(q, k, v),
@@ -121,7 +134,7 @@ def test_transforms_inside_of_compiled_code() -> None:
 def test_an_attention_beside_a_transform() -> None:
     def program(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         scale = torch.vmap(lambda x: x.square().sum())(v.flatten(0, 1))
-        return plain(q, k, v) * scale.sum() + torch.vmap(plain)(q, k, v)
+        return plain(q, k, v) * scale.sum() + torch.func.vjp(lambda q: plain(q, k, v), q)[0]
 
     seen, x = Quick(), qkv(40)
     same([torch.compile(program, backend=seen)(*x)], [program(*x)])
