@@ -62,8 +62,8 @@ there. An empty cell: not run there yet.
 - **Caches.** The keys of Inductor's caches hold this package's sources and options; a second start of the same program compiles
   nothing.
 - **Function transforms.** Inside of compiled code `torch.vmap` is traced to the operations on whole batches that it comes down
-  to, and these are rewritten. What runs inside `torch.func.grad` or `jvp`, or a vmap that draws random numbers, switches gradients or
-  has dynamic sizes, is left as it is (LC304). The operator called by hand knows them all.
+  to, and these are rewritten. What runs inside `torch.func.grad` or `jvp`, or a vmap that draws random numbers, switches
+  gradients or has dynamic sizes, is left as it is (LC304). The operator called by hand knows them all.
 - **Export.** `lightning_compile.export(model, args)` is `torch.export.export` with the sites rewritten; see the
   [Python interface](api.md).
 - **Trainer of transformers, accelerate.** They take the backends that accelerate lists. `lightning_compile.allow_in_accelerate()`

@@ -31,6 +31,7 @@ from torch._logging import trace_structured
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch._subclasses.fake_tensor import in_kernel_invocation_manager
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv, statically_known_true
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod
@@ -43,9 +44,9 @@ __all__ = [
     "SingleLevelFunction", "SkipFrame", "TorchDispatchMode", "TracingContext", "ValueRanges", "aot_eager", "bound_sympy", "boxed",
     "cache_folder", "call_as", "compile_fx", "copy_calling_convention", "counters", "cuobjdump", "detect_fake_mode", "empty_cuda",
     "enable_python_dispatcher", "enable_single_level_autograd_function", "enter_autocast", "exit_autocast",
-    "fresh_fake", "inductor_names", "inductor_setting", "inductor_settings", "int_oo", "launcher", "lower_as",
+    "fresh_fake", "inductor_names", "inductor_setting", "inductor_settings", "int_oo", "launcher", "lower_as", "make_fx",
     "no_modes", "observed", "other_driver", "pytree", "release", "same_geometry", "shard", "short_searches",
-    "statically_known_true", "tangents_are_on", "trace_structured", "with_tangents"]
+    "statically_known_true", "tangents_are_on", "trace_structured", "transforms_popped", "with_tangents"]
 
 OLDEST_TORCH = (2, 11)
 
@@ -298,3 +299,14 @@ def cuobjdump() -> str:
     from triton import knobs
 
     return str(knobs.nvidia.cuobjdump.path)
+
+
+@contextmanager
+def transforms_popped() -> Iterator[None]:
+    """Levels of torch.func that are pushed inside, and left there by an error, are popped."""
+    depth = torch._C._functorch.get_dynamic_layer_stack_depth()
+    try:
+        yield
+    finally:
+        if torch._C._functorch.get_dynamic_layer_stack_depth() > depth:
+            torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)

@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 import torch.fx as fx
-from torch.fx.experimental.proxy_tensor import make_fx
 
-from .compat import FakeTensor, FakeTensorMode, pytree
+from .compat import FakeTensor, FakeTensorMode, make_fx, pytree, transforms_popped
 from .patterns.signatures import name_of
 from .patterns.transforms import regions
 
@@ -31,16 +30,12 @@ def without_vmap(gm: fx.GraphModule, fake: FakeTensorMode) -> fx.GraphModule | N
     found = regions(gm)
     if not found or not all(map(_is_vmap, found)) or any(name_of(n) in _MODES for n in gm.graph.nodes):
         return None
-    depth = torch._C._functorch.get_dynamic_layer_stack_depth()
     try:
-        with torch.fx.traceback.preserve_node_meta():
+        with transforms_popped(), torch.fx.traceback.preserve_node_meta():
             return _flat(gm, found, fake)
     except Exception:                                       # then the region is left as it is
         log.debug("a region under vmap was not traced", exc_info=True)
         return None
-    finally:
-        if torch._C._functorch.get_dynamic_layer_stack_depth() > depth:
-            torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
 
 
 def _is_vmap(region: Sequence[fx.Node]) -> bool:
@@ -56,14 +51,15 @@ def _of_functorch(n: fx.Node) -> bool:
     return n.op == "call_function" and ("functorch" in module or name_of(n) in _VMAP)
 
 
-def _flat(gm: fx.GraphModule, found: Sequence[Sequence[fx.Node]], fake: FakeTensorMode) -> fx.GraphModule:
+def _flat(gm: fx.GraphModule, found: Sequence[Sequence[fx.Node]], fake: FakeTensorMode) -> fx.GraphModule | None:
     graph, root = fx.Graph(), torch.nn.Module()
     new: dict[fx.Node, fx.Node] = {}
     first = {region[0]: region for region in found}
     inside = {n for region in found for n in region}
     for n in gm.graph.nodes:
         if n in first:
-            _inline(gm, first[n], graph, root, new, fake)
+            if not _inline(gm, first[n], graph, root, new, fake):
+                return None
         elif n not in inside:
             new[n] = graph.node_copy(n, new.__getitem__)
     for name in {n.target for n in graph.nodes if n.op in ("get_attr", "call_module")}:
@@ -76,8 +72,9 @@ def _flat(gm: fx.GraphModule, found: Sequence[Sequence[fx.Node]], fake: FakeTens
 
 
 def _inline(gm: fx.GraphModule, region: Sequence[fx.Node], graph: fx.Graph, root: torch.nn.Module, new: dict[fx.Node, fx.Node],
-            fake: FakeTensorMode) -> None:
-    """Appends to `graph` what a region comes down to; `new` says what stands for its results."""
+            fake: FakeTensorMode) -> bool:
+    """Appends to `graph` what a region comes down to, if all constants in it are known; `new` says what stands for its
+    results."""
     members = set(region)
     inputs = list(dict.fromkeys(x for n in region for x in n.all_input_nodes if x not in members))
     outputs = [n for n in region if any(user not in members for user in n.users)]
@@ -102,9 +99,10 @@ def _inline(gm: fx.GraphModule, region: Sequence[fx.Node], graph: fx.Graph, root
             if n.op == "get_attr":
                 held = getattr(traced, n.target)
                 if isinstance(held, FakeTensor):
-                    raise ValueError("a constant of which only the shape is known")
+                    return False
                 mine[n].target = name = f"_vmapped_{len(list(root.buffers()))}_{n.target}"
                 root.register_buffer(name, held)
+    return True
 
 
 def _of_shape(x: Any) -> Any:

@@ -138,12 +138,13 @@ def _started(match: Match, states: States, found: Weighed) -> Match:
 
 
 def _with_numbers(m: Match, rows: Array, keys: Array) -> Match:
-    """With numbers of queries' positions outside of the sum, and of keys' positions inside."""
-    if len(m.rows) > 1 or m.i != m.rows or not same(m.i[0].size, len(rows)):
+    """With numbers of queries' positions, outside of the sum where that can be, and of keys' positions inside."""
+    if not same(m.i[0].size, len(rows)):
         raise near_miss("LC201", seen="numbers of positions, of which there are others at another length")
     beside = (m.v or m.k)[0].leaf
     if not np.allclose(rows, 1, rtol=1e-12, atol=0):
-        m = replace(m, out=(*m.out, read_of(rows, m.i[0], beside)))
+        own = read_of(rows, m.i[0], beside)                 # where positions have two digits, the queries have them as one
+        m = replace(m, out=(*m.out, own)) if m.i == m.rows else replace(m, q=(*m.q, own))
     if not np.allclose(keys, 1, rtol=1e-12, atol=0):
         more = read_of(keys, m.j[0], beside)
         m = replace(m, v=(*m.v, more)) if m.v else replace(m, k=(*m.k, more))
@@ -252,6 +253,9 @@ def _match(pieces: Pieces, frame: Frame, operands: _Operands, where: Sequenced, 
     q, k, v, out = operands.q, operands.k, operands.v, operands.out
     if any(s.moves for s in out) and not whole:
         raise near_miss("LC404", leaf=out[0].read.leaf, seen="it goes on where the queries end")
+    if len(rows) > 1:                                       # the queries have both digits of a position as one
+        mine = [s for s in out if s.moves and not s.read.variables() & set(frame.e)]
+        q, out = [*q, *mine], [s for s in out if s not in mine]
     return Match(Value(axes, ()), tuple(s.placed(i, low[0]) for s in q), tuple(s.placed(j, low[1]) for s in k),
                  tuple(s.placed(j, low[1]) for s in v), tuple(s.placed(i, low[0]) for s in out), frame.batch, (i,), (j,), rows,
                  frame.d, frame.e, coef, moved, reverse, strict, dtype, frozenset({"loop"}), room)

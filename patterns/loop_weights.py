@@ -11,7 +11,7 @@ from .codes import NearMiss, near_miss
 from .index import hint
 from .loop_forms import Carry, Form, Frame, StateKey, Update
 from .loop_numbers import Explained, explained
-from .normal_form import Term
+from .normal_form import Read, Term
 from .recurrence import Array, Atom, Chain, Tables, atoms_of, divided, fit, sample, some
 from .slots import Slot
 from .weights import causality
@@ -58,12 +58,12 @@ class Weighed:
 
 
 def weighed(forms: Sequence[Form], states: Mapping[StateKey, Sequence[Update | Carry]], frame: Frame, weights: Sequence[Term],
-            keys: Slot, at: Sequenced, empty: frozenset[int]) -> tuple[Weighed, Tables]:
+            keys: Slot, at: Sequenced, empty: frozenset[int], whole: bool = False) -> tuple[Weighed, Tables]:
     """All weights of a loop, and the tables they come from; NearMiss where no log-decay explains them. `empty` are positions of
-    queries that see no key."""
+    queries that see no key. `whole`: all rows of a piece are looked at, which numbers of positions are told by."""
     probe = Tables(frame, weights, 0, at.n)
     columns = sample(at.n, forms, at.stride)
-    rows, values = _rows(forms, frame)
+    rows, values = _rows(forms, frame, whole)
     count = len(rows)
     atoms = atoms_of(probe, weights, at.low[0])
     for r in (r for a in atoms for r in a.reads):
@@ -89,9 +89,11 @@ def weighed(forms: Sequence[Form], states: Mapping[StateKey, Sequence[Update | C
     try:
         mask = _mask(pairs, ratios := fit(pairs, rows, columns), rows, columns, room)
     except NearMiss:
-        if at.stride > 1 or len(columns) != at.n or len(every) > 1 or len(rows) + len(empty) != at.n or \
+        if len(columns) != at.n or len(every) > 1 or len(rows) + len(empty) != at.n or \
                 not np.array_equal(np.sort([*rows, *empty]), np.arange(at.n)):
-            raise
+            if whole or len(columns) != at.n or not any(map(_has_numbers, weights)):
+                raise
+            return weighed(forms, states, frame, weights, keys, at, empty, True)
         if any(moves):
             every.append(draw(1))
             pairs.append((every[-1].u[:, keep, :-1][:, :, seen], every[-1].levels))
@@ -105,6 +107,11 @@ def weighed(forms: Sequence[Form], states: Mapping[StateKey, Sequence[Update | C
     entering = [d.u[:, keep, -1] / (1 if numbers is None else numbers.rows[rows]) for d in every]
     return Weighed(at.count, rows, columns, atoms, ratios, [d.chain for d in every], [d.levels for d in every], entering, mask,
                    None if numbers is None else (numbers.rows, numbers.keys)), probe
+
+
+def _has_numbers(t: Term) -> bool:
+    """Whether a weight has a factor of numbers of positions."""
+    return any(not isinstance(f, Read) and f.variables() & set(t.bound) for f in t.factors)
 
 
 @dataclass(frozen=True)
@@ -157,13 +164,13 @@ def without_decay(weights: Array, exponents: Sequence[Array], ratios: Sequence[A
     return np.broadcast_to(weights, (max(len(weights), len(total)), weights.shape[-1])) * np.exp(np.clip(-total, -600.0, 600.0))
 
 
-def _rows(forms: Sequence[Form], frame: Frame) -> tuple[Array, list[list[Array]]]:
+def _rows(forms: Sequence[Form], frame: Frame, whole: bool) -> tuple[Array, list[list[Array]]]:
     """Positions of the rows that are looked at, and for each piece the values of its digits."""
     stride = int(np.prod([hint(s) for s in frame.sizes], dtype=int))
     rows: list[Array] = []
     values: list[list[Array]] = []
     for f in forms:
-        chosen = [some(int(hint(x.size))) for x in f.digits]
+        chosen = [(np.arange if whole else some)(int(hint(x.size))) for x in f.digits]
         lengths = [f.length, *(int(hint(s)) for s in frame.sizes)]
         below = [int(np.prod(lengths[n + 1:], dtype=int)) for n, s in enumerate(lengths) if s > 1]
         at = np.zeros(1, dtype=int)

@@ -112,3 +112,35 @@ def numbers_in_strict_steps_from_a_state(q: Tensor, k: Tensor, v: Tensor, state:
 def positions_times_values_of_a_strict_sum_from_a_state(q: Tensor, k: Tensor, v: Tensor, start: Tensor) -> Tensor:
     products = k[..., None] * (v * torch.arange(1, N + 1)[:, None])[..., None, :]
     return torch.einsum("bhnd,bhnde->bhne", q, products.cumsum(2) - products + start[:, :, None])
+
+
+# ------------------------------------------------------------------------------------------------------------------- in blocks
+@spelling(qkv)
+def keys_by_their_numbers_in_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    k = k * (torch.arange(N, dtype=k.dtype)[:, None] + 1) / 4
+    state, found = q.new_zeros(B, H, D, E), []
+    for a, b, c in zip(q.split(12, 2), k.split(12, 2), v.split(12, 2)):
+        found.append((a @ b.mT).tril() @ c + a @ state)
+        state = state + b.mT @ c
+    return torch.cat(found, 2)
+
+
+@spelling(qkv)
+def keys_by_their_numbers_in_chunks_whose_states_a_loop_reads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    k = k / (torch.arange(N, dtype=k.dtype)[:, None] + 1)
+    q, k, v = (x.unflatten(2, (-1, 4)) for x in (q, k, v))
+    state, found = q.new_zeros(B, H, D, E), []
+    for c in range(N // 4):
+        found.append(q[:, :, c] @ state)
+        state = state + k[:, :, c].mT @ v[:, :, c]
+    return (q @ k.mT).tril() @ v + torch.stack(found, 2)
+
+
+@spelling(qkv, sites=0)
+def numbers_of_keys_that_blocks_do_not_share(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weighed = k * (torch.arange(N, dtype=k.dtype)[:, None] + 1) / 4
+    state, found = q.new_zeros(B, H, D, E), []
+    for a, b, w, c in zip(q.split(12, 2), k.split(12, 2), weighed.split(12, 2), v.split(12, 2)):
+        found.append((a @ b.mT).tril() @ c + a @ state)
+        state = state + w.mT @ c
+    return torch.cat(found, 2)

@@ -123,6 +123,32 @@ def chunks_in_front_of_the_batch(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> 
     return torch.cat(list(own + torch.stack(found)), 2)
 
 
+@spelling(gated)
+def normalised_queries_of_two_parts(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
+    q, g, own, added = _parts(q / q.norm(dim=-1, keepdim=True), k / k.norm(dim=-1, keepdim=True), v, g)
+    return own + torch.stack(_read(q, g, added)[0], 2)
+
+
+@spelling(gated)
+def rows_of_both_parts_scaled(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
+    (scale,) = _chunked(torch.sigmoid(g))
+    q, g, own, added = _parts(q, k, v, g)
+    return own * scale[..., None] + torch.stack(_read(q, g, added)[0], 2) * scale[..., None]
+
+
+@spelling(gated)
+def queries_by_their_numbers_of_two_parts(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
+    q, g, own, added = _parts(q / (torch.arange(N, dtype=q.dtype)[:, None] + 1), k, v, g)
+    return own + torch.stack(_read(q, g, added)[0], 2)
+
+
+@spelling(gated, sites=0)
+def rows_of_one_part_scaled(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
+    (scale,) = _chunked(torch.sigmoid(g))
+    q, g, own, added = _parts(q, k, v, g)
+    return own * scale[..., None] + torch.stack(_read(q, g, added)[0], 2)
+
+
 @spelling(lambda: gated(n=8))
 def two_chunks(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
     q, g, own, added = _parts(q, k, v, g)

@@ -44,7 +44,7 @@ def spec(pick: Pick, form: str = "scores", least: int = 2, plain: bool = True) -
     if form == "chunks" and decay != "none":
         final = False
     prefix = pick(0, 0, 0, 2, 20) if form == "scores" and decay != "step" and not (initial or final) and plain else 0
-    numbers = pick("none", "none", "none", *("qkv" if form != "blocks" and plain else ()))
+    numbers = pick("none", "none", "none", *("qkv" if plain else ()))
     feature = pick(*sorted(POSITIVE), *([] if normaliser else sorted(FEATURES)))
     dtype = pick(*DTYPES)
     return Spec(
@@ -66,7 +66,7 @@ def spelling(pick: Pick, spec: Spec, form: str = "scores") -> Spelling:
     block = pick(2, 4) if form == "chunks" else pick(3, 4)
     ways = ["all", "all"]
     if form == "chunks":
-        ways += ["read", "read_into"] if spec.numbers == "none" else []
+        ways += ["read", "read_into"]
         ways += ["loop", "divided"] if spec.n // block > 3 and not spec.initial else []
     letters = "".join(alphabet.pop(alphabet.index(pick(*alphabet))) for _ in range(6))
     return Spelling(

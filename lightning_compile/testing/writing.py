@@ -63,7 +63,7 @@ def source(program: Program) -> str:
     if s.scale is not None and s.scale_at in "qkv":
         t.add(scaled(s.scale_at, s.scale, w.scale_by if w.scale_by != "inplace" else "times"))
     t.add(f"n = q.shape[{t.n}]")
-    if s.numbers != "none" and w.form in ("state", "chunks"):
+    if s.numbers != "none" and w.form in ("state", "chunks", "blocks"):
         column = ", ".join(["None"] * t.n + [":"] + ["None"] * (len(w.work) - t.n - 1))
         t.add(scaled_by_positions(s.numbers, f"torch.arange(n)[{column}]", w.scale_by))
     WRITE[w.form](t)
