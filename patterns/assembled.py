@@ -123,7 +123,7 @@ class Assembled(TorchDispatchMode):
     def _scattered(self, name: str, named: dict[str, Any]) -> tuple[int, int, int, torch.Tensor] | None:
         """(dim, start, length, source) where an operation puts a tensor in the place of one window of another."""
         whole, source = named.get("self"), named.get("src", named.get("source", named.get("values")))
-        if name not in SCATTERS or not isinstance(whole, torch.Tensor) or not isinstance(source, torch.Tensor):
+        if not isinstance(whole, torch.Tensor) or not isinstance(source, torch.Tensor) or not whole.dim():
             return None
         if name == "index_put":
             given = [(n, x) for n, x in enumerate(named["indices"]) if x is not None]
@@ -140,7 +140,8 @@ class Assembled(TorchDispatchMode):
             return None
         start = where + full if where < 0 else where
         shape = [*whole.shape[:dim], *(() if name == "select_scatter" else (length,)), *whole.shape[dim + 1 :]]
-        return (dim, start, length, source) if 0 <= start <= full - length and list(source.shape) == shape else None
+        fits = len(source.shape) == len(shape) and all(same(size_of(x), size_of(y)) for x, y in zip(source.shape, shape))
+        return (dim, start, length, source) if fits and 0 <= start <= full - length else None
 
     def _scatter(self, name: str, named: dict[str, Any]) -> tuple[Pieces | None, Value, int, Any] | None:
         """(pieces afterwards, what is put in, its start, the call as one of `slice_scatter`) of such an operation."""

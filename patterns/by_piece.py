@@ -52,6 +52,9 @@ def by_piece(name: str, args: Mapping[str, Any], out: torch.Tensor, table: Table
             return _padded(args["pad"], pieces, out)
     except Unknown:
         pass
+    except TypeError as e:
+        if "truth value of Relational" not in str(e):       # sympy's: it depends on sizes of which nothing is known
+            raise
     return None
 
 

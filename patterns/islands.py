@@ -60,7 +60,6 @@ WRITING = frozenset({"iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "i
                      "setitem", "delitem", "ilshift", "irshift", "iconcat"})
 
 
-
 @dataclass(frozen=True)
 class Islands:
     """`active`: nodes to interpret; `leaves`: those of them that are leaves without a look; `twins`: for an interpreted
