@@ -120,7 +120,7 @@ class Assembled(TorchDispatchMode):
                 self.windows[id(out)] = (whole, dim, start, length, name == "select")
         return None
 
-    def _scattered(self, name: str, named: dict[str, Any]) -> tuple[int, int, int, torch.Tensor] | None:
+    def _scattered(self, name: str, named: dict[str, Any]) -> tuple[int, int, Size, torch.Tensor] | None:
         """(dim, start, length, source) where an operation puts a tensor in the place of one window of another."""
         whole, source = named.get("self"), named.get("src", named.get("source", named.get("values")))
         if not isinstance(whole, torch.Tensor) or not isinstance(source, torch.Tensor) or not whole.dim():
@@ -130,18 +130,18 @@ class Assembled(TorchDispatchMode):
             dim, where = given[0] if len(given) == 1 and not named.get("accumulate") else (0, None)
         else:
             dim, where = named.get("dim", 0) % whole.dim(), named.get("index")
-        full = size_of(whole.shape[dim])
-        length = 1 if name == "select_scatter" else size_of(source.shape[dim]) if source.dim() == whole.dim() else None
+        sizes, own = [size_of(s) for s in whole.shape], [size_of(s) for s in source.shape]
+        length: Size | None = 1 if name == "select_scatter" else own[dim] if len(own) == len(sizes) else None
         if name.startswith("index"):
             where = self._first_of(where)
         elif name == "slice_scatter":
             where = (named.get("start") or 0) if named.get("step", 1) == 1 else None
-        if not isinstance(where, int) or not isinstance(full, int) or not isinstance(length, int):
+        start = where + sizes[dim] if isinstance(where, int) and where < 0 else where
+        if not isinstance(start, int) or length is None:
             return None
-        start = where + full if where < 0 else where
-        shape = [*whole.shape[:dim], *(() if name == "select_scatter" else (length,)), *whole.shape[dim + 1 :]]
-        fits = len(source.shape) == len(shape) and all(same(size_of(x), size_of(y)) for x, y in zip(source.shape, shape))
-        return (dim, start, length, source) if fits and 0 <= start <= full - length else None
+        shape = [*sizes[:dim], *(() if name == "select_scatter" else (length,)), *sizes[dim + 1 :]]
+        fits = len(own) == len(shape) and all(map(same, own, shape))
+        return (dim, start, length, source) if fits else None
 
     def _scatter(self, name: str, named: dict[str, Any]) -> tuple[Pieces | None, Value, int, Any] | None:
         """(pieces afterwards, what is put in, its start, the call as one of `slice_scatter`) of such an operation."""

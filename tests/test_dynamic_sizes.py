@@ -43,6 +43,8 @@ LEFT_ALONE = {
     "state_copied_and_added_to_in_one_statement",
     # of a dynamic length it is not known that it is longer than what it is rolled by
     "states_rolled_by_one", "states_rolled_by_one_of_which_the_first_is_zeroed",
+    # regions under vmap are traced at the sizes that they have
+    *(n for n in SPELLINGS if "vmap" in n and SPELLINGS[n].sites),
     # a decay that is a power of a number which may be negative at the next call
     "OneHeadAfterAnother",
 }
