@@ -323,3 +323,18 @@ def every_other_position_scattered(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     for c, x in enumerate(_blocks(q, k, v)):
         out = torch.slice_scatter(out, x, 2, 2 * c * L, 2 * (c + 1) * L, 2)
     return out
+
+
+@spelling(gated)
+def all_but_the_first_read_added_in_place(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
+    q, g, own, added = _parts(q, k, v, g)
+    own[:, :, 1:] += torch.stack(_read(q, g, added)[0], 2)[:, :, 1:]
+    return own.flatten(2, 3)
+
+
+@spelling(qkv, sites=0)
+def blocks_added_to_what_is_at_their_positions(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    out = torch.ones(N, B, H, E, dtype=v.dtype)
+    for c, x in enumerate(_blocks(q, k, v)):
+        out.index_put_((c * L + torch.arange(L),), x.permute(2, 0, 1, 3), accumulate=True)
+    return out
