@@ -96,9 +96,8 @@ class Assembled(TorchDispatchMode):
         for storage, _ in self.mutations[-1:]:
             self.storages[storage] = [t for t in self.storages[storage] if id(t) in self.node_of]
 
-    def _pieces_of(self, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> Pieces | None:
+    def _pieces_of(self, name: str, named: dict[str, Any], out: Any) -> Pieces | None:
         """The pieces of the output of `cat` and `stack`; remembers windows of tensors on the way."""
-        named = {a.name: x for a, x in zip(func._schema.arguments, args)} | kwargs
         if name in ("cat", "stack"):
             tensors = named["tensors"]
             dim = named.get("dim", 0) % out.dim()

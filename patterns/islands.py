@@ -30,7 +30,7 @@ from .constants import static
 from .functions import OPAQUE, across_devices, dropout_is_active, example_of, is_scalar
 from .ranges import Ranges, unit
 from .signatures import BUFFER, CONSTANT, LEAF, OPEN, READ, Island, Signer, TooStrange, counterparts, name_of, named
-from .transforms import FEWEST, regions, suspect
+from .transforms import FEWEST, loops, regions, suspect
 
 # Without one of these an island has no order of positions.
 CAUSAL = frozenset({
@@ -100,7 +100,7 @@ def islands(gm: fx.GraphModule, share: bool = True, thorough: bool = False) -> I
 def may_match(gm: fx.GraphModule, thorough: bool = False) -> bool:
     """Whether there is anything to interpret. Milliseconds for hundreds of nodes."""
     try:
-        return bool(Partition(gm, thorough).found) or any(suspect(region, CAUSAL) for region in regions(gm))
+        return bool(Partition(gm, thorough).found) or any(suspect(region, CAUSAL) or loops(region) for region in regions(gm))
     except TooStrange:
         return True
 

@@ -201,8 +201,8 @@ class SideTable(Assembled):
             name = name[:-1]
         result = self._apply(name, func, args, kwargs, out)
         inherits = name in VIEWS_AND_SUMS and any(id(a) in self.attention for a in given)
-        put_together = self._pieces_of(name, func, args, kwargs, out)
         named = {a.name: x for a, x in zip(func._schema.arguments, args)} | kwargs
+        put_together = self._pieces_of(name, named, out)
         still = by_piece(name, named, out, self, self.pieces) if self.pieces and isinstance(out, torch.Tensor) else None
         scattered = self._scatter(name, named) if name in SCATTERS else None
         if mutates:

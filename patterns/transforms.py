@@ -37,14 +37,17 @@ def regions(gm: fx.GraphModule) -> list[list[fx.Node]]:
 
 
 def suspect(region: list[fx.Node], ordering: Collection[str]) -> fx.Node | None:
-    """The last product behind an operation that orders positions, or of one that is computed over and over again, as loops do:
-    what an attention in a region would end in."""
+    """The last product behind an operation that orders positions: what an attention in a region would end in."""
     ordered, last = False, None
-    seen = Counter[str]()
     for n in region:
         name = name_of(n)
-        seen[name] += 1
         ordered = ordered or name in ordering
-        if name in _PRODUCTS and (ordered or seen[name] >= FEWEST):
+        if ordered and name in _PRODUCTS:
             last = n
     return last
+
+
+def loops(region: list[fx.Node]) -> bool:
+    """Whether a product is computed over and over again."""
+    seen = Counter(name_of(n) for n in region)
+    return any(seen[name] >= FEWEST for name in _PRODUCTS)
