@@ -73,6 +73,18 @@ def dot_add(a, b, c, PRECISION: tl.constexpr, ACC: tl.constexpr):
 
 
 @triton.jit
+def turned(a, b, PRECISION: tl.constexpr, ACC: tl.constexpr):
+    """a @ b as the transposed product of the transposed operands, of which tensor cores read the left one, b, from registers."""
+    return tl.trans(tl.dot(tl.trans(b), tl.trans(a), input_precision=PRECISION, out_dtype=ACC))
+
+
+@triton.jit
+def turned_add(a, b, c, PRECISION: tl.constexpr, ACC: tl.constexpr):
+    """a @ b + c, likewise."""
+    return tl.trans(tl.dot(tl.trans(b), tl.trans(a), tl.trans(c), input_precision=PRECISION, out_dtype=ACC))
+
+
+@triton.jit
 def exp2_and(x, lost):
     """2^(x + lost), where lost is what rounding has taken from x."""
     y = tl.exp2(x)

@@ -206,7 +206,7 @@ def plan_backward(
 
     grad_q = grad_k = grad_v = sums_q = sums_k = None
     # with sums a pair is led by grad_k, whose state at borders is that of grad_q
-    kind: Kind = "output with sums" if with_sums else "output"
+    kind: Kind = "output with sums" if with_sums else "output" if x is None else "output with column"
     pair, _ = call.schedule(roles.grad_k, "pair with sums") if with_sums else call.schedule(roles.grad_v, "pair")
     ahead_layout, ahead_blocks = call.schedule(roles.grad_q, kind)
     assert ahead_layout is not None

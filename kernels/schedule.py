@@ -14,16 +14,17 @@ from typing import Literal
 import torch
 
 Precision = Literal["ieee", "tf32", "tf32x3", "bf16x6"]
-# What a sweep leaves: an output, that and row sums, an output and its normaliser, two outputs that share a state, those and
-# row sums, or states only.
-Kind = Literal["output", "output with sums", "normalizer", "pair", "pair with sums", "states"]
+# What a sweep leaves: an output, one to which a normaliser's gradient adds a column, an output and row sums, one and its
+# normaliser, two outputs that share a state, those and row sums, or states only.
+Kind = Literal["output", "output with column", "output with sums", "normalizer", "pair", "pair with sums", "states"]
 
 
 @dataclass(frozen=True)
 class Schedule:
     """`chunk` positions a tile; blocks of the contracted and of the output's features; Triton's warps and stages. rest:
     contracted features beyond those, in a tile of their own, a power of two as well; 0: none. hold: whether registers have room
-    for the weights of a constant decay, or each chunk computes them again."""
+    for the weights of a constant decay, or each chunk computes them again. turned: products with the state are made transposed,
+    so that it stays in registers."""
 
     chunk: int
     contract: int
@@ -32,6 +33,7 @@ class Schedule:
     stages: int
     rest: int = 0
     hold: bool = False
+    turned: bool = False
 
     @property
     def split(self) -> int:
@@ -97,7 +99,8 @@ def schedule(
     None: two sweeps are faster than such a pair.
     """
     half, by_warp, hopper = dtype.itemsize == 2, not HOPPER <= capability < 120, HOPPER <= capability < 100
-    table, block = ((_HALF_BY_WARP if by_warp else _HALF) if half else _SINGLE)[kind], _block(contract)
+    row_of = "output" if kind == "output with column" else kind
+    table, block = ((_HALF_BY_WARP if by_warp else _HALF) if half else _SINGLE)[row_of], _block(contract)
     if half and hopper and 128 < contract <= 192:
         block = 192  # as 128 and 64, three quarters of what 256 compute and hold
     # a row of 32 is for outputs that are as narrow; a pair contracts over those of both
@@ -105,7 +108,7 @@ def schedule(
     widest = max(widest, min(table, default=widest))
     row = table.get(widest, table.get(256) if widest > 128 else None)
     if half and not by_warp and capability >= 100:
-        row = _HALF_TEN.get((kind, widest), row)
+        row = _HALF_TEN.get((row_of, widest), row)
     if row is None:
         return None
     chunk, most, warps, stages = row
@@ -120,15 +123,18 @@ def schedule(
         # serve 256 features, have no such trouble.
         block = max(block, 64)
         held = max(held, 64 if most >= 64 or products(dtype, block)[0] == torch.bfloat16 else 32)
-    if half and hopper and contract <= 16 and kind in ("output", "states"):
+    if half and hopper and contract <= 16 and row_of in ("output", "states"):
         block = 16  # no second operand of a product has 16 columns there, which gave wrong results
     rest = 64 if block == 192 else 0
-    if half and hopper and block == 256 and kind == "output with sums":
-        rest = 128  # products of two tiles, in two branches (sweep.py), leave more registers to the sums; others lose by it
+    # What a large state costs on its way through shared memory. Sums and columns have no registers for it, and one block of 128
+    # features lost by it (256 x 128: 227 -> 248 us), two gain (256 x 256: 302 -> 298, without a decay 276 -> 245).
+    turned = half and hopper and block > 128 and kind == "output" and out > held == 128
+    if half and hopper and block == 256 and (turned or kind == "output with sums"):
+        rest = 128  # products of two tiles, in two branches (sweep.py), leave more registers to the sums
     # 16 registers a thread, which wide sums and normalisers need on Hopper too
     hold = block * held <= 64 * 64 * (warps // 4)
     hold |= half and hopper and block <= {"normalizer": 64, "output with sums": 128}.get(kind, 256)
-    return Schedule(chunk, block - rest, held, warps, stages, rest, hold)
+    return Schedule(chunk, block - rest, held, warps, stages, rest, hold, turned)
 
 
 # Segments begin at multiples of this many positions: all chunks and borders divide it.

@@ -29,6 +29,8 @@ from .arithmetic import (
     store_tile,
     sums_of_columns,
     sums_of_rows,
+    turned,
+    turned_add,
 )
 
 # How the normaliser's column takes part in a sweep.
@@ -62,7 +64,7 @@ def sweep(
     OUTPUT: tl.constexpr, COMPANION: tl.constexpr, SUM: tl.constexpr, PAIRS: tl.constexpr, BETWEEN: tl.constexpr,
     AHEAD: tl.constexpr, BRANCH: tl.constexpr, HAS_IN: tl.constexpr, HAS_OUT: tl.constexpr, HAS_TOTAL: tl.constexpr,
     DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, LOWEST: tl.constexpr, ALIGN: tl.constexpr,
-    HOLD: tl.constexpr, STAGES: tl.constexpr, SKIP: tl.constexpr, ALIKE: tl.constexpr, SPLIT: tl.constexpr,
+    HOLD: tl.constexpr, STAGES: tl.constexpr, SKIP: tl.constexpr, ALIKE: tl.constexpr, SPLIT: tl.constexpr, TURNED: tl.constexpr,
 ):  # fmt: skip
     """O = scale * LA(A, B, V) for one segment of one head and one block of O's features; states are sums of B^T V.
 
@@ -81,7 +83,12 @@ def sweep(
     of its own with that, PASSING [blocks, B*H, borders]. Where that is at each chunk the states are those that enter it, the
     product is of what passes all of it, and sums are in fp64.
     SKIP: what leaves the last segment is not asked for. ALIKE: all tiles lie alike.
+    TURNED: products with the state, and those that are added to it, are made transposed: tensor cores read it where it is, in
+    registers, and it never goes through shared memory. For an output alone, of two tiles of contracted features.
     """
+    tl.static_assert(not TURNED or (REST != 0 and OUTPUT and not COMPANION and COLUMN == NO_COLUMN and SUM == 0))
+    # no register is left for what is added to the state while the output is made: it is read a second time
+    AGAIN: tl.constexpr = TURNED and BC == REST
     BLOCKS: tl.constexpr = (OUT + BO - 1) // BO
     # the blocks of a head one after the other: what they share is read from memory once
     program, block = tl.program_id(0) // BLOCKS, tl.program_id(0) % BLOCKS
@@ -200,7 +207,8 @@ def sweep(
             since = exp2_of(exact, ACC) if DECAY == 2 else tl.exp2(reached)
             kept = since if REVERSE else until
             # sums and products with a tile's numbers come first, so that it need not stay in registers
-            added = as_operand(v.to(ACC) * kept[:, None], DOT, PRECISION)
+            if not AGAIN:
+                added = as_operand(v.to(ACC) * kept[:, None], DOT, PRECISION)
             if HAS_TOTAL:
                 passed += log_across
         if COLUMN == ON_STATE:
@@ -215,7 +223,9 @@ def sweep(
         if OUTPUT:
             # Tiles are named where they are first read: what is read as numbers, and not by products alone, comes into
             # registers there.
-            value, held = as_operand(v, DOT, PRECISION), as_operand(state * early if SMALL else state, DOT, PRECISION)
+            value = as_operand(v, DOT, PRECISION)
+            if not TURNED:
+                held = as_operand(state * early if SMALL else state, DOT, PRECISION)
             if DECAY == 0:
                 weight = tl.full([C], 1.0, ACC)
             else:
@@ -231,14 +241,18 @@ def sweep(
             if REST != 0:
                 a_rest = load_tile(A, a_base + t64 * a_n, a_n, a_d, rows, valid, rc, REST_MASK)
                 left_rest, right_rest = as_operand(a_rest, DOT, PRECISION), as_operand(b_rest, DOT, PRECISION)
-                held_rest = as_operand(rest * early if SMALL else rest, DOT, PRECISION)
+                if not TURNED:
+                    held_rest = as_operand(rest * early if SMALL else rest, DOT, PRECISION)
                 # a branch of their own: as below, for these products go into those there
                 more = filled > 0 if BRANCH else True
                 if more:
-                    o_rest = dot(left_rest, held_rest, PRECISION, ACC)
+                    if not TURNED:
+                        o_rest = dot(left_rest, held_rest, PRECISION, ACC)
                     scores_rest = dot(left_rest, tl.trans(right_rest), PRECISION, ACC)
                 else:
-                    o_rest, scores_rest = tl.zeros([C, BO], ACC), tl.zeros([C, C], ACC)
+                    if not TURNED:
+                        o_rest = tl.zeros([C, BO], ACC)
+                    scores_rest = tl.zeros([C, C], ACC)
 
             # Always so, which Triton does not know. On Hopper it gives all rows to each group of four warps where a product goes
             # into another one; it does not look out of a branch, so that here each group computes half of the columns.
@@ -253,7 +267,7 @@ def sweep(
                         row_sums = sums_of_rows(r * a.to(ACC), SPLIT, EACH)
                         if COLUMN == ON_RIGHT:
                             row_sums += sums_of_rows(alone[:, None] * w.to(ACC) * column[None, :], SPLIT, EACH)
-                else:
+                elif not TURNED:
                     if REST != 0:
                         o = dot_add(left, held, o_rest, PRECISION, ACC)
                     else:
@@ -311,7 +325,7 @@ def sweep(
                 scores = tl.zeros([C, C], DOT)
                 if COMPANION:
                     r, others = tl.zeros([C, BC], ACC), tl.zeros([C, C], DOT)
-                else:
+                elif not TURNED:
                     o = tl.zeros([C, BO], ACC)
                 if SUM != 0:
                     row_sums = tl.zeros([C, SPLIT], tl.float64 if EACH else ACC)
@@ -338,10 +352,27 @@ def sweep(
                         o += alone[:, None] * column[None, :]
                 else:
                     o = tl.zeros([C, BO], ACC)
-            o = dot_add(scores, value, o, PRECISION, ACC)
+            if TURNED:
+                # one tile of the state after the other, and weights, of which a thread has many here, behind both: so that few
+                # registers are in use at a time
+                o = turned(left, as_operand(state * early if SMALL else state, DOT, PRECISION), PRECISION, ACC)
+                o = turned_add(left_rest, as_operand(rest * early if SMALL else rest, DOT, PRECISION), o, PRECISION, ACC)
+                if DECAY == 1:
+                    steps = tl.maximum(filled - 1 - rows, 0) if REVERSE else tl.minimum(rows, filled - 1) + 1
+                    o *= tl.exp2(g * steps.to(ACC))[:, None]
+                elif DECAY == 2:
+                    o *= exp2_of(total - exact if REVERSE else exact, ACC)[:, None]
+                if not SMALL:
+                    o *= rounded
+                o = turned_add(scores, value, o, PRECISION, ACC)
+            else:
+                o = dot_add(scores, value, o, PRECISION, ACC)
             store_tile(O, o_base + t64 * o_n, o_n, rows, valid, oc, o * late if SMALL else o, O_MASK)
 
         if DECAY != 0:
+            if AGAIN:
+                again = load_tile(V, v_base + t64 * v_n, v_n, v_d, rows, valid, oc, O_MASK)
+                added = as_operand(again.to(ACC) * kept[:, None], DOT, PRECISION)
             if WIDE:  # what rounding takes from it would be missing from all of the state, and more in each chunk
                 precise = tl.exp2(total)
                 across = precise.to(ACC)
@@ -367,9 +398,13 @@ def sweep(
             column += gained
             if REST != 0 and COLUMN == ON_STATE:
                 rest_column += rest_gained
-        state = dot_add(tl.trans(as_operand(b, DOT, PRECISION)), added, state, PRECISION, ACC)
-        if REST != 0:
-            rest = dot_add(tl.trans(as_operand(b_rest, DOT, PRECISION)), added, rest, PRECISION, ACC)
+        if TURNED:
+            state = turned_add(tl.trans(as_operand(b, DOT, PRECISION)), added, state, PRECISION, ACC)
+            rest = turned_add(tl.trans(as_operand(b_rest, DOT, PRECISION)), added, rest, PRECISION, ACC)
+        else:
+            state = dot_add(tl.trans(as_operand(b, DOT, PRECISION)), added, state, PRECISION, ACC)
+            if REST != 0:
+                rest = dot_add(tl.trans(as_operand(b_rest, DOT, PRECISION)), added, rest, PRECISION, ACC)
         if SUM == OF_QUERIES and not EACH:
             if borders_here:  # rounded as products read it
                 leave_at_border(state, column, S_BORDER, X_BORDER, at_border, cc, oc, CONTRACT, OUT, ON_OUT)

@@ -213,6 +213,7 @@ class Sweeps:
                 # one offset for all of them: registers again
                 "ALIKE": len({(*x.strides[:3], x.shape[1]) for x in (*read, *written)}) == 1,
                 "SPLIT": 1 if sums is None else plan.split,
+                "TURNED": plan.turned,
             },
             num_warps=plan.warps,
             num_stages=plan.stages,

@@ -103,3 +103,18 @@ def test_weights_are_held_where_registers_have_room() -> None:
     assert not held(256, "output with sums") and not held(128, "normalizer") and not held(192, "normalizer")
     assert held(64, "output", torch.float32) and held(128, "output", torch.float32)
     assert not held(256, "output", capability=100)
+
+
+def test_large_states_stay_in_registers() -> None:
+    """Measured: where a head has two blocks of output features, on Hopper, in 16 bits (docs/performance.md)."""
+    def turned(contract: int, out: int, kind: str = "output", dtype: torch.dtype = torch.bfloat16, capability: int = 90) -> bool:
+        plan = schedule(contract, out, dtype, kind, capability)  # type: ignore[arg-type]
+        assert plan is not None and (plan.rest or not plan.turned)
+        return plan.turned
+
+    assert turned(256, 256) and turned(192, 192) and turned(150, 150)
+    assert not turned(128, 256) and not turned(256, 128) and not turned(128, 128)
+    assert not turned(256, 256, "output with sums") and not turned(256, 256, "normalizer") and not turned(256, 256, "states")
+    assert not turned(256, 256, "output with column")
+    assert not turned(256, 256, dtype=torch.float32)
+    assert not turned(256, 256, capability=80) and not turned(256, 256, capability=100)

@@ -80,6 +80,14 @@ def test_tiles_take_any_number_of_features(dtype: torch.dtype, d: int) -> None:
     assert_as_near_as_eager(linear_attention, case.but(normalizer=True))
 
 
+@pytest.mark.parametrize("d", [150, 250])
+@pytest.mark.parametrize("decay", ["none", "head", "step"])
+def test_states_that_stay_in_registers(decay: str, d: int) -> None:
+    """Products with them are transposed, and 256 features read values twice."""
+    case = Case(n=130, d=d, e=d, batch=1, heads=(1, 1, 1), dtype=torch.float16, decay=decay)
+    assert_as_near_as_eager(linear_attention, case.but(initial=True, final=True, reverse=decay != "step", strict=decay == "head"))
+
+
 @pytest.mark.parametrize("d, e", [(20, 40), (1, 3), (96, 32)])
 def test_keys_and_values_may_have_different_widths(d: int, e: int) -> None:
     case = Case(n=70, d=d, e=e, batch=1)
