@@ -136,6 +136,17 @@ def keys_by_their_numbers_in_chunks_whose_states_a_loop_reads(q: Tensor, k: Tens
     return (q @ k.mT).tril() @ v + torch.stack(found, 2)
 
 
+@spelling(qkv)
+def queries_by_their_numbers_in_chunks_whose_states_a_loop_reads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q = q * torch.arange(N, dtype=k.dtype)[:, None].cos()
+    q, k, v = (x.unflatten(2, (-1, 4)) for x in (q, k, v))
+    state, found = q.new_zeros(B, H, D, E), []
+    for c in range(N // 4):
+        found.append(q[:, :, c] @ state)
+        state = state + k[:, :, c].mT @ v[:, :, c]
+    return (q @ k.mT).tril() @ v + torch.stack(found, 2)
+
+
 @spelling(qkv, sites=0)
 def numbers_of_keys_that_blocks_do_not_share(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     weighed = k * (torch.arange(N, dtype=k.dtype)[:, None] + 1) / 4

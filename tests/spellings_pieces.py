@@ -325,6 +325,14 @@ def every_other_position_scattered(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out
 
 
+@spelling(qkv, sites=0)
+def a_first_block_scattered_over_twice_its_length(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    out = torch.zeros_like(v)
+    for c, x in enumerate(_blocks(q, k, v)):
+        out = torch.slice_scatter(out, x, 2, c * L, 2 * L if c == 0 else (c + 1) * L, 2 if c == 0 else 1)
+    return out
+
+
 @spelling(gated)
 def all_but_the_first_read_added_in_place(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
     q, g, own, added = _parts(q, k, v, g)

@@ -504,3 +504,13 @@ def test_an_error_in_the_pass_is_a_candidate(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(finder, "recognise", broken)
     assert "ZeroDivisionError: seven" in only(lightning_compile.explain(causal, *qkv(), options=ALWAYS), "LC901").reason
+
+
+def test_what_is_read_of_an_attention_with_a_window_written_over_is_no_other_candidate() -> None:
+    def attend(q: Tensor, k: Tensor, v: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+        out = (q @ k.mT).tril() @ v
+        out[:, :, :4] = first
+        return out, out[:, :, 4:] * 2
+
+    found = lightning_compile.explain(attend, *qkv(), seeded(B, H, 4, E), options=ALWAYS)
+    assert [c.status for c in found] == ["rewritten"]
