@@ -150,6 +150,8 @@ MUTANTS = [
     *_of("patterns/loop_roles.py", "rules", ("of_state = state is not None and is_sum(state.leaf)", "of_state = False")),
     *_of("patterns/loop_match.py", "rules", ("else replace(m, q=(*m.q, own))", "else m")),
     *_of("patterns/loop_weights.py", "rules", ("(np.arange if whole else some)", "some")),
+    *_of("lightning_compile/reading.py", "rules", ("whole_axis = same(r.leaf.shape[axis], product(y.size for y in digits))",
+                                                  "whole_axis = True")),
     *_of("lightning_compile/vmapped.py", "rules",
          ("drawn = any(name_of(n)", "drawn = False and any(name_of(n)"),
          (" or any(name_of(n) in _MODES for n in gm.graph.nodes)", "")),

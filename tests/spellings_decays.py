@@ -269,3 +269,13 @@ def a_skip_and_a_norm_over_heads_behind(q: Tensor, k: Tensor, v: Tensor, f: Tens
     g = (0.1 * F.logsigmoid(f)).cumsum(-1)
     o = (q @ k.mT * (g[..., :, None] - g[..., None, :]).tril().exp()).tril() @ v + 0.5 * v
     return o * torch.rsqrt(o.pow(2).mean((1, 3), keepdim=True) + 1e-5)
+
+
+@spelling(lambda: [*gated(), random(B, H, N)])
+def scaled_gates_of_a_part_of_the_sequence(q: Tensor, k: Tensor, v: Tensor, f: Tensor, i: Tensor) -> Tensor:
+    """Tensors that are computed for all of it, and read where the part is."""
+    n = N - 4
+    q, k, v, f, i = (x[:, :, :n] for x in (q, k, v, F.logsigmoid(f), 2 * torch.tanh(i / 2)))
+    total = f.cumsum(-1)
+    exponent = (total[..., :, None] - total[..., None, :] + i[..., None, :])
+    return (q @ k.mT * exponent.masked_fill(q.new_ones(n, n).triu(1).bool(), -math.inf).exp()) @ v

@@ -131,3 +131,15 @@ def test_prefilling_a_cache_takes_the_operators_final_state(transformers: Any) -
     assert len(expected) == len(found) >= 2
     for e, x in zip([eager.logits, *expected], [ours.logits, *found]):
         torch.testing.assert_close(x, e, rtol=1e-4, atol=1e-5)
+
+
+def test_a_prompt_is_no_multiple_of_xlstms_chunk(transformers: Any) -> None:
+    """As it generates, xLSTM takes whole chunks of a prompt at once and steps for the rest; gates of both are one tensor."""
+    torch.manual_seed(0)
+    model = transformers.xLSTMForCausalLM(transformers.xLSTMConfig(**{**CONFIGS["xLSTM"], "mode": "inference"})).eval()
+    tokens = torch.randint(0, 64, (2, 66))
+    call, reports = compiled(model)
+    with torch.no_grad():
+        eager, ours = (f(input_ids=tokens, use_cache=False).logits for f in (model, call))
+    assert sum(len(r.rewritten) for r in reports) == 2 and not any(r.rejected for r in reports), "\n".join(map(str, reports))
+    torch.testing.assert_close(ours, eager, rtol=1e-4, atol=1e-5)
