@@ -128,3 +128,12 @@ def state_of_a_prefix_in_front_of_running_sums(q: Tensor, k: Tensor, v: Tensor, 
     products = torch.einsum("bhnd,bhne->bhnde", k, v)
     states = torch.cat([(mk.mT @ mv).unsqueeze(2), products], 2).cumsum(2)[:, :, 1:]
     return torch.einsum("bhnd,bhnde->bhne", q, states)
+
+
+@spelling(lambda: remembered(MEMORY))
+def state_of_a_prefix_whose_keys_are_scaled(q: Tensor, k: Tensor, v: Tensor, mk: Tensor, mv: Tensor) -> Tensor:
+    state, found = (mk * 0.5).mT @ mv, []
+    for a, b, c in zip(q.split(N // 4, 2), k.split(N // 4, 2), v.split(N // 4, 2)):
+        found.append((a @ b.mT).tril() @ c + a @ state)
+        state = state + b.mT @ c
+    return torch.cat(found, 2)
