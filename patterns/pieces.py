@@ -165,5 +165,8 @@ def _split(value: Value, digits: dict[int, tuple[Size, ...]]) -> Value:
     for n, sizes in digits.items():
         axis = value.axes[n]
         if groups := grouped(axis, sizes):
-            value = regroup(value, axis, [[Index(s) for s in g] for g in groups])
+            finer = [[Index(s) for s in g] for g in groups]
+            for x, own in zip(axis, finer):
+                x.split(own)                                # at any sizes
+            value = regroup(value, axis, finer)
     return value

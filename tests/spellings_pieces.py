@@ -7,7 +7,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from spelling import B, D, E, H, N, gated, qkv, spelling
+from spelling import B, D, E, H, N, gated, qkv, random, spelling
 from torch import Tensor
 
 L = 4         # positions of a chunk
@@ -346,3 +346,17 @@ def blocks_added_to_what_is_at_their_positions(q: Tensor, k: Tensor, v: Tensor) 
     for c, x in enumerate(_blocks(q, k, v)):
         out.index_put_((c * L + torch.arange(L),), x.permute(2, 0, 1, 3), accumulate=True)
     return out
+
+
+@spelling(lambda: [random(B, 3, N, D), random(B, 3, N, D), random(B, 3, N, E)])
+def reads_of_states_of_merged_heads_added_to_chunks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Keys are computed behind the merge, values before it, and a column of ones beside them."""
+    q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))
+    q, k, v = q.exp(), k.exp(), torch.cat([v, torch.ones_like(v[..., :1])], -1)
+    q, k, v = (x.unflatten(1, (-1, L)) for x in (q, k, v))
+    states, state, found = k.mT @ v, q.new_zeros(B * 3, D, E + 1), []
+    for c in range(N // L):
+        found.append(q[:, c] @ state)
+        state = state + states[:, c]
+    out = ((q @ k.mT).tril() @ v + torch.stack(found, 1)).flatten(1, 2)
+    return (out[..., :-1] / out[..., -1:]).unflatten(0, (B, 3))
