@@ -11,11 +11,10 @@ import torch
 import torch.fx as fx
 
 from . import cost, verify
-from .building import GraphBuilder
-from .compat import FakeTensorMode, pytree
-from .emit import Site, emit
+from .compat import FakeTensorMode
+from .edits import GraphEdits
+from .emit import Site
 from .join import divided_by, joined
-from .kernels.operator import linear_attention
 from .options import Options
 from .patterns import candidates as cand
 from .patterns.clock import OutOfTime, look
@@ -29,14 +28,11 @@ from .patterns.normal_form import Leaf, Read, Term, Value
 from .patterns.records import Key
 from .patterns.signatures import name_of
 from .patterns.states import final_state
-from .patterns.step_outputs import to_be_moved
 from .patterns.transforms import regions, suspect
 from .replay import leaf_keys, region
 from .report import Candidate, Detail, Estimate, Report, describe, sketch
-from .strides import restore
-from .twins import Edit, relied_on, renamed, repeat
+from .twins import relied_on, renamed, repeat
 from .vmapped import without_vmap
-from .watch import watched
 
 log = logging.getLogger("lightning_compile")
 
@@ -120,13 +116,11 @@ class _Pass:
         self.gm, self.options, self.parts, self.detailed = gm, options, parts, detailed
         self.candidates, self.interpreter = found.candidates, found.interpreter
         self.table = found.interpreter.table
-        self.order = {n: p for p, n in enumerate(gm.graph.nodes)}
+        self.edits = GraphEdits(gm, found.interpreter, options, parts)
+        self.order = self.edits.order
         self.decided: dict[tuple[int, int], Candidate] = {}
-        self.edits: list[Edit] = []
         self.about: list[tuple[fx.Node, Candidate]] = []
         self.relied: dict[fx.Node, None] = {}
-        self.replaced: dict[fx.Node, fx.Node] = {}
-        self.retired: dict[int, int] = {}  # storage -> number of the last write to it that nobody reads any more
         self.loop_sums: set[fx.Node] = set()  # sums of a block's own part with what it reads of a state, left as they are
         self.loops: set[Leaf] = set()         # what queries of such blocks are windows of
         self.backward = cost.trains(gm.graph)
@@ -148,7 +142,7 @@ class _Pass:
         matches = [(c, c.found) for c in self.candidates if isinstance(c.found, Match)]
         attentions = [(c, m) for c, m in matches if m.kind == "attention"]
         normalisers = [(c, m) for c, m in matches if m.kind == "normaliser"]
-        live = self._live()
+        live = self.edits.live()
         blocks: dict[Leaf, list[cand.Candidate]] = {}
         for c, m in reversed(attentions):
             if c.node in live and not m.unrolled and self._part_of_a_loop(c, m):
@@ -159,22 +153,22 @@ class _Pass:
             if c.node in live and self._blocks(m):
                 blocks.setdefault(m.q[0].leaf, []).append(c)
             elif c.node in live and self._attention(c, m, normalisers, live):
-                live = self._live()
+                live = self.edits.live()
         for c, m in outputs:                                # in order: a layer reads what those before it give, step by step
             if c.node in live and self._site((c,), Site(m), told=not c.more):
-                live = self._live()                         # what the outputs were made of is none any more
+                live = self.edits.live()                   # what the outputs were made of is none any more
         for c, m in reversed(normalisers):
-            if c.node in live and c.node not in self.replaced and "cumsum" not in m.via:
+            if c.node in live and c.node not in self.edits.replaced and "cumsum" not in m.via:
                 if self._site((c,), Site(m)):
-                    live = self._live()
+                    live = self.edits.live()
         stabilised = {r.leaf for m in self.written for r in m.every()}
         for c, m in reversed(matches):                          # what only an attention that is one call now made worthwhile
             if m.maximum and c.node in live and stabilised & {r.leaf for r in m.out} and self._site((c,), Site(m), told=False):
-                live = self._live()
+                live = self.edits.live()
         for every in blocks.values():
             self._reject(every[-1], near_miss("LC114", blocks=len(every)))
         told: list[cand.Candidate] = []
-        steps = {self.replaced[n] for c, _ in outputs for n in c.steps if n in self.replaced}
+        steps = {self.edits.replaced[n] for c, _ in outputs for n in c.steps if n in self.edits.replaced}
         pieces = self._pieces()
         for c in self.candidates:
             if not isinstance(c.found, NearMiss) or c.node not in live or c.node in pieces:
@@ -203,7 +197,7 @@ class _Pass:
 
     def _repeat(self, members: frozenset[fx.Node], twins: Sequence[dict[fx.Node, fx.Node]]) -> None:
         """Islands that equal one that has been decided about."""
-        edits = [e for e in self.edits if e.replaced[0][0] in members]
+        edits = [e for e in self.edits.sites if e.replaced[0][0] in members]
         about = [(n, c) for n, c in self.about if n in members]
         mine = {n: None for n in self.relied if n in twins[0]} if edits else {}
         for twin in twins:
@@ -224,7 +218,7 @@ class _Pass:
                 break
         ends = self._ends(site.main, live)
         if ends:                                                # what only the attention itself reads goes with it
-            left = self._live(c)
+            left = self.edits.live(c)
             ends = [(e, state) for e, state in ends if e.node in left]
         written = False
         if ends and site.normaliser is None and inside is None:
@@ -248,7 +242,7 @@ class _Pass:
         if m.unrolled and m.ending is None:
             return []
         for n, t in self.interpreter.env.items():
-            if n in live and n.op.startswith("call") and isinstance(t, torch.Tensor) and n not in self.replaced:
+            if n in live and n.op.startswith("call") and isinstance(t, torch.Tensor) and n not in self.edits.replaced:
                 # of a tensor that is written in place only the last node has the value that it has now
                 if id(t) not in self.table.values or self.table.node_of.get(id(t)) is not n:
                     continue
@@ -322,7 +316,7 @@ class _Pass:
         if refusal is None and self.options.verify != "off":
             refusal = verify.check(self.table, site, targets)
         if refusal is None:
-            refusal = self._write(members, site)
+            refusal = self.edits.write(members, site)
         if refusal is not None:
             if told:
                 self._reject(members[0], refusal, estimates, detail)
@@ -345,9 +339,9 @@ class _Pass:
         if site.main.kind in ("state", "maximum"):
             return True
         if detail is not None:
-            back = {new: old for old, new in self.replaced.items()}
-            detail = describe.completed(detail, [n for n, _ in self.edits[-1].made],
-                                        {new for _, new in self.edits[-1].replaced}, back)
+            back = {new: old for old, new in self.edits.replaced.items()}
+            detail = describe.completed(detail, [n for n, _ in self.edits.sites[-1].made],
+                                        {new for _, new in self.edits.sites[-1].replaced}, back)
         self._tell(members[0], describe.rewritten(members[0].node, checks, site.main.algebra(), estimates, detail))
         return True
 
@@ -375,85 +369,6 @@ class _Pass:
         t = self.table.tensors.get(c.key.tensor)
         return None if t is None else self.table.made_of(t)
 
-    def _write(self, members: Sequence[cand.Candidate], site: Site) -> NearMiss | None:
-        first = min((c.node for c in members), key=lambda n: self.order[n])
-        try:
-            steps, written = members[0].steps, set(self.replaced.values())
-            moved = to_be_moved(site.main, self.interpreter, steps, written) if steps else []
-        except NearMiss as e:
-            return e
-        device = self.table.tensors[members[0].key.tensor].device
-        if any(c.holder is not None and self._seen_otherwise(c) for c in members):
-            return near_miss("LC302", leaf=members[0].holder)
-        builders = [GraphBuilder(self.interpreter, n, self.replaced, device)
-                    for n in (first, *(c.node if c.holder is None else c.node.next for c in members))]
-        try:
-            shapes = [tuple(b.number(product(x.size for x in axis)) for axis in m.value.axes)
-                      for b, m in zip(builders[1:], site.matches())]
-            values = emit(builders[0], builders[1:], site, linear_attention, shapes, [c.dtype for c in members])
-        except Exception as e:                              # nothing of the graph has been replaced yet
-            for b in reversed(builders):
-                b.undo()
-            if isinstance(e, NearMiss):
-                return e
-            log.warning("a site was not written (%s: %s); it is left as it is, results stay right", type(e).__name__, e)
-            log.debug("traceback", exc_info=True)
-            return near_miss("LC901", seen=f"{type(e).__name__}: {str(e)[:200]}")
-        for n in moved:
-            builders[0].made[0].prepend(n)
-        replaced: list[tuple[fx.Node, fx.Node]] = []
-        for c, b, value in zip(members, builders[1:], values):
-            if c.steps:
-                replaced += self._write_steps(c, value, builders)
-                continue
-            old = c.node if c.holder is None else c.holder
-            value = restore(b, value, old, old.meta.get("example_value"))
-            if self._written_later(c):                          # a view of the operator's output must not be written to
-                value = b.call(torch.clone, value)
-            if self.options.verify == "run":
-                value = watched(GraphBuilder(self.interpreter, b.before.next if c.holder is None else b.before, self.replaced,
-                                             device), value, old)
-            at = self.order[c.node]
-            old.replace_all_uses_with(value, delete_user_cb=lambda user, v=value, c=c, at=at: user is not v and (
-                c.holder is None or self.order.get(user, -1) > at))
-            self.replaced[old] = value
-            if c.holder is not None:
-                self.retired[self._storage(c)] = at
-            replaced.append((old, value))
-        self.edits.append(Edit(tuple((n, b.before) for b in builders for n in b.made), tuple(replaced)))
-        return None
-
-    def _write_steps(self, c: cand.Candidate, whole: fx.Node, builders: list[GraphBuilder]) -> list[tuple[fx.Node, fx.Node]]:
-        """Each step's output is its element of all of them."""
-        replaced = []
-        for n, old in enumerate(c.steps):
-            b = GraphBuilder(self.interpreter, old, self.replaced, builders[0].device)
-            value = restore(b, b.call(torch.select, whole, 0, n), old, old.meta.get("example_value"))
-            storage = self.interpreter.env[old].untyped_storage()._cdata
-            if any(s == storage and w is not None and self.order[w] > self.order[old] for s, w in self.table.mutations):
-                value = b.call(torch.clone, value)          # what is written to is no view of the operator's output
-            if self.options.verify == "run":
-                value = watched(GraphBuilder(self.interpreter, old.next, self.replaced, b.device), value, old)
-            old.replace_all_uses_with(value, delete_user_cb=lambda user, v=value: user is not v)
-            self.replaced[old] = value
-            builders.append(b)
-            replaced.append((old, value))
-        return replaced
-
-    def _storage(self, c: cand.Candidate) -> int:
-        return self.table.tensors[c.key.tensor].untyped_storage()._cdata
-
-    def _written_later(self, c: cand.Candidate) -> bool:
-        """Whether the candidate's tensor, or a view of it, is written to behind it."""
-        return any(self.order[n] > self.order[c.node] for n in self.table.writers(self.table.tensors[c.key.tensor]))
-
-    def _seen_otherwise(self, c: cand.Candidate) -> bool:
-        """Whether a view of a tensor that a loop wrote is used after the last write: it would not see the new value."""
-        views = [self.table.node_of.get(id(t)) for t in self.table.storages.get(self._storage(c), ())]
-        last = self.order[c.node]
-        return any(n is not None and n is not c.holder and self.order[n] < last and any(
-            self.order.get(u, -1) > last for u in n.users) for n in views)
-
     def _reject(self, c: cand.Candidate, why: NearMiss, estimates: tuple[Estimate, Estimate] | None = None,
                 detail: Detail | None = None) -> None:
         algebra = c.found.algebra() if isinstance(c.found, Match) else ""
@@ -468,30 +383,6 @@ class _Pass:
         self.decided[self.order[node], len(self.decided)] = decision
         if log.isEnabledFor(logging.DEBUG):
             log.debug(decision.line())
-
-    def _live(self, without: cand.Candidate | None = None) -> set[fx.Node]:
-        """Nodes that an output or an effect on something live depends on, also once a candidate does not depend on any."""
-        live: set[fx.Node] = set()
-        todo = [n for n in self.gm.graph.nodes if n.op in ("output", "placeholder", "get_attr")]
-        if self.parts is not None:                              # writes that were not interpreted
-            todo += [n for n in self.parts.writers if n not in self.parts.active]
-        retired = dict(self.retired)
-        if without is not None and without.holder is not None:
-            retired[self._storage(without)] = self.order[without.node]
-        waiting = [(s, n) for s, n in self.table.mutations if n is not None and self.order[n] > retired.get(s, -1)]
-        memory: set[int] = set()                                # of what is live
-        while todo:
-            n = todo.pop()
-            if n not in live:
-                live.add(n)
-                if without is None or n is not without.node:
-                    todo += n.all_input_nodes
-                    held = self.interpreter.env.get(n) if n.op != "output" else None  # what it returned may be replaced by now
-                    memory |= {t.untyped_storage()._cdata for t in pytree.tree_leaves(held) if isinstance(t, torch.Tensor)}
-            if not todo:                                        # what is written to is known by any of its names
-                todo += [m for s, m in waiting if m not in live and s in memory]
-        return live
-
 
 def _asks(t: Term, queries: Set[Leaf]) -> bool:
     """Whether a term contracts queries with something, and sums over nothing else that stands at their position: a norm of what

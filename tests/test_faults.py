@@ -20,7 +20,7 @@ from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
 import lightning_compile
-from lightning_compile import Report, backend, emit, passed, rewrite, verify
+from lightning_compile import Report, backend, edits, emit, passed, rewrite, verify
 from lightning_compile.kernels import chunked, fallback, tiles, trial
 from lightning_compile.kernels.errors import WrongKernel
 from lightning_compile.kernels.plan import Plan
@@ -100,8 +100,8 @@ STAGES: dict[str, tuple[Any, str, str]] = {
     "evaluation": (verify, "evaluate", "LC503"),
     "replay": (verify, "replay", "LC503"),
     "operator in the check": (verify, "linear_attention", "LC503"),
-    "emission": (rewrite, "emit", "LC901"),
-    "layout of the output": (rewrite, "restore", "LC901"),
+    "emission": (edits, "emit", "LC901"),
+    "layout of the output": (edits, "restore", "LC901"),
     "report": (rewrite._Pass, "_decide", "LC901"),
     "a line of the report": (describe, "rewritten", "LC901"),
 }
@@ -184,7 +184,7 @@ def test_one_site_that_cannot_be_written_leaves_the_others(monkeypatch: pytest.M
         return outcome
 
     examine = backend.examine
-    monkeypatch.setattr(rewrite, "emit", emitted)
+    monkeypatch.setattr(edits, "emit", emitted)
     monkeypatch.setattr(backend, "examine", examined)
     report, said = run(two, qkv(), caplog)
     assert sorted(c.code for c in report.candidates) == ["", "LC901"] and len(said) == 1
