@@ -257,7 +257,7 @@ MUTANTS = [
          ("log_across = g * filled.to(ACC)", "log_across = g * C"),
          ("passing * (across * out_scale)", "passing * out_scale"),
          ("-sums_of_columns(pairs, EACH)", "sums_of_columns(pairs, EACH)"),
-         ("steps = tl.maximum(filled - 1 - rows, 0) if REVERSE else", "steps = rows if REVERSE else"),
+         ("distance = tl.maximum(filled - 1 - rows, 0) if REVERSE else", "distance = rows if REVERSE else"),
          ("again.to(ACC) * kept[:, None]", "again.to(ACC) * 1.0"),
          ("(head // a_group).to(tl.int64) * a_h", "(head % a_group).to(tl.int64) * a_h")),
     *_of("kernels/arithmetic.py", "tiles", ("        x *= across\n", "        x = x\n")),

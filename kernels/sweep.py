@@ -86,7 +86,8 @@ def sweep(
     TURNED: products with the state, and those that are added to it, are made transposed: tensor cores read it where it is, in
     registers, and it never goes through shared memory. For an output alone, of two tiles of contracted features.
     """
-    tl.static_assert(not TURNED or (REST != 0 and OUTPUT and not COMPANION and COLUMN == NO_COLUMN and SUM == 0))
+    ALONE: tl.constexpr = REST != 0 and OUTPUT and not COMPANION and COLUMN == NO_COLUMN and SUM == 0
+    tl.static_assert(not TURNED or ALONE, "TURNED is for an output alone, of two tiles")
     # no register is left for what is added to the state while the output is made: it is read a second time
     AGAIN: tl.constexpr = TURNED and BC == REST
     BLOCKS: tl.constexpr = (OUT + BO - 1) // BO
@@ -358,8 +359,8 @@ def sweep(
                 o = turned(left, as_operand(state * early if SMALL else state, DOT, PRECISION), PRECISION, ACC)
                 o = turned_add(left_rest, as_operand(rest * early if SMALL else rest, DOT, PRECISION), o, PRECISION, ACC)
                 if DECAY == 1:
-                    steps = tl.maximum(filled - 1 - rows, 0) if REVERSE else tl.minimum(rows, filled - 1) + 1
-                    o *= tl.exp2(g * steps.to(ACC))[:, None]
+                    distance = tl.maximum(filled - 1 - rows, 0) if REVERSE else tl.minimum(rows, filled - 1) + 1
+                    o *= tl.exp2(g * distance.to(ACC))[:, None]
                 elif DECAY == 2:
                     o *= exp2_of(total - exact if REVERSE else exact, ACC)[:, None]
                 if not SMALL:
