@@ -166,19 +166,20 @@ def test_what_fails_is_shrunk_and_can_be_run_again(monkeypatch: pytest.MonkeyPat
     assert "def program(q, k, v, f)" in capsys.readouterr().out
 
 
-def test_other_random_numbers_of_inductor_are_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which elements dropout drops depends on how Inductor lays its argument out. What fails before Inductor counts."""
+@pytest.mark.parametrize("mode", ["aot", "inductor"])
+def test_other_random_numbers_are_no_failure(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which elements dropout drops depends on how PyTorch lays its argument out. What Dynamo's graph gives counts."""
     def another(f: Callable[..., Any], dynamic: bool | None) -> Any:
         return lambda *args: f(*args).flip(0), []
 
     dropped = Program(Spec(), Spelling(), (("output", MUTATIONS["dropout on the output"].line),))
-    case = cases.Case(dropped, False, 0, "inductor", "cpu")
-    monkeypatch.setattr(cases, "COMPILE", {"inductor": another})
+    case = cases.Case(dropped, False, 0, mode, "cpu")
+    monkeypatch.setattr(cases, "COMPILE", {**cases.COMPILE, mode: another})
     with pytest.raises(UnsatisfiedAssumption):
         case.check()
     with pytest.raises(WrongResult):
         replace(case, program=Program(Spec(), Spelling())).check()
-    monkeypatch.setattr(cases, "through_autograd", another)
+    monkeypatch.setattr(cases, "COMPILE", {**cases.COMPILE, "graph": another})
     with pytest.raises(WrongResult):
         case.check()
 
