@@ -354,8 +354,8 @@ def sweep(
                 else:
                     o = tl.zeros([C, BO], ACC)
             if TURNED:
-                # one tile of the state after the other, and weights, of which a thread has many here, behind both: so that few
-                # registers are in use at a time
+                # one tile of the state after the other, and weights, of which a thread has many here, made again behind both:
+                # what was made above would stay in registers meanwhile
                 o = turned(left, as_operand(state * early if SMALL else state, DOT, PRECISION), PRECISION, ACC)
                 o = turned_add(left_rest, as_operand(rest * early if SMALL else rest, DOT, PRECISION), o, PRECISION, ACC)
                 if DECAY == 1:

@@ -125,26 +125,24 @@ def keys_by_their_numbers_in_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.cat(found, 2)
 
 
-@spelling(qkv)
-def keys_by_their_numbers_in_chunks_whose_states_a_loop_reads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    k = k / (torch.arange(N, dtype=k.dtype)[:, None] + 1)
+def _read_by_a_loop(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Chunks that see themselves, and what a loop reads of the states before each."""
     q, k, v = (x.unflatten(2, (-1, 4)) for x in (q, k, v))
     state, found = q.new_zeros(B, H, D, E), []
     for c in range(N // 4):
         found.append(q[:, :, c] @ state)
         state = state + k[:, :, c].mT @ v[:, :, c]
     return (q @ k.mT).tril() @ v + torch.stack(found, 2)
+
+
+@spelling(qkv)
+def keys_by_their_numbers_in_chunks_whose_states_a_loop_reads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return _read_by_a_loop(q, k / (torch.arange(N, dtype=k.dtype)[:, None] + 1), v)
 
 
 @spelling(qkv)
 def queries_by_their_numbers_in_chunks_whose_states_a_loop_reads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    q = q * torch.arange(N, dtype=k.dtype)[:, None].cos()
-    q, k, v = (x.unflatten(2, (-1, 4)) for x in (q, k, v))
-    state, found = q.new_zeros(B, H, D, E), []
-    for c in range(N // 4):
-        found.append(q[:, :, c] @ state)
-        state = state + k[:, :, c].mT @ v[:, :, c]
-    return (q @ k.mT).tril() @ v + torch.stack(found, 2)
+    return _read_by_a_loop(q * torch.arange(N, dtype=k.dtype)[:, None].cos(), k, v)
 
 
 @spelling(qkv, sites=0)
