@@ -4,6 +4,7 @@
     python benchmarks/mutants.py --only algebra     those of one file
     python benchmarks/mutants.py --json out.json    with the results; those that the file already holds are not run again
     python benchmarks/mutants.py --part 2/8         every eighth, from the third on: parts may run beside each other
+    python benchmarks/mutants.py --first old.json   the test that killed a mutant in an earlier run is the first to run
 
 A mutant is one replacement in one file. The fast tests that concern it run against the copy, in a fork of this process that has
 imported PyTorch already; it is killed if one of them fails.
@@ -296,15 +297,16 @@ class Result:
 
 
 class Watch:
-    """Pytest's plugin in a child: mixes the tests, so that those of one theme are not all late, slow ones rather late, and notes
-    the first failure."""
+    """Pytest's plugin in a child: mixes the tests, so that those of one theme are not all late, slow ones rather late (`first`
+    before all others), and notes the first failure."""
 
-    def __init__(self) -> None:
-        self.failed = ""
+    def __init__(self, first: str) -> None:
+        self.first, self.failed = first, ""
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         draw = random.Random(0)
         items.sort(key=lambda item: draw.random() * SLOW.get(item.path.name, 1))
+        items.sort(key=lambda item: item.nodeid.split("/")[-1] != self.first)
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.failed and not self.failed:
@@ -315,7 +317,7 @@ class Watch:
             self.failed = f"{report.nodeid.split('/')[-1]} (import)"
 
 
-def _child(folder: Path, suite: str, result: Path) -> int:
+def _child(folder: Path, suite: str, first: str, result: Path) -> int:
     """The tests of a suite against the package in `folder`, in a process that has imported nothing of this project yet."""
     os.environ.update({"PYTHONPATH": str(folder), "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"), "CI": "1",
                        "TRITON_INTERPRET": "1" if suite in INTERPRETED else "0", "CUDA_VISIBLE_DEVICES": ""})
@@ -324,7 +326,7 @@ def _child(folder: Path, suite: str, result: Path) -> int:
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
-    watch = Watch()
+    watch = Watch(first)
     words = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-m", "not slow and not gpu", "-k", "not one_is_interpreted",
              "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml")]  # that one has a clock
     done = pytest.main([*words, *(str(ROOT / tests) for tests in SUITES[suite])], plugins=[watch])
@@ -332,8 +334,8 @@ def _child(folder: Path, suite: str, result: Path) -> int:
     return 0
 
 
-def run_tests(folder: Path, suite: str) -> str:
-    """The first test that fails; empty if none does, or if the tests do not end, which says nothing."""
+def run_tests(folder: Path, suite: str, first: str = "") -> str:
+    """The first test that fails, `first` before others; empty if none does, or if the tests do not end, which says nothing."""
     result = folder / "result"
     pid = os.fork()
     if pid == 0:
@@ -341,9 +343,9 @@ def run_tests(folder: Path, suite: str) -> str:
         try:
             os.setpgid(0, 0)
             if suite in INTERPRETED:                         # Triton, when it is imported, decides whether it interprets
-                os.execve(sys.executable, [sys.executable, __file__, "--child", str(folder), suite],
+                os.execve(sys.executable, [sys.executable, __file__, "--child", str(folder), suite, first],
                           {**os.environ, "TRITON_INTERPRET": "1"})
-            code = _child(folder, suite, result)
+            code = _child(folder, suite, first, result)
         finally:
             os._exit(code)
     until = time.monotonic() + TIMEOUT
@@ -356,14 +358,20 @@ def run_tests(folder: Path, suite: str) -> str:
     return result.read_text() if result.exists() else "the process died"
 
 
-def try_one(m: Mutant) -> Result:
+def try_one(m: Mutant, first: str = "") -> Result:
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         lay_out(folder)
         file = installed(folder, m.file)
         file.write_text(m.apply(file.read_text()))
-        return Result(m, run_tests(folder, m.suite), time.monotonic() - started)
+        return Result(m, run_tests(folder, m.suite, first), time.monotonic() - started)
+
+
+def read(files: Sequence[Path]) -> dict[Mutant, Result]:
+    """The results that `files` hold, where they exist."""
+    rows = [r for file in files if file.exists() for r in json.loads(file.read_text())]
+    return {Mutant(**r["mutant"]): Result(Mutant(**r["mutant"]), r["killed_by"], r["seconds"]) for r in rows}
 
 
 def table(results: Sequence[Result]) -> str:
@@ -385,15 +393,16 @@ def main() -> int:
     parser.add_argument("--only", default="", help="mutants of files whose name holds this")
     parser.add_argument("--trust", action="store_true", help="do not first run the tests without a mutant")
     parser.add_argument("--part", default="0/1", help="which part of how many")
-    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, action="append", help="where results are; the first file is written (repeatable)")
+    parser.add_argument("--first", type=Path, action="append", help="earlier results: their killers run first (repeatable)")
     args = parser.parse_args()
     if args.child:
-        return _child(Path(args.child[0]), args.child[1], Path(args.child[0]) / "result")
+        return _child(Path(args.child[0]), args.child[1], args.child[2], Path(args.child[0]) / "result")
     part, parts = map(int, args.part.split("/"))
     chosen = [m for m in MUTANTS if args.only in m.file][part::parts]
-    old = [r for file in args.json or () if file.exists() for r in json.loads(file.read_text())]
-    known = {Mutant(**r["mutant"]): Result(Mutant(**r["mutant"]), r["killed_by"], r["seconds"]) for r in old}
+    known = read(args.json or ())
+    killers = {(m.file, m.old, m.new): r.killed_by for m, r in read(args.first or ()).items()}
     for m in chosen:                                        # before an hour has passed
         m.apply((ROOT / m.file).read_text())
     for name in ("torch._dynamo", "sympy", "hypothesis"):   # once, not once a mutant
@@ -406,7 +415,7 @@ def main() -> int:
                 return 2
     results = []
     for m in chosen:
-        r = known.get(m) or try_one(m)
+        r = known.get(m) or try_one(m, killers.get((m.file, m.old, m.new), ""))
         results.append(r)
         if m in known:
             continue
