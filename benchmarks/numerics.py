@@ -237,7 +237,7 @@ def main() -> int:
         tiles.serves = lambda q, v: q.dtype != torch.float64  # type: ignore[assignment]
         lengths, features, dtypes = [1, 65, 200], [32, 60], [torch.float32, torch.float16]
     if args.device == "cuda":
-        lengths = [1, 64, 65, 1000, 4096]
+        lengths, features = [1, 64, 65, 1000, 4096], [*features, 192, 256]
     chosen = list(problems(args.lengths or lengths, features, dtypes))
     if args.device == "cuda" and not args.lengths:
         chosen += [Problem(n, 64, dtype, decay) for n in (16384, 131072) for dtype in dtypes
