@@ -111,7 +111,7 @@ def cases() -> Iterator[Case]:
         for d in (192, 256):
             yield Case(dtype, d, d, n=200, decay="step", across="qk")
             yield Case(dtype, d, d, decay="head", across="vo")
-    for d in (32, 64, 128):
+    for d in (32, 64, 128, 192, 256):
         yield Case(torch.float32, d, d, decay="step", precision="high")
         yield Case(torch.float32, d, d, decay="strong", precision="high")
         yield Case(torch.float32, d, d, n=200, heads=(1, 1, 4), decay="step", precision="high", across="qk")

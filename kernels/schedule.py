@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-Precision = Literal["ieee", "tf32", "tf32x3", "bf16x6"]
+Precision = Literal["ieee", "tf32", "bf16x6"]
 # What a sweep leaves: an output, one to which a normaliser's gradient adds a column, an output and row sums, one and its
 # normaliser, two outputs that share a state, those and row sums, or states only.
 Kind = Literal["output", "output with column", "output with sums", "normalizer", "pair", "pair with sums", "states"]
@@ -72,14 +72,14 @@ _HALF_TEN: dict[tuple[str, int], Row | None] = {
     ("output with sums", 128): (64, 128, 8, 2), ("pair", 128): None, ("pair with sums", 128): None,
 }  # fmt: skip
 # Operands of 32 bits take twice the room, and products in parts hold several copies of a tile in registers: no pairs. Fewer warps
-# need fewer copies: 64 features run in four.
+# need fewer copies: 64 features run in four. 256 are for products in bfloat16 ("medium"): others run in parts (wide.py).
 _SINGLE: dict[str, dict[int, Row]] = {
-    "output": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
-    "output with sums": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
-    "normalizer": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
+    "output": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (64, 64, 8, 1)},
+    "output with sums": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (64, 64, 8, 1)},
+    "normalizer": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (64, 64, 8, 1)},
     "pair": {},
     "pair with sums": {},
-    "states": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (64, 32, 8, 1)},
+    "states": {64: (64, 64, 4, 1), 128: (64, 64, 8, 1), 256: (64, 64, 8, 1)},
 }
 
 
@@ -119,10 +119,8 @@ def schedule(
             warps = max(warps, 8)
     if not half:
         # Of products in parts of bfloat16, whose left operand is in registers, ptxas 12.8 makes wrong kernels on Hopper in blocks
-        # of 32: beside 64 features and more, and where the features of an operand lie apart. Three products of TF32, which
-        # serve 256 features, have no such trouble.
-        block = max(block, 64)
-        held = max(held, 64 if most >= 64 or products(dtype, block)[0] == torch.bfloat16 else 32)
+        # of 32: beside 64 features and more, and where the features of an operand lie apart.
+        block, held = max(block, 64), max(held, 64)
     if half and hopper and contract <= 16 and row_of in ("output", "states"):
         block = 16  # no second operand of a product has 16 columns there, which gave wrong results
     rest = 64 if block == 192 else 0
@@ -188,10 +186,7 @@ def precision(dtype: torch.dtype) -> tuple[torch.dtype, Precision]:
     return dtype, "tf32" if asked == "high" else "bf16x6"
 
 
-def products(dtype: torch.dtype, contract: int) -> tuple[torch.dtype, Precision]:
-    """The same for a sweep over so many features: of 256, the three parts of bfloat16 do not fit the registers. Triton's
-    interpreter has no products of bfloat16, and those of fp32 are such."""
+def products(dtype: torch.dtype) -> tuple[torch.dtype, Precision]:
+    """The same where kernels run: Triton's interpreter has no products of bfloat16, and those of fp32 are such."""
     dot, how = precision(dtype)
-    if INTERPRETED and how == "bf16x6":
-        return dot, "ieee"
-    return dot, "tf32x3" if how == "bf16x6" and contract > 128 else how
+    return dot, "ieee" if INTERPRETED and how == "bf16x6" else how

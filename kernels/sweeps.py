@@ -155,7 +155,7 @@ class Sweeps:
         from .sweep import sweep
 
         b, heads, n = self.shape
-        dot, how = products(self.operand, plan.contract)
+        dot, how = products(self.operand)
         read = [right if left is None else left, right, value, value if beside is None else beside]
         written = [value if out is None else out, value if companion is None else companion]
         optional = [x, self._decays(plan.chunk), z]

@@ -54,7 +54,7 @@ def compile_ahead(
     outputs = [_meta(x.shape, x.strides, x.dtype) if math.prod(x.shape) else None for x in plan.results]
     keys, _, values = given[:3]                             # whose sizes are no symbols: nothing is asked of those
     assert keys is not None and values is not None
-    d, e = wide.parts(keys.shape[-1])[0], wide.parts(values.shape[-1])[0]
+    d, e = wide.parts(keys.shape[-1], keys.dtype)[0], wide.parts(values.shape[-1], values.dtype)[0]
     if wide.cuts_forward(keys):
         plan = plan_forward(_in_order(wide.forward_part((*given, *options), d)), *options, exact=wide.EXACT)
     launches = plan.launches

@@ -16,36 +16,43 @@ from torch import Tensor
 from torch.nn import functional
 
 from .problem import empty_like_layout, output_heads, sequence_first
+from .schedule import precision
 from .spec import Exact
 
-MOST = 256  # features that the registers of one program hold
+MOST = 256  # features that the registers of one program hold,
+SINGLE = 128  # and in fp32
 ALIGNED = 16  # bytes that are read at once, if rows begin at multiples of them
 EXACT: Exact = frozenset({"o"})  # of the parts of a forward
 Part = slice
 
 
-def parts(features: int) -> list[Part]:
+def most(dtype: torch.dtype) -> int:
+    """Features of such operands that one program holds."""
+    return SINGLE if precision(dtype)[0] == torch.float32 else MOST
+
+
+def parts(features: int, dtype: torch.dtype) -> list[Part]:
     """As few as hold them, of one size that is a multiple of 16; the last may reach beyond the end, where it has zeros: all run
     the same kernels, on rows that are aligned."""
-    count = -(-features // MOST)
+    count = -(-features // most(dtype))
     size = -(-features // (16 * count)) * 16
     return [slice(at, at + size) for at in range(0, features, size)] if count > 1 else [slice(0, features)]
 
 
 def cuts_forward(q: Tensor) -> bool:
     """Whether a forward takes more than one call of the tiles."""
-    return q.shape[-1] > MOST
+    return q.shape[-1] > most(q.dtype)
 
 
 def cuts_backward(q: Tensor, v: Tensor) -> bool:
     """Whether a backward does."""
-    return q.shape[-1] > MOST or v.shape[-1] > MOST
+    return max(q.shape[-1], v.shape[-1]) > most(q.dtype)
 
 
 def exact_backward(q: Tensor, v: Tensor) -> Exact:
     """What parts of a backward add to each other."""
-    along_values: Exact = frozenset({"grad_q", "grad_k"}) if v.shape[-1] > MOST else frozenset()
-    return along_values | (frozenset({"grad_v"}) if q.shape[-1] > MOST else frozenset())
+    along_values: Exact = frozenset({"grad_q", "grad_k"}) if v.shape[-1] > most(v.dtype) else frozenset()
+    return along_values | (frozenset({"grad_v"}) if q.shape[-1] > most(q.dtype) else frozenset())
 
 
 def _at(x: Tensor | None, *where: Part) -> Tensor | None:
@@ -77,7 +84,7 @@ def forward(compute: Callable[..., tuple[Tensor, ...]], *args: Any) -> tuple[Ten
     """The forward by `compute`, which takes what it is to leave in the accumulation dtype and arguments of the forward."""
     q, k, v, final_state = args[0], args[1], args[2], args[9]
     o = empty_like_layout(v, (q.shape[0], output_heads(q, k, v), q.shape[2], v.shape[3]), sequence_first(v, q, k))
-    *first, last = parts(q.shape[-1])
+    *first, last = parts(q.shape[-1], q.dtype)
     sums, z, *states = compute(EXACT, *forward_part(args, first[0]))
     for d in (*first[1:], last):
         more = compute(EXACT, *forward_part(args, d))
@@ -98,8 +105,8 @@ def backward(compute: Callable[..., tuple[Tensor, ...]], *args: Any) -> tuple[Te
     of_v: dict[int, Tensor] = {}
     of_decay: dict[int, Tensor] = {}
     grad_state = initial_state.new_empty(initial_state.shape) if need_state and initial_state is not None else v.new_empty(0)
-    for e in parts(v.shape[-1]):
-        for d in parts(q.shape[-1]):
+    for e in parts(v.shape[-1], v.dtype):
+        for d in parts(q.shape[-1], q.dtype):
             found = compute(exact, *backward_part(args, d, e))
             for sums, key, x, needed in ((of_q, d.start, found[0], need_q), (of_k, d.start, found[1], need_k),
                                          (of_v, e.start, found[2], need_v), (of_decay, 0, found[3], need_decay)):

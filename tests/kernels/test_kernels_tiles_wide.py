@@ -21,6 +21,7 @@ def on_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wide, "MOST", 32)
+    monkeypatch.setattr(wide, "SINGLE", 32)
 
 
 @pytest.mark.usefixtures("narrow")
@@ -92,10 +93,19 @@ def test_what_is_compiled_ahead_is_what_is_launched(case: Case, monkeypatch: pyt
     assert {key for key in launched if "'COLUMN', 0" not in str(key)} <= begun
 
 
-@pytest.mark.parametrize("features", [1, 256, 257, 266, 273, 512, 1000])
-def test_parts_are_few_and_alike(features: int) -> None:
-    found = wide.parts(features)
+@pytest.mark.parametrize(("dtype", "asked", "most"), [
+    (torch.bfloat16, "highest", 256), (torch.float32, "highest", 128), (torch.float32, "high", 128),
+    (torch.float32, "medium", 256),
+])  # fmt: skip
+@pytest.mark.parametrize("features", [1, 128, 129, 192, 256, 257, 266, 273, 512, 1000])
+def test_parts_are_few_and_alike(features: int, dtype: torch.dtype, asked: str, most: int) -> None:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(asked)
+    try:
+        found = wide.parts(features, dtype)
+    finally:
+        torch.set_float32_matmul_precision(before)
     sizes = [part.stop - part.start for part in found]
-    assert sum(sizes) - sizes[0] < features <= sum(sizes) and max(sizes) <= wide.MOST and len(found) == -(-features // wide.MOST)
+    assert sum(sizes) - sizes[0] < features <= sum(sizes) and max(sizes) <= most and len(found) == -(-features // most)
     assert [part.start for part in found] == [sum(sizes[:n]) for n in range(len(found))]
     assert len(set(sizes)) == 1 and (len(found) == 1 or sizes[0] % 16 == 0)
