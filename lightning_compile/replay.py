@@ -96,6 +96,11 @@ def _dtype(d: torch.dtype | None) -> torch.dtype | None:
     return torch.float64 if d is not None and d.is_floating_point else d
 
 
+def _wide(a: Any) -> Any:
+    """Whole numbers in fp64; conditions as they are."""
+    return a.double() if isinstance(a, Tensor) and a.dtype != torch.bool else a
+
+
 def run_again(record: Record, get: Callable[[Key], Tensor], sizes: Sizes, out_dtype: torch.dtype,
               shape: tuple[int, ...]) -> list[Tensor]:
     """The outputs of a recorded call at small sizes, the first one's as given, in fp64 where it was of a floating-point type."""
@@ -115,6 +120,8 @@ def run_again(record: Record, get: Callable[[Key], Tensor], sizes: Sizes, out_dt
 
     if name not in _OWN and "fill_value" not in arguments and not name.startswith(("empty", "new_empty")):
         args = [small(a) for a in record.args]
+        if dtype is torch.float64 and not any(isinstance(a, Tensor) and a.is_floating_point() for a in args):
+            args = [_wide(a) for a in args]                 # 0.9 ** arange(n): numbers of integers are rounded to fp32
         if not mutable and not record.kwargs and (quick := _QUICK.get(name)) is not None:
             return [quick(*args)]
         kwargs = {k: torch.device("cpu") if isinstance(a, torch.device) else small(a) for k, a in record.kwargs.items()

@@ -20,6 +20,7 @@ from .loop_numbers import read_of
 from .loop_weights import Sequenced, Weighed, weighed
 from .match import MAX_FEATURES, Match
 from .normal_form import Leaf, Read, Term, Value
+from .piece_gates import joined
 from .pieces import Pieces
 from .recurrence import Tables
 from .slots import Slot, slots
@@ -66,8 +67,15 @@ def weigh(pieces: Pieces, frame: Frame, forms: Sequence[Form], states: States, d
     operands = _operands(forms, frame, states, updates, starts, stride, empty,
                          int(hint(pieces.length)) * stride)
     if stride == 1:
-        key = operands.moving_key()
-        forms, states = gathered(forms, states, updates, lambda u: key.position(u.k[key.number]), int(hint(pieces.length)))
+        key, n = operands.moving_key(), int(hint(pieces.length))
+
+        def position(u: Update) -> Affine:
+            return key.position(u.k[key.number])
+
+        if any(position(u).coef for u in updates):
+            forms, states = joined(forms, states, frame, n)
+        else:
+            forms, states = gathered(forms, states, position, n)
         weights = [p.weight for parts in (*states.values(), *(f.parts for f in forms)) for p in parts]
     at = _sequenced(pieces, forms, operands, updates, stride, Tables(frame, weights, 0), empty)
     found, tables = weighed(forms, states, frame, weights, operands.moving_key(), at, empty)

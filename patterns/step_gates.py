@@ -105,20 +105,20 @@ def variables(r: Read) -> list[Index]:
     return list(dict.fromkeys(x for a in r.index for x in a.coef))
 
 
-def gathered(forms: Sequence[Form], states: States, updates: Sequence[Update], position: Callable[[Update], Affine], length: int
+def gathered(forms: Sequence[Form], states: States, position: Callable[[Update], Affine], length: int
              ) -> tuple[Sequence[Form], States]:
     """Forms and states whose gates are read at positions, where each step has tensors of its own for them."""
     first: NearMiss | None = None
     for depth in DEPTHS:
         try:
-            return _gathered(forms, states, updates, position, length, depth)
+            return _gathered(forms, states, position, length, depth)
         except NearMiss as e:
             first = first or e
     assert first is not None
     raise first
 
 
-def _gathered(forms: Sequence[Form], states: States, updates: Sequence[Update], position: Callable[[Update], Affine], length: int,
+def _gathered(forms: Sequence[Form], states: States, position: Callable[[Update], Affine], length: int,
               depth: int) -> tuple[Sequence[Form], States]:
     weights = [p.weight for parts in (*states.values(), *(f.parts for f in forms)) for p in parts]
     found: dict[Any, set[Leaf]] = {}
@@ -128,7 +128,7 @@ def _gathered(forms: Sequence[Form], states: States, updates: Sequence[Update], 
                 if positionless(r):
                     found.setdefault(_family(e, r, depth), set()).add(r.leaf)
     many = {family for family, leaves in found.items() if len(leaves) > 1}
-    if not many or any(position(u).coef for u in updates):
+    if not many:
         return forms, states
     by_step = _Gates(many, length, depth)
     at = {key: max((int(position(p).const) for p in parts if isinstance(p, Update)), default=None)

@@ -86,7 +86,7 @@ def _side_by_side(interpreter: GraphInterpreter, nodes: Sequence[fx.Node]) -> tu
 
 def _reads_a_state(terms: Sequence[Term]) -> bool:
     """Whether all of it are sums over queries, keys and values, or over queries and a state that the loop carries."""
-    return bool(terms) and all(t.bound and not t.indicators and len(t.reads()) > 1 and (
+    return bool(terms) and all(t.bound and len(t.reads()) > 1 and (
         len(t.reads()) > 2 or any(r.leaf.definition is not None for r in t.reads())) for t in terms)
 
 
