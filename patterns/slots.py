@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from .codes import near_miss
 from .index import Affine, Index, hint, var
 from .normal_form import Leaf, Read
+from .places import moved
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,7 @@ class Slot:
             return self._put_together(x)
         if not self.axes:
             return self.read
-        if len(self.axes) > 1:
-            raise near_miss("LC404", leaf=self.read.leaf, seen="it holds the position on several axes")
-        index = list(self.read.index)
-        index[self.axes[0]] = var(x).shift(start)
-        return replace(self.read, index=tuple(index))
+        return moved(self.read, self.axes, (x,), start)
 
     def _put_together(self, x: Index) -> Read:
         """A read of the tensors of all pieces, one behind the other."""
