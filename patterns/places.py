@@ -8,7 +8,7 @@ from typing import Any
 
 from .codes import near_miss
 from .index import Affine, Index, hint, mixed_radix, product, same, var
-from .normal_form import Leaf, Read, Term
+from .normal_form import Factor, Leaf, Read, Term
 from .weights import Density
 
 
@@ -145,6 +145,31 @@ def moved(r: Read, axes: Sequence[int], digits: Sequence[Index], start: Any) -> 
         for a, x in zip(axes, digits):
             index[a] = var(x)
     return replace(r, index=tuple(index))
+
+
+def on_one_axis(terms: Sequence[Term]) -> list[Term]:
+    """The terms, with tensors that hold on two axes what another holds on one (chunks and positions within them, of a feature map
+    behind the reshape) read as if they held it on one."""
+    joints: dict[Leaf, tuple[int, int]] = {}
+    for t in terms:
+        pairs = {(x, y) for r in t.reads() for a in r.index for x in a.coef for y in a.coef
+                 if x is not y and same(a.coef[x], a.coef[y] * y.size)}
+        for r in t.reads():
+            single = {x: n for n, a in enumerate(r.index) if (x := a.only()) is not None and same(x.size, r.leaf.shape[n])}
+            found = next(((single[x], single[y]) for x, y in pairs if x in single and y in single), None)
+            if found is not None and joints.setdefault(r.leaf, found) != found:
+                return list(terms)
+
+    def one(f: Factor) -> Factor:
+        if not isinstance(f, Read) or f.leaf not in joints:
+            return f
+        a, b = joints[f.leaf]
+        return _merged(f, (a, b), f.index[a].scale(f.leaf.shape[b]) + f.index[b])
+
+    def changed(t: Term) -> Term:
+        return replace(t, factors=tuple(map(one, t.factors)), exponent=tuple(map(changed, t.exponent)))
+
+    return list(map(changed, terms)) if joints else list(terms)
 
 
 def _merged(r: Read, axes: Sequence[int], at: Affine) -> Read:

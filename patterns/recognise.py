@@ -24,7 +24,7 @@ from .index import Index, Unknown, product, untied
 from .match import MAX_FEATURES, Match
 from .maxima import maximum, without_maximum
 from .normal_form import Read, Term, Value
-from .places import Places, SequencePosition, digits_of, innermost, ordered, position_of, sharing
+from .places import Places, SequencePosition, digits_of, innermost, on_one_axis, ordered, position_of, sharing
 from .polynomial import reduced, width
 from .position_weights import rows_alike, weights_apart
 from .quotients import cancelled, computed_once
@@ -48,6 +48,8 @@ def recognise(value: Value) -> Match | NearMiss | None:
     weighed = isinstance(found, NearMiss) and found.code in ("LC103", "LC108", "LC109", "LC203")
     if weighed and (apart := weights_apart(terms)) != terms:
         return _recognised(replace(value, terms=tuple(apart)))
+    if isinstance(found, NearMiss) and (one := on_one_axis(terms)) != terms:
+        return _recognised(replace(value, terms=tuple(one)))
     if isinstance(found, NearMiss) and found.code == "LC109":
         if (once := computed_once(given)) != given:
             return recognise(replace(value, terms=tuple(once)))

@@ -111,7 +111,11 @@ def solve(problem: Problem) -> Weights:
     sign = -1 if result[1] else 1                           # reversed, the weight of a pair is exp(G[p] - G[i])
     densities = tuple(Density(*_squeeze(sign * x, problem.batch), a.reads, a.at, given)
                       for a, x, given in zip(atoms, numbers, summed) if x.any())
-    whole = sizes.need is not None or int(pairs.counts[0]) - pairs.prefix == sizes.number(product(x.size for x in problem.i))
+    rows, length = product(x.size for x in problem.i), problem.lengths[0]
+    if sizes.need is not None:                              # padded: the output goes on where the queries end
+        whole = not (isinstance(rows, int) and isinstance(length, int) and rows > length)
+    else:
+        whole = int(pairs.counts[0]) - pairs.prefix == sizes.number(rows)
     return Weights(*result[:3], densities, pairs.low, whole, result[3])
 
 
