@@ -105,7 +105,7 @@ def log_decay(b: Builder, m: Match, at: Layout) -> Any:
     total: Any = None
     for g in m.decay:
         x = _density(b, g, order, torch.float64 if g.summed else dtype)
-        x = b.call(torch.Tensor.to, _steps_of(b, m, x), dtype) if g.summed else x
+        x = b.call(torch.Tensor.to, _steps_of(b, m, x), dtype) if g.summed else _next_steps(b, m, x) if g.late else x
         if g.over:
             places = [g.over.index(y) for y in order if y in g.over]
             numbers = g.numbers.transpose(places).reshape([y.size if y in g.over else 1 for y in order])
@@ -149,6 +149,13 @@ def _steps_of(b: Builder, m: Match, x: Any) -> Any:
     x = b.call(torch.flatten, x, -digits, -1) if digits > 1 else x
     first = b.call(torch.narrow, x, -1, 0, 1)
     x = b.call(torch.diff, x, 1, -1, b.call(torch.zeros_like, first) if m.state else first)
+    return b.call(torch.unflatten, x, -1, tuple(map(b.size, m.j))) if digits > 1 else x
+
+
+def _next_steps(b: Builder, m: Match, x: Any) -> Any:
+    """[..., positions], each step with what is read at the one before it; the first with nothing."""
+    digits = len(m.j)
+    x = b.call(torch.nn.functional.pad, b.call(torch.flatten, x, -digits, -1) if digits > 1 else x, (1, -1))
     return b.call(torch.unflatten, x, -1, tuple(map(b.size, m.j))) if digits > 1 else x
 
 

@@ -481,4 +481,5 @@ def straighten(t: Term) -> Term:
         if found and all(isinstance(c, int) and c < 0 for c in found):
             new: Index = rename(b)
             mapping[b] = Affine(b.size - 1, {new: -1})
-    return t.substitute(mapping) if mapping else t
+    t = t.substitute(mapping) if mapping else t
+    return replace(t, exponent=tuple(map(straighten, t.exponent))) if t.exponent else t

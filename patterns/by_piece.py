@@ -25,7 +25,7 @@ from .pieces import Piece, Pieces
 ELEMENTWISE = frozenset({"add", "sub", "mul", "div", "neg", "_to_copy", "to", "clone", "contiguous", "alias"})
 RESHAPED = frozenset({"view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy"})
 MOVED = frozenset({"permute", "transpose", "t", "mT"})
-FOLLOWED = ELEMENTWISE | RESHAPED | MOVED | {"slice", "constant_pad_nd", "copy"}
+FOLLOWED = ELEMENTWISE | RESHAPED | MOVED | {"slice", "constant_pad_nd", "copy", "flip"}
 
 
 def by_piece(name: str, args: Mapping[str, Any], out: torch.Tensor, table: Table, known: Mapping[int, Pieces]) -> Pieces | None:
@@ -46,6 +46,8 @@ def by_piece(name: str, args: Mapping[str, Any], out: torch.Tensor, table: Table
             return _moved(name, args, pieces, out, table)
         if name in RESHAPED and len(given) == 1:
             return _reshaped(lead, pieces, out)
+        if name == "flip":
+            return _flipped([d % lead.dim() for d in args["dims"]], pieces)
         if name == "slice" and len(given) == 1 and args.get("step", 1) == 1:
             return _sliced(args, lead, pieces, out)
         if name == "constant_pad_nd" and not args.get("value", 0):
@@ -141,6 +143,14 @@ def _reshaped(x: torch.Tensor, pieces: Pieces, out: torch.Tensor) -> Pieces | No
                                ax.reshape(p.value, [*new[:at], p.length * inner, *new[at + 1 :]])) for p in pieces.pieces]
                 return Pieces(at, new[at], tuple(found))
     return None
+
+
+def _flipped(dims: Sequence[int], pieces: Pieces) -> Pieces:
+    """Each piece backwards; those along a flipped axis in the other order."""
+    found = [replace(p, value=ax.flip(p.value, dims)) for p in pieces.pieces]
+    if pieces.dim in dims:
+        found = [replace(p, start=pieces.length - p.start - p.length) for p in reversed(found)]
+    return replace(pieces, pieces=tuple(found))
 
 
 def _sliced(args: Mapping[str, Any], x: torch.Tensor, pieces: Pieces, out: torch.Tensor) -> Pieces | None:

@@ -78,7 +78,16 @@ def weigh(pieces: Pieces, frame: Frame, forms: Sequence[Form], states: States, d
             forms, states = gathered(forms, states, position, n)
         weights = [p.weight for parts in (*states.values(), *(f.parts for f in forms)) for p in parts]
     at = _sequenced(pieces, forms, operands, updates, stride, Tables(frame, weights, 0), empty)
-    found, tables = weighed(forms, states, frame, weights, operands.moving_key(), at, empty)
+    given = (forms, states, frame, weights, operands.moving_key(), at, empty)
+    try:
+        found, tables = weighed(*given)
+    except NearMiss as e:
+        if e.code != "LC201":
+            raise
+        try:
+            found, tables = weighed(*given, late=True)
+        except NearMiss:
+            raise e from None
     coef, reverse, strict = found.mask
     densities = tuple(a.density(-r if reverse else r, tables) for a, r in zip(found.atoms, found.ratios) if np.any(r))
     match = _match(pieces, frame, operands, at, coef, densities, reverse, strict, dtype, tables.eps)

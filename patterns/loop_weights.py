@@ -58,14 +58,15 @@ class Weighed:
 
 
 def weighed(forms: Sequence[Form], states: Mapping[StateKey, Sequence[Update | Carry]], frame: Frame, weights: Sequence[Term],
-            keys: Slot, at: Sequenced, empty: frozenset[int], whole: bool = False) -> tuple[Weighed, Tables]:
+            keys: Slot, at: Sequenced, empty: frozenset[int], late: bool = False, whole: bool = False) -> tuple[Weighed, Tables]:
     """All weights of a loop, and the tables they come from; NearMiss where no log-decay explains them. `empty` are positions of
-    queries that see no key. `whole`: all rows of a piece are looked at, which numbers of positions are told by."""
+    queries that see no key; gates are `late` or not (see `Density`). `whole`: all rows of a piece are looked at, which numbers of
+    positions are told by."""
     probe = Tables(frame, weights, 0, at.n)
     columns = sample(at.n, forms, at.stride)
     rows, values = _rows(forms, frame, whole)
     count = len(rows)
-    atoms = atoms_of(probe, weights, at.low[0])
+    atoms = atoms_of(probe, weights, at.low[0], late)
     for r in (r for a in atoms for r in a.reads):
         if r.leaf.spoilt:
             raise near_miss("LC301", leaf=r.leaf)
@@ -93,7 +94,7 @@ def weighed(forms: Sequence[Form], states: Mapping[StateKey, Sequence[Update | C
                 not np.array_equal(np.sort([*rows, *empty]), np.arange(at.n)):
             if whole or len(columns) != at.n or not any(map(_has_numbers, weights)):
                 raise
-            return weighed(forms, states, frame, weights, keys, at, empty, True)
+            return weighed(forms, states, frame, weights, keys, at, empty, late, True)
         if any(moves):
             every.append(draw(1))
             pairs.append((every[-1].u[:, keep, :-1][:, :, seen], every[-1].levels))

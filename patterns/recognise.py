@@ -106,7 +106,7 @@ def _sum_of(m: Match) -> Any:
 
     groups = enumerate((m.q, m.k, m.v, m.out))
     reads = tuple(sorted(((role, read(r)) for role, group in groups for r in group), key=str))
-    decay = tuple((tuple(g.numbers.ravel().round(9)), tuple(map(read, g.reads)), g.summed) for g in m.decay)
+    decay = tuple((tuple(g.numbers.ravel().round(9)), tuple(map(read, g.reads)), g.summed, g.late) for g in m.decay)
     return reads, decay, m.reverse, m.strict, m.batch, m.e, m.state, m.entering, str(m.prefix)
 
 

@@ -222,10 +222,11 @@ def some(n: int) -> Array:
 # --------------------------------------------------------------------------------------------------------------- decay
 @dataclass(frozen=True)
 class Atom:
-    """A summand of the log-decay: reads whose product it is, none for a constant."""
+    """A summand of the log-decay: reads whose product it is, none for a constant. `late`: see `Density`."""
 
     reads: tuple[Read, ...]
     low: int
+    late: bool = False
 
     def level(self, tables: Tables, n: int) -> Array:
         """Its cumulative sum."""
@@ -234,7 +235,7 @@ class Atom:
             axes = tables.positions[r.leaf]
             table = tables.table(r.leaf, r.function, int(np.prod([hint(r.leaf.shape[a]) for a in axes], dtype=int)))
             density = density * (table[np.minimum(np.arange(n) + self.low, len(table) - 1)] if axes else table[0])
-        return np.cumsum(density)
+        return np.cumsum(density) - density * (self.late and self.moves(tables))
 
     def moves(self, tables: Tables) -> bool:
         return any(tables.positions[r.leaf] for r in self.reads)
@@ -247,10 +248,10 @@ class Atom:
         rounded = np.round(numbers, 6)                      # 1 and not 1.0000000000000002
         numbers = np.where(np.isclose(numbers, rounded, rtol=1e-11, atol=0), rounded, numbers)
         at = frozenset((number, axis) for number, r in enumerate(self.reads) for axis in tables.positions[r.leaf])
-        return Density(np.asarray(numbers), tuple(tables.heads[p] for p in keep), self.reads, at)
+        return Density(np.asarray(numbers), tuple(tables.heads[p] for p in keep), self.reads, at, late=self.late and bool(at))
 
 
-def atoms_of(tables: Tables, weights: Iterable[Term], low: int) -> list[Atom]:
+def atoms_of(tables: Tables, weights: Iterable[Term], low: int, late: bool = False) -> list[Atom]:
     """All summands that the log-decay may have; the constant comes first. A rate that is an exponential itself (of the number
     of a head) is a number like any other, as long as no tensor is read for it."""
     found: dict[Any, Atom] = {(): Atom((), low)}
@@ -261,7 +262,7 @@ def atoms_of(tables: Tables, weights: Iterable[Term], low: int) -> list[Atom]:
                 raise near_miss("LC201", seen="an exponent within an exponent")
             key = tuple((id(r.leaf), r.function, r.detached,
                          tuple(a for n, a in enumerate(r.index) if n not in tables.positions[r.leaf])) for r in reads)
-            found.setdefault(key, Atom(reads, low))
+            found.setdefault(key, Atom(reads, low, late))
     return list(found.values())
 
 

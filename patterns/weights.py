@@ -8,6 +8,7 @@ no match. The tensors that exponents read are random numbers here, so equal weig
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .clock import look
-from .codes import near_miss
+from .codes import NearMiss, near_miss
 from .evaluate import Array, Grid
 from .index import Affine, Index, product
 from .normal_form import Factor, Read, Term
@@ -59,13 +60,15 @@ class Problem:
 class Density:
     """One summand of the log-decay: numbers over batch variables, times reads. `at` says where in the reads the position
     stands: (number of the read, axis) pairs; without one, the log-decay is the same at all positions. If it is `summed`, the
-    product of the reads is the cumulative sum of the log-decay, not the log-decay."""
+    product of the reads is the cumulative sum of the log-decay, not the log-decay. If it is `late`, what is read at a step decays
+    what passes the next one: sums are over the steps before a position, or, from behind, from it on."""
 
     numbers: Array
     over: tuple[Index, ...]
     reads: tuple[Read, ...]
     at: frozenset[tuple[int, int]]
     summed: bool = False
+    late: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,16 @@ class Weights:
 
 def solve(problem: Problem) -> Weights:
     """The weights of all terms together; NearMiss where they are none of the operator's."""
+    try:
+        return _solve(problem, False)
+    except NearMiss as e:
+        if e.code == "LC201" and any(a.at for a in _atoms(problem)):
+            with contextlib.suppress(NearMiss):
+                return _solve(problem, True)
+        raise
+
+
+def _solve(problem: Problem, late: bool) -> Weights:
     symbols = _symbols(problem)
     sizes = _Sizes(problem, symbols)
     atoms = _atoms(problem)
@@ -94,7 +107,7 @@ def solve(problem: Problem) -> Weights:
     summed = [False] * len(atoms)
     result: tuple[float, bool, bool, float] | None = None
     for n, fixed in enumerate(assignments):
-        pairs = _Pairs(problem, sizes, atoms, fixed)
+        pairs = _Pairs(problem, sizes, atoms, fixed, late)
         if n == 0:
             numbers, summed = [pairs.ratio(a) for a in range(len(atoms))], pairs.summed
         at = tuple(fixed[x] for x in problem.batch)
@@ -109,7 +122,7 @@ def solve(problem: Problem) -> Weights:
         result = found
     assert result is not None
     sign = -1 if result[1] else 1                           # reversed, the weight of a pair is exp(G[p] - G[i])
-    densities = tuple(Density(*_squeeze(sign * x, problem.batch), a.reads, a.at, given)
+    densities = tuple(Density(*_squeeze(sign * x, problem.batch), a.reads, a.at, given, late and bool(a.at) and not given)
                       for a, x, given in zip(atoms, numbers, summed) if x.any())
     rows, length = product(x.size for x in problem.i), problem.lengths[0]
     if sizes.need is not None:                              # padded: the output goes on where the queries end
@@ -222,8 +235,8 @@ def _atoms(problem: Problem) -> list[_Atom]:
 class _Pairs:
     """Pairs of positions with the exponents of each part, for one value of the batch variables."""
 
-    def __init__(self, problem: Problem, sizes: _Sizes, atoms: Sequence[_Atom], fixed: Mapping[Index, int]) -> None:
-        self.problem, self.sizes, self.atoms, self.fixed = problem, sizes, atoms, fixed
+    def __init__(self, problem: Problem, sizes: _Sizes, atoms: Sequence[_Atom], fixed: Mapping[Index, int], late: bool) -> None:
+        self.problem, self.sizes, self.atoms, self.fixed, self.late = problem, sizes, atoms, fixed, late
         self.random: dict[Any, Array] = {}
         self.generator = np.random.default_rng(1)
         low, high = zip(*(self._range([e for p in problem.parts if (e := getattr(p, name)) is not None])
@@ -349,8 +362,8 @@ class _Pairs:
                 density = density * table[0]
         summed = bool(atom.at) and not any(t.bound or t.indicators for terms in atom.terms for t in terms) and \
             self._differences(atom, np.append(density, 0.0))
-        # the last one stands before the first position, at -1
-        return np.append(density if summed else np.cumsum(density), 0.0), summed
+        level = density if summed else np.cumsum(density) - density * (self.late and bool(atom.at))
+        return np.append(level, 0.0), summed                # the last one stands before the first position, at -1
 
     def _differences(self, atom: _Atom, level: Array) -> bool:
         """Whether the exponents of all pairs are the same multiple of the differences of levels."""
