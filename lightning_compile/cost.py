@@ -26,7 +26,9 @@ CHUNK = 64
 BACKWARD, OPERATOR_BACKWARD = 2.0, 2.5  # products of a backward, in those of its forward
 # What making the features of a polynomial takes: passes over all of them, of queries and of keys; operations.
 POWERS, MADE = 16, 10
-_KEPT = frozenset({"bmm", "mm", "baddbmm", "cumsum"})  # Inductor writes their results to memory
+_PRODUCTS = frozenset({"bmm", "mm", "baddbmm"})
+_KEPT = _PRODUCTS | {"cumsum"}          # Inductor writes their results to memory
+_SUMS = frozenset({"sum", "mv", "dot"})  # and these end a kernel, of which a loop over steps has many
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,15 @@ def original(table: SideTable, records: Sequence[Record], machine: Machine, back
     """Of the user's operations, pointwise ones fused away."""
     moved, multiplied, added, launched, computing = 0, 0, 0, 0, 0.0
     for r in records:
-        if r.func._schema.name.split("::")[1] not in _KEPT:
+        name = r.func._schema.name.split("::")[1]
+        launched += name in _SUMS
+        if name not in _KEPT:
             continue
         outs = [table.tensors[k] for k, _ in r.outputs]
         ins = [table.tensors[a.tensor] for a in r.keys]
         moved += sum(_numel(t) * t.element_size() for t in outs + ins)
         launched += 1
-        if r.func._schema.name != "aten::cumsum":
+        if name in _PRODUCTS:
             products = _numel(outs[0]) * hint_of(ins[-1].shape[-2])
             multiplied += products
             computing += products / machine.rates(outs[0].dtype).matrices

@@ -123,6 +123,10 @@ class PieceRoles:
             if read is None or read.leaf.definition is None:
                 return choice
             terms = substituted(read.leaf.definition, read.index)
+            carried = [t for t in terms if any(r.variables() & d and choice <= r.variables() for r in t.reads())]
+            decayed = {x for t in carried for r in (*t.reads(), *(y for e in t.exponent for y in e.reads()))
+                       if not r.variables() & d for x in r.variables()}
+            choice = choice - decayed or choice             # what a decay depends on is a head
             for t in terms:
                 values = [r for r in t.reads() if not r.variables() & d]
                 if any(r.variables() & d and not choice <= r.variables() for r in t.reads()) and values:

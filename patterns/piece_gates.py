@@ -2,8 +2,8 @@
 
     for s in range(0, n, c): G = logsigmoid(f[:, :, s : s + c]).cumsum(-1) ...
 
-An elementwise function of windows is the windows of that function, so the tensors of all pieces, one behind the other, are the gate
-of the whole sequence. Those of single steps are in `step_gates`.
+An elementwise function of windows is the windows of that function, so the tensors of all pieces, one behind the other, are the
+gate of the whole sequence. Those of single steps are in `step_gates`.
 """
 
 from __future__ import annotations

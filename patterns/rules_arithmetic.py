@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -243,6 +244,14 @@ def product_of_matrices(c: Call) -> Value:
         if alone and len(other.axes[rows]) > 1 and other.leaves() and _is_given(weight) and not _is_running(other):
             raise Unknown("a projection: one matrix for all batches, which no product of queries and keys has")
     return al.matmul(x, y, c.dtype)
+
+
+@rule("mv", "dot")
+def product_with_vector(c: Call) -> Value:
+    """A row of matrices' products, or one, with a vector for the column."""
+    x, y = c["self"], c["vec" if c.name == "mv" else "tensor"]
+    found = al.matmul(replace(x, axes=((),) * (2 - len(x.axes)) + x.axes), replace(y, axes=(*y.axes, ())), c.dtype)
+    return replace(found, axes=found.axes[: len(x.axes) - 1])
 
 
 def _is_weight(v: Value) -> bool:
