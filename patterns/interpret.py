@@ -25,7 +25,7 @@ from .leaves import (
     opaque_exponent,
     writable,
 )
-from .normal_form import Value, detached
+from .normal_form import Value, detached, whole_tensor
 from .ranges import Ranges
 from .side_table import SideTable
 from .sizes import learn
@@ -82,6 +82,8 @@ class GraphInterpreter(fx.Interpreter):
         self.table = SideTable()
         self.grad_enabled = torch.is_grad_enabled()
         self.autocast: list[Any] = []                            # contexts that have been entered, and not left
+        self.before: set[int] = set()                           # tensors that are older than a no_grad region,
+        self.writes = 0                                         # and the writes before it
         self.switched = False                                    # whether calls differ in gradients or autocast
         self.symbols: dict[str, fx.Node] = {}
         self.folder = Folder(gm)
@@ -215,12 +217,25 @@ class GraphInterpreter(fx.Interpreter):
         return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device)
 
     def _switch_gradients(self, enabled: bool) -> None:
-        """Values do not look across the border of a no_grad region: gradients stop there."""
+        """Through what is made in a no_grad region no gradient goes back. Where the region writes to a tensor, values do not look
+        across its borders."""
+        table = self.table
         if enabled != self.grad_enabled:
-            for t in list(self.env.values()):
-                if isinstance(t, torch.Tensor) and self.table.value(t).leaves():
-                    self.table.cut(t, self.table.node_of.get(id(t)))
             self.switched = True
+            tensors = [(id(t), t) for t in self.env.values() if isinstance(t, torch.Tensor)]
+            if not enabled:
+                self.before, self.writes = {number for number, _ in tensors}, len(table.mutations)
+            wrote = len(table.mutations) > self.writes
+            for number, t in tensors if enabled else ():
+                own = number not in self.before
+                if (v := table.value(t)).leaves() and (own or wrote):
+                    read = whole_tensor(v, t)
+                    if wrote:
+                        table.cut(t, table.node_of.get(number))
+                    elif read is None or read.leaf.sum_of is not None:
+                        table.put(t, detached(v))
+                    elif read.leaf.definition is not None:
+                        read.leaf.definition = detached(read.leaf.definition)
         self.grad_enabled = enabled
 
     def _settle(self, n: fx.Node, out: Any) -> None:
