@@ -147,6 +147,14 @@ def _log_of(c: Call, x: Any, told: str) -> Value:
     raise Unknown("powers of a base that may be negative, or zero", told)
 
 
+LOW = 4  # up to here a number as a power is one of scores or features, beyond a gate's over a chunk
+
+
+def _is_gate(v: Value) -> bool:
+    return len(v.terms) == 1 and v.terms[0].coef == 1 and len(v.terms[0].factors) == 1 and not v.terms[0].bound and all(
+        r.leaf.positive for r in v.terms[0].reads())
+
+
 @rule("pow")
 def power(c: Call) -> Value:
     base, exponent = c.args["self"], c.args["exponent"]
@@ -158,7 +166,8 @@ def power(c: Call) -> Value:
             for _ in range(int(exponent) - 1):
                 result = al.multiply(result, c["self"])
             return result
-        raise Unknown("a power is a function of its own")
+        if not isinstance(exponent, int) or exponent <= LOW or not _is_gate(c.table.value(base)):
+            raise Unknown("a power is a function of its own")
     by = c["exponent"]
     decays = not by.leaves() or len(by.terms) > 1           # by positions, or by a difference
     return al.exponential(al.multiply(_log_of(c, base, "LC204" if decays else ""), by))
