@@ -19,7 +19,7 @@ from typing import Any
 from .algebra import times
 from .divided import opened, undivided
 from .index import Affine, Index, var
-from .loop_forms import LOGARITHMS, NotUnrolled, resolved, substituted
+from .loop_forms import LOGARITHMS, NotUnrolled, as_exponent, resolved, substituted, without
 from .normal_form import Factor, Numbers, Position, Read, Term, Value, rename
 from .pieces import Pieces, finest, renamed
 from .step_reads import as_one
@@ -38,7 +38,7 @@ def running_sum(pieces: Pieces) -> Value | None:
     length = pieces.pieces[0].length
     if any(p.value.masked is not None or (p.start, p.length) != (n * length, length) for n, p in enumerate(pieces.pieces)):
         return None
-    for found in (_side_by_side, lambda p: _Scan(p).value()):
+    for found in (_side_by_side, lambda p: _Scan(p).value(), lambda p: _Scan(p, True).value()):
         try:
             return found(pieces)
         except (_NoScan, NotUnrolled):
@@ -211,8 +211,8 @@ class _Step:
 
 
 class _Scan:
-    def __init__(self, pieces: Pieces) -> None:
-        self.pieces, self.dim = pieces, pieces.dim
+    def __init__(self, pieces: Pieces, open_gates: bool = False) -> None:
+        self.pieces, self.dim, self.open = pieces, pieces.dim, open_gates
         axes = finest(pieces)
         if axes is None:
             raise _NoScan
@@ -237,8 +237,18 @@ class _Scan:
             made = substituted(read.leaf.definition, read.index)
             if len(made) > 1:                               # a state, not a projection or a feature map
                 whole = before[0].factors[0] if len(before) == 1 and len(before[0].factors) == 1 else None
-                return [resolved(t) for t in opened(made, whole if isinstance(whole, Read) else None)], seen
-        return [resolved(t) for t in seen], [resolved(t) for t in seen]
+                return [self._opened(resolved(t)) for t in opened(made, whole if isinstance(whole, Read) else None)], seen
+        terms = [self._opened(resolved(t)) for t in seen]
+        return terms, terms
+
+    def _opened(self, t: Term) -> Term:
+        """With the exponents of numbers that are exponentials, where those are asked for: each step may compute its own."""
+        if not self.open:
+            return t
+        reads = t.reads()
+        gates = [r for r in reads if sum(r.variables() < s.variables() for s in reads) > 1]
+        rest = as_exponent(replace(t, factors=tuple(gates)))
+        return replace(rest, factors=(*without(t, gates), *rest.factors))
 
     def _follow(self, m: int, before: Sequence[Term], terms: Sequence[Term]) -> None:
         left = list(terms)
