@@ -111,7 +111,8 @@ def _same_decay(main: Match, z: Match, mapping: dict[Index, Index]) -> bool:
         return False
     substitution = {x: var(y) for x, y in mapping.items()}
     for a, b in zip(main.decay, z.decay):
-        if tuple(mapping.get(x, x) for x in b.over) != a.over or a.numbers.shape != b.numbers.shape or (a.summed, a.late) != (b.summed, b.late):
+        if tuple(mapping.get(x, x) for x in b.over) != a.over or a.numbers.shape != b.numbers.shape or (
+                (a.summed, a.late) != (b.summed, b.late)):
             return False
         if not np.allclose(a.numbers, b.numbers, rtol=ROUNDING, atol=0):
             return False

@@ -149,13 +149,18 @@ class _Pass:
                 self.loops.update(r.leaf for r in m.q)
         outputs = [(c, m) for c, m in attentions if c.steps]
         attentions = [(c, m) for c, m in attentions if not c.steps]
+        single = {c.node for c, _ in attentions}
+        whole = [(c, m) for c, m in outputs if single.intersection(c.steps)]
+        for c, m in whole:                                  # a loop before its blocks, which are attentions themselves
+            if c.node in live and self._site((c,), Site(m), told=False):
+                live = self.edits.live()
         for c, m in reversed(attentions):
             if c.node in live and self._blocks(m):
                 blocks.setdefault(m.q[0].leaf, []).append(c)
             elif c.node in live and self._attention(c, m, normalisers, live):
                 live = self.edits.live()
         for c, m in outputs:                                # in order: a layer reads what those before it give, step by step
-            if c.node in live and self._site((c,), Site(m), told=not c.more):
+            if c.node in live and c.node not in self.edits.replaced and self._site((c,), Site(m), told=not c.more):
                 live = self.edits.live()                   # what the outputs were made of is none any more
         for c, m in reversed(normalisers):
             if c.node in live and c.node not in self.edits.replaced and "cumsum" not in m.via:

@@ -137,7 +137,8 @@ class _Signature:
 
     def match(self, m: Match) -> Any:
         groups = tuple(tuple(map(self.name, g)) for g in (m.batch, m.i, m.j, m.rows, m.d, m.e))
-        decay = tuple((g.numbers.tobytes(), tuple(map(self.name, g.over)), self.reads(g.reads), tuple(sorted(g.at)), g.summed, g.late)
+        decay = tuple((g.numbers.tobytes(), tuple(map(self.name, g.over)), self.reads(g.reads), tuple(sorted(g.at)), g.summed,
+                       g.late)
                       for g in m.decay)
         axes = tuple(tuple(map(self.name, axis)) for axis in m.value.axes)
         ends = tuple((self.name(x), self.name(y)) for x, y in m.ends)

@@ -127,7 +127,7 @@ def to_be_moved(m: Match, interpreter: GraphInterpreter, nodes: Sequence[fx.Node
                 written: Collection[fx.Node]) -> list[fx.Node]:
     """What the attention reads, and what that is made of, as far as it comes behind the first step's output. NearMiss where some
     of it is made of what a step reads of a state, unless that is `written` already: then the loop is no attention of given
-    tensors; or where it is drawn at random, or something is written to meanwhile, in the program's order."""
+    tensors; or where it is drawn at random, or written to meanwhile, in the program's order."""
     first, table = nodes[0], interpreter.table
     seen = set[fx.Node]()
 
@@ -150,7 +150,9 @@ def to_be_moved(m: Match, interpreter: GraphInterpreter, nodes: Sequence[fx.Node
             seen.add(n)
             todo += n.all_input_nodes
     moved = sorted(seen)
-    write = next((n for _, n in table.mutations if n is not None and moved and first < n < moved[-1]), None)
+    tensors = [interpreter.env.get(x) for n in moved for x in (n, *n.all_input_nodes)]
+    read = {t.untyped_storage()._cdata for t in tensors if isinstance(t, torch.Tensor)}
+    write = next((n for s, n in table.mutations if s in read and n is not None and first < n < moved[-1]), None)
     if write is not None:
         raise near_miss("LC301", leaf=write)
     return moved
