@@ -406,6 +406,8 @@ def random_leaves(site: Site, table: SideTable, sizes: Sizes) -> dict[Leaf, Tens
                 x = torch.rand(shape, generator=generator, dtype=torch.float64) + 0.5
                 if r.leaf.unit:
                     x = x / 2                               # between a quarter and three quarters
+                elif r.leaf.falling:
+                    x = -x
                 elif not (r.leaf.positive or r.leaf in functions):
                     x = x * (torch.randint(0, 2, shape, generator=generator) * 2 - 1)
                 if r.leaf.flat:
@@ -419,5 +421,6 @@ def random_leaves(site: Site, table: SideTable, sizes: Sizes) -> dict[Leaf, Tens
                 leaves[r.leaf] = _truths(shape, generator) if truth else x.requires_grad_()
     for leaf in {f for m in site.matches() for f in m.value.leaves() if f.held} - set(leaves):
         shape = sizes.shape(table.values[id(leaf.tensor)].axes)
-        leaves[leaf] = torch.rand(shape, generator=generator, dtype=torch.float64).requires_grad_()
+        x = torch.rand(shape, generator=generator, dtype=torch.float64)
+        leaves[leaf] = (-x if leaf.falling else x).requires_grad_()
     return leaves

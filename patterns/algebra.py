@@ -12,6 +12,7 @@ import sympy
 import torch
 
 from ..compat import no_modes
+from . import monotone
 from .axes import align, expand, pad
 from .evaluate import fold
 from .index import LAST, Affine, Index, Size, Unknown, hint, mixed_radix, product, same, var
@@ -356,14 +357,16 @@ def inverse_of_exponential(v: Value) -> Value | None:
 
 
 def clamp(v: Value, low: Any, high: Any) -> Value:
-    """max(low, min(x, high)) of an expression of positions: the parts meet where the expression reaches a bound."""
+    """max(low, min(x, high)) of an expression of positions: the parts meet where the expression reaches a bound. Of zero one has
+    to know the sign alone."""
     bounds = [(bound, upper) for bound, upper in ((high, True), (low, False))
               if bound is not None and bound != (math.inf if upper else -math.inf)]
     if any(bound != int(bound) for bound, _ in bounds):
         raise Unknown("a bound that is no integer")
     if len(bounds) == 2 and low > high:
         raise Unknown("bounds that cross")
-    e, inside, parts = affine(v), frozenset[Affine](), list[Value]()
+    e = monotone.sign(v) if all(bound == 0 for bound, _ in bounds) else None
+    e, inside, parts = affine(v) if e is None else e, frozenset[Affine](), list[Value]()
     for bound, upper in bounds:
         beyond = e.shift(-int(bound)) if upper else -e.shift(-int(bound))   # the value itself where <= 0, else the bound
         inside |= {beyond}
@@ -376,8 +379,9 @@ def clamp(v: Value, low: Any, high: Any) -> Value:
 
 
 def absolute(v: Value) -> Value:
-    """|x| of an expression of positions."""
-    negative = Value(v.axes, (Term(1, indicators=frozenset({affine(v).shift(1)})),))
+    """|x| of an expression of positions, or of one whose sign is that of such."""
+    e = monotone.sign(v)
+    negative = Value(v.axes, (Term(1, indicators=frozenset({(affine(v) if e is None else e).shift(1)})),))
     return add(v, multiply(negative, v), -2)
 
 

@@ -88,6 +88,11 @@ class Leaf:
         return self.bounds[0] >= 0
 
     @property
+    def falling(self) -> bool:
+        """Whether no value is positive: running sums of it fall."""
+        return self.bounds[1] <= 0
+
+    @property
     def unit(self) -> bool:
         """Whether all values lie between 0 and 1."""
         return unit(self.bounds)

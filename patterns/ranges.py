@@ -23,7 +23,7 @@ _KNOWN: dict[str, Range] = {
     **dict.fromkeys(("abs", "square", "relu", "relu6", "sqrt", "norm"), NOT_NEGATIVE),
     **dict.fromkeys(("sigmoid", "softmax", "_softmax"), (TINY, 1.0)), "hardsigmoid": (0.0, 1.0),
     **dict.fromkeys(("tanh", "sin", "cos", "sign"), (-1.0, 1.0)),
-    **dict.fromkeys(("logsigmoid", "log_sigmoid_forward", "log_softmax", "_log_softmax"), (-math.inf, 0.0)),
+    **dict.fromkeys(("logsigmoid", "log_sigmoid", "log_sigmoid_forward", "log_softmax", "_log_softmax"), (-math.inf, 0.0)),
     "elu": (-1.0, math.inf)}
 _VIEWS = frozenset({
     "view", "reshape", "transpose", "permute", "contiguous", "to", "float", "half", "bfloat16", "double", "squeeze", "type_as",

@@ -196,6 +196,11 @@ def clamped_below(c: Call) -> Value:
     return al.clamp(c["self"], c.get("min"), None)
 
 
+@rule("clamp_max")
+def clamped_above(c: Call) -> Value:
+    return al.clamp(c["self"], None, c.get("max"))
+
+
 @rule("relu")
 def rectified(c: Call) -> Value:
     return al.clamp(c["self"], 0, None)
