@@ -85,10 +85,12 @@ def coupled(v: Value) -> bool:
 
 def opaque_exponent(v: Value) -> bool:
     """An exponent that is no decay: exp of a leaf or of a projection is a feature map. A decay's exponent holds positions,
-    cumulative sums, or differences of one leaf."""
+    cumulative sums, or differences of one leaf; beside it may be numbers of keys."""
     for t in v.terms:
         reads = [e for e in t.exponent if e.leaves()]
-        if reads and not any(_decay_like(e, t.exponent) for e in reads):
+        own = {x for e in reads for x in e.free()}
+        beside = any(isinstance(f, Position) and f.variables() - own for e in t.exponent for f in e.factors)
+        if reads and not beside and not any(_decay_like(e, t.exponent) for e in reads):
             return True
     return False
 
