@@ -117,6 +117,8 @@ def _mask_value(x: Tensor) -> tuple[Index, Index, Index, tuple[Term, ...], froze
     head, row, column = Index(count), Index(n), Index(m)
     if not bool(on.any()):
         return None if additive else (head, row, column, (), None)
+    if not additive and (own := _own_position(x, on, row, column)) is not None:
+        return head, row, column, own, None
     if not additive and not ends[0] and not ends[1]:            # a decay that has underflowed in the corner
         lower, diagonal = bool(on[0, 1, 0]), 0
     elif ends[0] == ends[1]:
@@ -146,6 +148,17 @@ def _mask_value(x: Tensor) -> tuple[Index, Index, Index, tuple[Term, ...], froze
         return None
     exponent = _distance(rates, head, row, column, torch.finfo(x.dtype).eps)
     return head, row, column, (Term(1, indicators=indicators, exponent=exponent),), None
+
+
+def _own_position(x: Tensor, on: Tensor, row: Index, column: Index) -> tuple[Term, ...] | None:
+    """A number where both positions are one, or everywhere else."""
+    diagonal = torch.eye(*x.shape[1:], dtype=torch.bool, device=x.device)
+    for inside, others in ((diagonal, False), (~diagonal, True)):
+        if bool((on == inside).all()) and bool(inside.any()) and bool((x[:, inside] == (first := x[0, inside][0])).all()):
+            below = Affine(0, {column: 1, row: -1})
+            own = Term(-first.item() if others else first.item(), indicators=frozenset({below, -below}))
+            return (Term(first.item()), own) if others else (own,)
+    return None
 
 
 def _distance(rates: Tensor, head: Index, row: Index, column: Index, eps: float) -> tuple[Term, ...]:
