@@ -30,7 +30,7 @@ from .sources import source_hash
 log = logging.getLogger("lightning_compile")
 
 # A graph without one of these has no sums over products, and is not looked at.
-PRODUCTS = frozenset({"einsum", "matmul", "bmm", "baddbmm", "mm", "__matmul__", "sum", "inner", "tensordot", "mul"})
+PRODUCTS = frozenset({"einsum", "matmul", "bmm", "baddbmm", "mm", "__matmul__", "sum", "inner", "tensordot", "mul", "mv", "dot"})
 
 CONTROL = (RestartAnalysis, SkipFrame)  # by which Dynamo is told to start again, or to leave a frame alone
 

@@ -166,9 +166,11 @@ class _Pass:
             if c.node in live and c.node not in self.edits.replaced and "cumsum" not in m.via:
                 if self._site((c,), Site(m)):
                     live = self.edits.live()
-        stabilised = {r.leaf for m in self.written for r in m.every()}
+        # detached or not, it is made of the same tensors
+        stabilised = {x.leaf for m in self.written for r in m.every() if r.leaf.sum_of is not None for x in r.leaf.sources}
         for c, m in reversed(matches):                          # what only an attention that is one call now made worthwhile
-            if m.maximum and c.node in live and stabilised & {r.leaf for r in m.out} and self._site((c,), Site(m), told=False):
+            sources = {x.leaf for r in m.out for x in r.leaf.sources} if m.maximum and c.node in live else set()
+            if sources & stabilised and self._site((c,), Site(m), told=False):
                 live = self.edits.live()
         for every in blocks.values():
             self._reject(every[-1], near_miss("LC114", blocks=len(every)))
@@ -307,6 +309,8 @@ class _Pass:
         """Decides about one site and writes it. True if the graph changed. A refusal is reported only if it is to be
         `told`; a state alone is a part of a site that is reported already."""
         look()
+        if len({c.node in self.interpreter.without_gradients for c in members}) > 1:
+            return False                                    # one call has gradients, or has none
         targets = [c.key for c in members]
         stop = set(leaf_keys(leaf for m in site.matches() for leaf in m.leaves()))
         records = [r for key in targets for r in region(self.table, key, stop)]

@@ -82,6 +82,7 @@ class GraphInterpreter(fx.Interpreter):
         self.table = SideTable()
         self.grad_enabled = torch.is_grad_enabled()
         self.autocast: list[Any] = []                            # contexts that have been entered, and not left
+        self.without_gradients: set[fx.Node] = set()            # nodes in no_grad regions
         self.before: set[int] = set()                           # tensors that are older than a no_grad region,
         self.writes = 0                                         # and the writes before it
         self.switched = False                                    # whether calls differ in gradients or autocast
@@ -148,6 +149,8 @@ class GraphInterpreter(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         look()
         self.table.current = n
+        if not self.grad_enabled:
+            self.without_gradients.add(n)
         example = example_of(n)
         if self.islands is not None and n.op != "output" and not self.islands.needs(n, example):
             return None                                          # nothing that is looked at reads it

@@ -175,6 +175,7 @@ class Partition:
     # -------------------------------------------------------------------------------------------------------- kinds
     def _classify(self) -> None:
         enabled, epoch, autocast = torch.is_grad_enabled(), 0, list[Any]()
+        self.unlooked = False
         for n in self.nodes:
             if n.target is torch._C._set_grad_enabled:
                 epoch, enabled = epoch + (bool(n.args[0]) != enabled), bool(n.args[0])
@@ -183,6 +184,7 @@ class Partition:
             elif name == "_exit_autocast" and autocast:
                 autocast.pop()
             self.state[n] = (epoch, enabled, tuple(autocast))
+            self.unlooked |= not enabled and n in self.writers
             self.kind[n] = self._kind(n)
             if self.kind[n] == OPEN and (self._contracts(n) or not self.summing.isdisjoint(n.all_input_nodes)):
                 self.summing.add(n)
@@ -279,7 +281,8 @@ class Partition:
         """How a member takes an argument: as a part of its own island, or as a leaf, a constant, a scalar."""
         kind = self.kind[arg]
         if kind in (READ, OPEN):
-            return OPEN if self.state[n][0] == self.state[arg][0] else LEAF  # gradients stop, values do not look across
+            # where something is written without gradients, values do not look across the borders
+            return LEAF if self.unlooked and self.state[n][0] != self.state[arg][0] else OPEN
         return kind
 
     def _islands(self) -> list[Island]:

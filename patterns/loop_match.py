@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -66,28 +67,10 @@ def weigh(pieces: Pieces, frame: Frame, forms: Sequence[Form], states: States, d
         raise near_miss("LC402", dtype=dtype)
     operands = _operands(forms, frame, states, updates, starts, stride, empty,
                          int(hint(pieces.length)) * stride)
-    if stride == 1:
-        key, n = operands.moving_key(), int(hint(pieces.length))
-
-        def position(u: Update) -> Affine:
-            return key.position(u.k[key.number])
-
-        if any(position(u).coef for u in updates):
-            forms, states = joined(forms, states, frame, n)
-        else:
-            forms, states = gathered(forms, states, position, n)
-        weights = [p.weight for parts in (*states.values(), *(f.parts for f in forms)) for p in parts]
+    forms, states = _gates_as_one(forms, states, updates, operands.moving_key(), frame, int(hint(pieces.length)), stride)
+    weights = [p.weight for parts in (*states.values(), *(f.parts for f in forms)) for p in parts]
     at = _sequenced(pieces, forms, operands, updates, stride, Tables(frame, weights, 0), empty)
-    given = (forms, states, frame, weights, operands.moving_key(), at, empty)
-    try:
-        found, tables = weighed(*given)
-    except NearMiss as e:
-        if e.code != "LC201":
-            raise
-        try:
-            found, tables = weighed(*given, late=True)
-        except NearMiss:
-            raise e from None
+    found, tables = _soon_or_late(forms, states, frame, weights, operands.moving_key(), at, empty)
     coef, reverse, strict = found.mask
     densities = tuple(a.density(-r if reverse else r, tables) for a, r in zip(found.atoms, found.ratios) if np.any(r))
     match = _match(pieces, frame, operands, at, coef, densities, reverse, strict, dtype, tables.eps)
@@ -104,6 +87,29 @@ def weigh(pieces: Pieces, frame: Frame, forms: Sequence[Form], states: States, d
             return None                                     # then it is computed as it was
 
     return replace(match, ending=of_state)
+
+
+def _gates_as_one(forms: Sequence[Form], states: States, updates: Sequence[Update], key: Slot, frame: Frame, length: int,
+                  stride: int) -> tuple[Sequence[Form], States]:
+    """Forms and states whose gates are read at positions, also where steps or pieces have tensors of their own for them."""
+    def position(u: Update) -> Affine:
+        return key.position(u.k[key.number])
+
+    if any(position(u).coef for u in updates):
+        return joined(forms, states, frame, length * stride, stride)
+    return gathered(forms, states, position, length) if stride == 1 else (forms, states)
+
+
+def _soon_or_late(forms: Sequence[Form], states: States, frame: Frame, weights: Sequence[Term], key: Slot, at: Sequenced,
+                  empty: frozenset[int]) -> tuple[Weighed, Tables]:
+    """All weights, by gates that decay what passes their own step, or else the next one."""
+    try:
+        return weighed(forms, states, frame, weights, key, at, empty)
+    except NearMiss as e:
+        if e.code == "LC201":
+            with contextlib.suppress(NearMiss):
+                return weighed(forms, states, frame, weights, key, at, empty, True)
+        raise
 
 
 def _with_exponents(parts: Sequence[Update | Carry]) -> tuple[Update | Carry, ...]:

@@ -20,14 +20,14 @@ from .step_gates import DEPTHS, States, kind
 Parts = Sequence[Update | Carry]
 
 
-def joined(forms: Sequence[Form], states: States, frame: Frame, length: int) -> tuple[Sequence[Form], States]:
+def joined(forms: Sequence[Form], states: States, frame: Frame, length: int, stride: int) -> tuple[Sequence[Form], States]:
     """Forms and states whose gates are read at positions of the whole sequence, where each piece has tensors of its own for them;
-    as they were, where these do not follow on each other."""
+    as they were, where these do not follow on each other. Pieces begin at multiples of `stride`."""
     gates = _Gates(set(frame.batch))
     for parts in states.values():
         gates.note(parts)
     for f in forms:
-        gates.note(f.parts, f.start)
+        gates.note(f.parts, f.start * stride)
     # a piece reads gates of earlier ones too, where it was given what states are made of: of later ones in a loop from the end
     for own in (min, max):
         for depth in DEPTHS:

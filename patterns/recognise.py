@@ -49,7 +49,8 @@ def recognise(value: Value) -> Match | NearMiss | None:
     if weighed and (apart := weights_apart(terms)) != terms:
         return _recognised(replace(value, terms=tuple(apart)))
     if isinstance(found, NearMiss) and (one := on_one_axis(terms)) != terms:
-        return _recognised(replace(value, terms=tuple(one)))
+        if isinstance(merged := _recognised(replace(value, terms=tuple(one))), Match):
+            return merged
     if isinstance(found, NearMiss) and found.code == "LC109":
         if (once := computed_once(given)) != given:
             return recognise(replace(value, terms=tuple(once)))

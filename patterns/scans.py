@@ -38,16 +38,14 @@ def running_sum(pieces: Pieces) -> Value | None:
     length = pieces.pieces[0].length
     if any(p.value.masked is not None or (p.start, p.length) != (n * length, length) for n, p in enumerate(pieces.pieces)):
         return None
-    for found in (_side_by_side, lambda p: _Scan(p).value(), lambda p: _Scan(p, True).value()):
+    for found in (_side_by_side, lambda p: _Scan(p).value()):
         try:
             return found(pieces)
         except (_NoScan, NotUnrolled):
             continue
-    if (states := undivided(pieces)) is None:
-        return None
-    without, numbers, step = states
+    without, numbers, step = undivided(pieces) or (None, None, None)
     try:
-        return _Scan(without).value(numbers, step)
+        return _Scan(pieces, True).value() if without is None else _Scan(without).value(numbers, step)
     except (_NoScan, NotUnrolled):
         return None
 
@@ -242,7 +240,7 @@ class _Scan:
         return terms, terms
 
     def _opened(self, t: Term) -> Term:
-        """With the exponents of numbers that are exponentials, where those are asked for: each step may compute its own."""
+        """With the exponents of numbers that are exponentials, where those are asked for: each step may compute the same anew."""
         if not self.open:
             return t
         reads = t.reads()
@@ -317,7 +315,7 @@ class _Scan:
         if any(w.coef != coef for _, w in self.steps) or isinstance(coef, complex) or not coef > 0:
             raise _NoScan
         family = _family([(m, w.parts) for m, w in self.steps])
-        if len(self.steps) < 2 and family.parts:
+        if len(self.steps) < 2 and family.parts or self.open and any(map(family.moves, range(len(family.parts)))):
             raise _NoScan
         earliest = family.earliest()
 

@@ -109,17 +109,18 @@ def gathered(forms: Sequence[Form], states: States, position: Callable[[Update],
              ) -> tuple[Sequence[Form], States]:
     """Forms and states whose gates are read at positions, where each step has tensors of its own for them."""
     first: NearMiss | None = None
-    for depth in DEPTHS:
-        try:
-            return _gathered(forms, states, position, length, depth)
-        except NearMiss as e:
-            first = first or e
+    for own in (max, min):                                  # which step of a state's is its own: from behind the first
+        for depth in DEPTHS:
+            try:
+                return _gathered(forms, states, position, length, depth, own)
+            except NearMiss as e:
+                first = first or e
     assert first is not None
     raise first
 
 
-def _gathered(forms: Sequence[Form], states: States, position: Callable[[Update], Affine], length: int,
-              depth: int) -> tuple[Sequence[Form], States]:
+def _gathered(forms: Sequence[Form], states: States, position: Callable[[Update], Affine], length: int, depth: int,
+              own: Callable[..., Any]) -> tuple[Sequence[Form], States]:
     weights = [p.weight for parts in (*states.values(), *(f.parts for f in forms)) for p in parts]
     found: dict[Any, set[Leaf]] = {}
     for t in weights:
@@ -131,7 +132,7 @@ def _gathered(forms: Sequence[Form], states: States, position: Callable[[Update]
     if not many:
         return forms, states
     by_step = _Gates(many, length, depth)
-    at = {key: max((int(position(p).const) for p in parts if isinstance(p, Update)), default=None)
+    at = {key: own((int(position(p).const) for p in parts if isinstance(p, Update)), default=None)
           for key, parts in states.items()}
     for key, parts in states.items():
         by_step.note(parts, at[key])

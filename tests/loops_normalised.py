@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from loops import BLOCK, LOOPS, no_loop, zeros
+from loops import BLOCK, LOOPS, zeros
 from torch import Tensor
 
 NORMALISED: list[str] = []   # the normaliser is the operator's too
@@ -128,21 +128,6 @@ def another_epsilon_in_one_step(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         z = z + k[:, :, t]
         epsilon = 0.5 if t == 7 else 1e-6
         out.append((q[:, :, t, None] @ s).squeeze(2) / ((q[:, :, t] * z).sum(-1, keepdim=True) + epsilon))
-    return torch.stack(out, 2)
-
-
-@no_loop
-def clamped_without_gradients(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Nothing looks across the border of a no_grad region."""
-    q, k = features(q), features(k)
-    s, z, out = zeros(q, v), torch.zeros_like(k[:, :, 0]), []
-    for t in range(q.shape[2]):
-        s = s + k[:, :, t, :, None] * v[:, :, t, None, :]
-        z = z + k[:, :, t]
-        total = (q[:, :, t] * z).sum(-1, keepdim=True)
-        with torch.no_grad():
-            total = total.clamp(min=1e-6)
-        out.append((q[:, :, t, None] @ s).squeeze(2) / total)
     return torch.stack(out, 2)
 
 

@@ -301,7 +301,7 @@ def outputs_scattered_to_their_steps(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out
 
 
-@spelling(qkv, sites=0)
+@spelling(qkv)
 def blocks_assigned_backwards(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     out = torch.zeros_like(v)
     for c, x in enumerate(_blocks(q, k, v)):
@@ -309,7 +309,7 @@ def blocks_assigned_backwards(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out
 
 
-@spelling(qkv, sites=0)
+@spelling(qkv)
 def blocks_added_to_positions(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     out = torch.ones_like(v).cumsum(2)
     for c, x in enumerate(_blocks(q, k, v)):
@@ -317,7 +317,7 @@ def blocks_added_to_positions(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out
 
 
-@spelling(qkv, sites=0)
+@spelling(qkv)
 def every_other_position_scattered(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     out = torch.zeros(B, H, 2 * N, E, dtype=v.dtype)
     for c, x in enumerate(_blocks(q, k, v)):
@@ -325,7 +325,7 @@ def every_other_position_scattered(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out
 
 
-@spelling(qkv, sites=0)
+@spelling(qkv)
 def a_first_block_scattered_over_twice_its_length(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     out = torch.zeros_like(v)
     for c, x in enumerate(_blocks(q, k, v)):
@@ -340,7 +340,7 @@ def all_but_the_first_read_added_in_place(q: Tensor, k: Tensor, v: Tensor, g: Te
     return own.flatten(2, 3)
 
 
-@spelling(qkv, sites=0)
+@spelling(qkv)
 def blocks_added_to_what_is_at_their_positions(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     out = torch.ones(N, B, H, E, dtype=v.dtype)
     for c, x in enumerate(_blocks(q, k, v)):

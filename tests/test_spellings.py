@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import spellings_adverse  # noqa: F401
+import spellings_chunks  # noqa: F401
 import spellings_conditions  # noqa: F401
 import spellings_decays  # noqa: F401
 import spellings_divided  # noqa: F401
 import spellings_given  # noqa: F401
 import spellings_kernels  # noqa: F401
+import spellings_late  # noqa: F401
 import spellings_masks  # noqa: F401
 import spellings_maxima  # noqa: F401
 import spellings_more  # noqa: F401
