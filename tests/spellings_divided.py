@@ -65,6 +65,11 @@ def states_divided_by_their_size_and_times_its_square(q: Tensor, k: Tensor, v: T
 
 
 @spelling(qkv, sites=0)
+def states_divided_by_their_size_twice(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return _of_their_size(q, k, v, lambda read, sizes: read / sizes)
+
+
+@spelling(qkv, sites=0)
 def states_divided_by_their_size_and_no_more(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return _of_their_size(q, k, v, lambda read, sizes: read)
 

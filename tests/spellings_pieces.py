@@ -310,6 +310,14 @@ def blocks_assigned_backwards(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 @spelling(qkv)
+def blocks_assigned_to_every_other_position(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    out = torch.zeros(B, H, 2 * N, E, dtype=v.dtype)
+    for c, x in enumerate(_blocks(q, k, v)):
+        out[:, :, 2 * c * L + 2 * torch.arange(L)] = x
+    return out
+
+
+@spelling(qkv)
 def blocks_added_to_positions(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     out = torch.ones_like(v).cumsum(2)
     for c, x in enumerate(_blocks(q, k, v)):
