@@ -147,10 +147,8 @@ def _log_of(c: Call, x: Any, told: str) -> Value:
     raise Unknown("powers of a base that may be negative, or zero", told)
 
 
-LOW = 4  # up to here a number as a power is one of scores or features, beyond a gate's over a chunk
-
-
 def _is_gate(v: Value) -> bool:
+    """A tensor that cannot be negative, as it is: its powers are exponentials, which as features are leaves like any other."""
     return len(v.terms) == 1 and v.terms[0].coef == 1 and len(v.terms[0].factors) == 1 and not v.terms[0].bound and all(
         r.leaf.positive for r in v.terms[0].reads())
 
@@ -166,7 +164,7 @@ def power(c: Call) -> Value:
             for _ in range(int(exponent) - 1):
                 result = al.multiply(result, c["self"])
             return result
-        if not isinstance(exponent, int) or exponent <= LOW or not _is_gate(c.table.value(base)):
+        if not _is_gate(c.table.value(base)):
             raise Unknown("a power is a function of its own")
     by = c["exponent"]
     decays = not by.leaves() or len(by.terms) > 1           # by positions, or by a difference

@@ -371,6 +371,9 @@ class _Loop:
     def match(self) -> Match | NearMiss | None:
         self.forms = sorted((self._form(p, parts) for p, parts in self.order), key=lambda f: f.start)
         self.forms = [replace(f, parts=tuple(map(self._with_outside, f.parts))) for f in self.forms]
+        every = (*self.states.values(), *(f.parts for f in self.forms))
+        decays = {r.leaf for parts in every for p in parts for e in p.weight.exponent for r in e.reads()}
+        self.forms = [replace(f, out=tuple(_through(r, decays) for r in f.out)) for f in self.forms]
         assert self.frame is not None
         try:
             found = self._weighed(self.forms)
@@ -385,6 +388,18 @@ class _Loop:
             if not (found.strict and own and len(self.frame.rows) == 1):
                 raise near_miss("LC106", seen=f"position {start} sees none")
         return found
+
+
+def _through(r: Read, decays: set[Leaf]) -> Read:
+    """A factor of an output that is the exponential of a log-decay, read as that: one of the two is made of the other."""
+    d = r.leaf.definition
+    if d is None or r.function or len(d.terms) != 1 or not d.terms[0].pure_exponent():
+        return r
+    (t,) = substituted(d, r.index)
+    e = t.exponent[0]
+    if len(t.exponent) > 1 or e != Term(1, e.factors) or len(e.factors) != 1 or not isinstance(s := e.factors[0], Read):
+        return r
+    return replace(s, function="exp", detached=s.detached or r.detached) if not s.function and s.leaf in decays else r
 
 
 def _added(p: Update | Carry) -> set[Leaf]:

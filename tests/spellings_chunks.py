@@ -96,16 +96,18 @@ def chunks_with_a_gate_and_a_norm(q: Tensor, k: Tensor, v: Tensor, f: Tensor) ->
     return _loop(q, k, v, f, F.logsigmoid, lambda y, x: F.layer_norm(y, (E,)) * F.silu(x))
 
 
-@spelling(lambda: [random(B, N, 7)])
-class ChunksProjectedInsideTheLoop(nn.Module):
-    """Each chunk is an attention of its own tensors; the loop is one."""
-
-    __name__ = "chunks_projected_inside_the_loop"
-
+class _Projected(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.qkv, self.o = nn.Linear(7, 3 * D), nn.Linear(D, 7)
+
+
+@spelling(lambda: [random(B, N, 7)])
+class ChunksProjectedInsideTheLoop(_Projected):
+    """Each chunk is an attention of its own tensors; the loop is one."""
+
+    __name__ = "chunks_projected_inside_the_loop"
 
     def forward(self, x: Tensor) -> Tensor:
         state, outs = x.new_zeros(B, D, D), []
@@ -117,15 +119,10 @@ class ChunksProjectedInsideTheLoop(nn.Module):
 
 
 @spelling(lambda: [random(B, N, 7)])
-class StepsProjectedAndWrittenIntoABuffer(nn.Module):
+class StepsProjectedAndWrittenIntoABuffer(_Projected):
     """What a loop writes beside what is moved in front of it is in nobody's way."""
 
     __name__ = "steps_projected_and_written_into_a_buffer"
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.qkv, self.o = nn.Linear(7, 3 * D), nn.Linear(D, 7)
 
     def forward(self, x: Tensor) -> Tensor:
         state, out = x.new_zeros(B, D, D), torch.zeros_like(x)
@@ -137,15 +134,10 @@ class StepsProjectedAndWrittenIntoABuffer(nn.Module):
 
 
 @spelling(lambda: [random(B, N, 7)], sites=0)
-class StepsThatReadWhatTheLoopWrote(nn.Module):
+class StepsThatReadWhatTheLoopWrote(_Projected):
     """A step that reads what the last one wrote is no attention of given tensors."""
 
     __name__ = "steps_that_read_what_the_loop_wrote"
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.qkv, self.o = nn.Linear(7, 3 * D), nn.Linear(D, 7)
 
     def forward(self, x: Tensor) -> Tensor:
         state, outs = x.new_zeros(B, D, D), [x[:, 0]]
@@ -154,6 +146,19 @@ class StepsThatReadWhatTheLoopWrote(nn.Module):
             state = state + k[:, :, None] * v[:, None]
             outs.append(self.o(torch.einsum("bd,bde->be", q, state)) * x[:, t].sigmoid())
         return torch.stack(outs, 1)
+
+
+@spelling(lambda: [random(B, N, 3 * D)], sites=None)
+def steps_of_a_buffer_that_the_loop_writes(x: Tensor) -> Tensor:
+    """What is read behind a write is not moved in front of it."""
+    x, state, outs = x.clone(), x.new_zeros(B, D, D), []
+    for t in range(N):
+        q, k, v = (x[:, t] * 0.7).chunk(3, -1)
+        state = state + k[:, :, None] * v[:, None]
+        outs.append(torch.einsum("bd,bde->be", q, state).tanh())
+        if t + 1 < N:
+            x[:, t + 1] = x[:, t + 1] * 0.5
+    return torch.stack(outs, 1)
 
 
 # ------------------------------------------------------------------------------------------ constant decays of a chunk

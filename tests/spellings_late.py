@@ -71,7 +71,25 @@ def sums_of_two_steps_before(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tens
     return (q @ k.mT * (late[..., :, None] - g[..., None, :]).clamp(max=0).exp().tril()) @ v
 
 
+@spelling(gated)
+def state_and_product_that_decay_together(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+    """The output's factor exp(f[t]) is made of the log-decay."""
+    state, outs, f = q.new_zeros(B, H, D, E), [], F.logsigmoid(f)
+    for t in range(N):
+        state = (state + k[:, :, t, :, None] * v[:, :, t, None]) * f[:, :, t, None, None].exp()
+        outs.append(q[:, :, t, None] @ state)
+    return torch.cat(outs, 2)
+
+
 # ------------------------------------------------------------------------------------------- a sequence backwards
+def _steps(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    state, outs = q.new_zeros(B, H, D, E), []
+    for t in range(N):
+        state = state * 0.9 + k[:, :, t, :, None] * v[:, :, t, None]
+        outs.append(q[:, :, t, None] @ state)
+    return torch.cat(outs, 2)
+
+
 @spelling(gated)
 def flipped_with_gates_and_back(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
     q, k, v, f = (x.flip(2) for x in (q, k, v, F.logsigmoid(f)))
@@ -80,12 +98,7 @@ def flipped_with_gates_and_back(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> T
 
 @spelling(qkv)
 def flipped_steps_and_back(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    q, k, v = (x.flip(2) for x in (q, k, v))
-    state, outs = q.new_zeros(B, H, D, E), []
-    for t in range(N):
-        state = state * 0.9 + k[:, :, t, :, None] * v[:, :, t, None]
-        outs.append(q[:, :, t, None] @ state)
-    return torch.cat(outs, 2).flip(2)
+    return _steps(*(x.flip(2) for x in (q, k, v))).flip(2)
 
 
 @spelling(qkv)
@@ -99,12 +112,7 @@ def steps_from_the_end_turned_round(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @spelling(qkv, sites=None)
 def flipped_keys_alone(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    k = k.flip(2)
-    state, outs = q.new_zeros(B, H, D, E), []
-    for t in range(N):
-        state = state * 0.9 + k[:, :, t, :, None] * v[:, :, t, None]
-        outs.append(q[:, :, t, None] @ state)
-    return torch.cat(outs, 2).flip(2)
+    return _steps(q, k.flip(2), v).flip(2)
 
 
 # ------------------------------------------------------------------------------------------------- padded sequences

@@ -64,6 +64,18 @@ def test_the_model_decides_as_measurements_do(
     assert pays(f, n, d, e, backward) is expected
 
 
+def test_each_step_of_a_loop_that_ends_in_a_sum_is_a_launch() -> None:
+    """A state times a query, added up over features without a product of matrices, as recurrent Mamba-2 is written."""
+    def steps(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        state, outs = q.new_zeros(4, 8, 16, 16), []
+        for t in range(48):
+            state = state * 0.9 + k[:, :, t, :, None] * v[:, :, t, None]
+            outs.append((state * q[:, :, t, :, None]).sum(2))
+        return torch.stack(outs, 2)
+
+    assert pays(steps, 48, 16, 16, False)
+
+
 def test_without_gradients_a_program_is_not_said_to_train() -> None:
     assert not pays(plain, 2048, 480, 512, True)
     with torch.no_grad():
