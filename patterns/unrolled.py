@@ -318,6 +318,9 @@ class _Loop:
     # ---------------------------------------------------------------------------------------------------------- match
     def _weighed(self, forms: list[Form]) -> Match:
         assert self.frame is not None
+        every = (*self.states.values(), *(f.parts for f in forms))
+        decays = {r.leaf for parts in every for p in parts for e in p.weight.exponent for r in e.reads()}
+        forms = [replace(f, out=tuple(_through(r, decays) for r in f.out)) for f in forms]
         return weigh(self.pieces, self.frame, forms, self.states, self.dtype, self._state_part,
                      self.empty)
 
@@ -371,9 +374,6 @@ class _Loop:
     def match(self) -> Match | NearMiss | None:
         self.forms = sorted((self._form(p, parts) for p, parts in self.order), key=lambda f: f.start)
         self.forms = [replace(f, parts=tuple(map(self._with_outside, f.parts))) for f in self.forms]
-        every = (*self.states.values(), *(f.parts for f in self.forms))
-        decays = {r.leaf for parts in every for p in parts for e in p.weight.exponent for r in e.reads()}
-        self.forms = [replace(f, out=tuple(_through(r, decays) for r in f.out)) for f in self.forms]
         assert self.frame is not None
         try:
             found = self._weighed(self.forms)

@@ -81,6 +81,17 @@ def state_and_product_that_decay_together(q: Tensor, k: Tensor, v: Tensor, f: Te
     return torch.cat(outs, 2)
 
 
+@spelling(lambda: [*gated(), random(B, H, D, E)])
+def decayed_state_read_before_it_is_written(q: Tensor, k: Tensor, v: Tensor, f: Tensor, state: Tensor) -> Tensor:
+    """All that a step reads has decayed: its rate is a factor of the whole output, and a decay all the same."""
+    outs, f = [], F.logsigmoid(f)
+    for t in range(N):
+        state = state * f[:, :, t, None, None].exp()
+        outs.append(q[:, :, t, None] @ state)
+        state = state + (t + 1) * k[:, :, t, :, None] * v[:, :, t, None]
+    return torch.cat(outs, 2)
+
+
 # ------------------------------------------------------------------------------------------- a sequence backwards
 def _steps(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     state, outs = q.new_zeros(B, H, D, E), []
