@@ -169,12 +169,18 @@ def _known_rows(t: Term) -> list[tuple[Read, np.ndarray[Any, Any]]]:
         d = r.leaf.definition
         if d is None or r.function not in INVERSE or r.variables() & set(t.bound) or not r.variables():
             continue
-        if any(len(axis) > 1 or (a.only() is None if axis else a != Affine()) for a, axis in zip(r.index, d.axes)):
+        if any(len(axis) > 1 or not _covers(a, axis) for a, axis in zip(r.index, d.axes)):
             continue
         numbers = known_numbers(r.leaf)
         if numbers is not None and (numbers > 0).all():
             found.append((r, 1 / numbers if r.function else numbers))
     return found
+
+
+def _covers(a: Affine, axis: tuple[Index, ...]) -> bool:
+    """Whether an axis is read as a whole, and not a window of it."""
+    x = a.only()
+    return x is not None and same(x.size, axis[0].size) if axis else a == Affine()
 
 
 def _product(own: Sequence[tuple[Read, np.ndarray[Any, Any]]], order: Sequence[Index]) -> np.ndarray[Any, Any]:

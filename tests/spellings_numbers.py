@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from spelling import B, D, E, H, N, gated, qkv, random, spelling
+from spelling import B, D, E, H, N, gated, qkv, random, spelling, with_state
 from torch import Tensor
 
 
@@ -153,3 +153,16 @@ def numbers_of_keys_that_blocks_do_not_share(q: Tensor, k: Tensor, v: Tensor) ->
         found.append((a @ b.mT).tril() @ c + a @ state)
         state = state + w.mT @ c
     return torch.cat(found, 2)
+
+
+@spelling(with_state)
+def queries_by_their_numbers_added_to_windows_of_chunks(q: Tensor, k: Tensor, v: Tensor, state: Tensor) -> Tensor:
+    """A window of the numbers that begins at the first is no whole table."""
+    q = q / (torch.arange(N)[:, None] + 1)
+    q, k, v = (x.unflatten(2, (-1, 12)) for x in (q, k, v))
+    added, out = k.mT @ v, (q @ k.mT).tril() @ v
+    for c in range(N // 12):
+        out[..., c, :, :] += q[..., c, :, :] @ state
+        state = state + added[..., c, :, :]
+    out = out.flatten(2, 3)
+    return torch.stack([out, out])[1]
