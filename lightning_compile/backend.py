@@ -23,6 +23,7 @@ from .patterns.clock import OutOfTime, limited, without_collection
 from .patterns.codes import NearMiss, near_miss
 from .patterns.constants import static
 from .patterns.islands import CAUSAL, may_match
+from .patterns.signatures import named
 from .report import Report
 from .rewrite import Outcome, about_the_rest, rewrite
 from .sources import source_hash
@@ -167,7 +168,7 @@ def worth_a_look(gm: fx.GraphModule) -> bool:
                 if n.op == "call_method":
                     names.add(n.target)
                 elif n.op == "call_function":
-                    names.add(getattr(n.target, "__name__", "").split(".")[0])
+                    names.add(named(n.target))
                 elif n.op in ("placeholder", "get_attr"):
                     masks = masks or static(n)
     return bool(names & PRODUCTS) and (bool(names & CAUSAL) or masks)

@@ -12,11 +12,11 @@ import torch
 from .patterns.codes import near_miss
 from .patterns.index import Index
 from .patterns.loop_normaliser import Divided
-from .patterns.match import Match
+from .patterns.match import Match, zeros_in_front
 from .patterns.normal_form import Read, Value
 from .patterns.weights import Density
 from .polynomials import powers
-from .reading import Builder, item, product_of, read, subtract, summed, through
+from .reading import Builder, contracted, item, product_of, read, subtract, summed, through
 
 
 @dataclass(frozen=True)
@@ -214,8 +214,10 @@ def finish(b: Builder, m: Match, x: Any, at: Layout, applied: float, shape: Sequ
     if m.i != m.rows and len(m.i) == 1:
         n, wanted_n = b.size(m.i[0]), product_of(b, m.rows)
         if n is not wanted_n and n != wanted_n:             # the user's sequence goes on where its tensors were padded
+            front = zeros_in_front(m.rows, m.i)
             more = b.call(subtract, wanted_n, n)
-            x = b.call(torch.nn.functional.pad, x, (0, 0) * bool(m.v) + (0, more))
+            more = b.call(subtract, more, front) if front else more
+            x = b.call(torch.nn.functional.pad, x, (0, 0) * bool(m.v) + (front, more))
     if (len(at.outer), len(at.heads), len(m.rows), len(m.e)) != (1, 1, 1, 1):
         x = b.call(torch.reshape, x, tuple(b.size(y) for y in order))
     coef = number_of(m)
@@ -243,6 +245,9 @@ def finish(b: Builder, m: Match, x: Any, at: Layout, applied: float, shape: Sequ
         x = b.call(torch.Tensor.expand, x, tuple(b.size(y) for y in wanted))
         for r in m.out:
             x = b.call(torch.mul, x, read(b, r, wanted))
+    for t in m.beside:
+        own = contracted(b, t, wanted, torch.float64 if m.dtype == torch.float64 else torch.float32)
+        x = b.call(torch.add, x, own)
     if any(len(axis) != 1 for axis in m.value.axes):
         x = b.call(torch.reshape, x, tuple(shape))
     x = b.call(torch.detach, x) if m.detached else x

@@ -10,7 +10,7 @@ import torch
 from .emit import Site
 from .patterns.axes import grouped
 from .patterns.index import Affine, Index, hint, mixed_radix, same, var
-from .patterns.match import Match
+from .patterns.match import Match, zeros_in_front
 from .patterns.normal_form import Leaf, Read, rename
 
 ROUNDING = 1e-9  # of log-decays that were found from different terms; the checks look at what comes of it
@@ -48,6 +48,8 @@ def joined(main: Match, z: Match) -> Site | None:
         return None
     if len(z.rows) != len(main.rows) or not all(same(a.size, b.size) for a, b in zip(z.rows, main.rows)):
         return None
+    if zeros_in_front(main.rows, main.i) != zeros_in_front(z.rows, z.i):
+        return None
     mapping.update({a: b for a, b in zip(z.rows, main.rows) if a not in mapping})  # digits of one position that both read
     free = {x: y for x, y in mapping.items() if x in {v for axis in z.value.axes for v in axis}}
     substitution = {x: var(y) for x, y in free.items()}
@@ -55,7 +57,8 @@ def joined(main: Match, z: Match) -> Site | None:
     value = z.value.substitute(substitution, axes)
     return Site(main, replace(z, value=value, q=main.q, k=main.k, batch=main.batch, i=main.i, j=main.j, rows=main.rows,
                               d=main.d, decay=main.decay,
-                              out=tuple(r.substitute(substitution) for r in z.out)))
+                              out=tuple(r.substitute(substitution) for r in z.out),
+                              beside=tuple(t.substitute(substitution) for t in z.beside)))
 
 
 def divided_by(main: Match) -> Site | None:

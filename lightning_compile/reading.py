@@ -13,7 +13,7 @@ import torch
 
 from .patterns.codes import near_miss
 from .patterns.index import Affine, Index, hint, product, same
-from .patterns.normal_form import Leaf, Numbers, Position, Read, Value
+from .patterns.normal_form import Leaf, Numbers, Position, Read, Term, Value
 
 
 class Builder(Protocol):
@@ -49,6 +49,8 @@ def whole(b: Builder, leaf: Leaf) -> Any:
         return _as_read(b, leaf, b.call(torch.exp, summed(b, leaf.exponent)))
     if leaf.level is not None:
         return summed(b, leaf.level)
+    if leaf.product is not None:
+        return summed(b, leaf.product, leaf.tensor.dtype)
     if leaf.total is not None:
         return _as_read(b, leaf, summed(b, leaf.total))
     if not leaf.parts:
@@ -66,10 +68,9 @@ def _as_read(b: Builder, leaf: Leaf, x: Any) -> Any:
     return x if leaf.tensor.dtype == torch.float64 else b.call(torch.Tensor.to, x, torch.float32)
 
 
-def summed(b: Builder, v: Value) -> Any:
+def summed(b: Builder, v: Value, dtype: torch.dtype = torch.float64) -> Any:
     """A sum of products of tensors, of numbers, and of sums of such up to each position, or from it on, with one axis for each
-    variable. It is fp64: differences of large sums are exponents of decays, and there are no features here for which this would
-    be much."""
+    variable. In fp64, differences of large sums can be exponents of decays; where there are features, it would be much."""
     order = [y for axis in v.axes for y in axis]
     total: Any = None
     for t in v.terms:
@@ -80,7 +81,7 @@ def summed(b: Builder, v: Value) -> Any:
             own[own.index(i)] = j
         x: Any = None
         for f in t.factors:
-            y = b.call(torch.Tensor.to, read(b, f, own), torch.float64) if isinstance(f, Read) else _numbers(b, f, own)
+            y = b.call(torch.Tensor.to, read(b, f, own), dtype) if isinstance(f, Read) else _numbers(b, f, own)
             x = y if x is None else b.call(torch.mul, x, y)
         if x is None:
             x = b.call(torch.ones, (1,) * len(own), dtype=torch.float64, device=b.device)
@@ -94,6 +95,22 @@ def summed(b: Builder, v: Value) -> Any:
             x = b.call(torch.mul, x, b.number(t.coef))
         total = x if total is None else b.call(torch.add, total, x)
     return b.call(torch.Tensor.expand, total, tuple(map(b.size, order)))
+
+
+def contracted(b: Builder, t: Term, order: Sequence[Index], dtype: torch.dtype) -> Any:
+    """A product of tensors, summed over its bound variables, with one axis for each variable of `order`."""
+    inside = [r for r in t.reads() if r.variables() & set(t.bound)]
+    free = [y for y in order if any(y in r.variables() for r in inside)]
+    x: Any = None
+    for r in inside:
+        y = b.call(torch.Tensor.to, read(b, r, (*free, *t.bound)), dtype)
+        x = y if x is None else b.call(torch.mul, x, y)
+    x = b.call(torch.sum, x, tuple(range(len(free), len(free) + len(t.bound))))
+    for p, y in enumerate(order):
+        x = b.call(torch.unsqueeze, x, p) if y not in free else x
+    for r in (r for r in t.reads() if r not in inside):
+        x = b.call(torch.mul, x, b.call(torch.Tensor.to, read(b, r, order), dtype))
+    return x if t.coef == 1 else b.call(torch.mul, x, b.number(t.coef))
 
 
 def _numbers(b: Builder, f: Position | Numbers, order: Sequence[Index]) -> Any:

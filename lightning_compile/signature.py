@@ -142,7 +142,10 @@ class _Signature:
                       for g in m.decay)
         axes = tuple(tuple(map(self.name, axis)) for axis in m.value.axes)
         ends = tuple((self.name(x), self.name(y)) for x, y in m.ends)
-        made = tuple((leaf.greatest is None, leaf.total is None, leaf.level is None, self.value(v)) for leaf, v in m.made())
+        made = tuple((leaf.greatest is None, leaf.total is None, leaf.level is None, leaf.product is None, self.value(v))
+                     for leaf, v in m.made())
+        put_together = tuple((self.name(leaf), self.reads((r,)), tuple(map(self.name, (*free, *own))))
+                             for leaf in dict.fromkeys(r.leaf for r in m.every()) for r, free, own in leaf.parts)
         return (self.reads(m.q), self.reads(m.k), self.reads(m.v), self.reads(m.out), groups, decay, axes, str(m.coef), m.reverse,
                 m.strict, str(m.prefix), m.degrees, self.reads(m.state), float(m.entering), float(m.room), ends, sorted(m.via),
-                made, self.value(m.value) if m.maximum else None)
+                made, put_together, tuple(map(self.term, m.beside)), self.value(m.value) if m.maximum else None)

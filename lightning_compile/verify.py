@@ -291,7 +291,10 @@ def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], featur
         else:
             choose(x, length if len(main.rows) == 1 else (4, 3, 2)[depth % 3])
     for x in main.d:
-        choose(x, features[0])
+        side_by_side = [own for r in main.q if x in r.index[-1].coef and len(r.leaf.parts) > 1 for _, _, own in r.leaf.parts]
+        for y in {y for own in side_by_side for y in own}:
+            choose(y, features[0])
+        choose(x, sum(product(given[y] for y in own) for own in side_by_side) or features[0])
     for x in main.e:
         choose(x, features[1])
     offset = {x for m in site.matches() for r in m.reads() for a in r.index if a.const != 0 for x in a.coef}

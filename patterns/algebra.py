@@ -457,9 +457,13 @@ def are_pairs(t: Term) -> bool:
 
 
 def pinned(t: Term) -> Term:
-    """Without bound variables of which the indicators leave one value."""
-    mapping = {}
+    """Without bound variables of which the indicators leave one value: a number, or another variable."""
+    mapping: dict[Index, Affine] = {}
     for b in t.bound:
+        for e in t.indicators:
+            if abs(e.coef.get(b, 0)) == 1 and e.scale(-1) in t.indicators and len(e.coef) > 1 and not (
+                    mapping.keys() & e.coef.keys()):
+                mapping[b] = var(b) + e.scale(-e.coef[b])
         low: Any = 0
         high: Any = b.size - 1
         for e in t.indicators:
@@ -472,7 +476,7 @@ def pinned(t: Term) -> Term:
             mapping[b] = Affine(low)
     if not mapping:
         return t
-    t = t.substitute(mapping)
+    t = replace(t.substitute(mapping), bound=tuple(b for b in t.bound if b not in mapping))
     return replace(t, indicators=frozenset(e for e in t.indicators if e.coef or not (isinstance(e.const, int) and e.const <= 0)))
 
 

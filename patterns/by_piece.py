@@ -94,6 +94,9 @@ class _At:
     def entering(self, x: torch.Tensor) -> Value:
         return self.window(x, self.table.entering(x))
 
+    def scored(self) -> bool:
+        return self.table.scored()
+
 
 def _elementwise(name: str, args: Mapping[str, Any], lead: torch.Tensor, pieces: Pieces, out: torch.Tensor, table: Table,
                  known: Mapping[int, Pieces]) -> Pieces | None:

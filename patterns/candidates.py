@@ -10,6 +10,7 @@ import torch
 import torch.fx as fx
 
 from ..compat import FakeTensorMode
+from .closing import inside
 from .codes import NearMiss
 from .interpret import GraphInterpreter
 from .islands import Islands
@@ -44,22 +45,35 @@ class Findings:
     candidates: tuple[Candidate, ...]
     interpreter: GraphInterpreter
 
+    def matched(self) -> list[tuple[fx.Node, Match]]:
+        return [(c.node, c.found) for c in self.candidates if isinstance(c.found, Match)]
+
+    def codes(self) -> set[str]:
+        """Why candidates are none."""
+        return {c.found.code for c in self.candidates if isinstance(c.found, NearMiss)}
+
 
 def find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node, Any], Value | None],
-         islands: Islands | None = None) -> Findings:
+         islands: Islands | None = None, closed: frozenset[fx.Node] = frozenset()) -> Findings:
     """Interprets the graph (or its islands) and asks each node that is no mere view whether its value is an attention. Where
-    a decay would depend on features, exponentials of positions and features are a part of the feature map."""
-    first = _find(gm, fake, constants, islands, frozenset())
-    coupled = first.interpreter.coupled
-    if not coupled or not any(isinstance(c.found, NearMiss) and c.found.code == "LC202" for c in first.candidates):
-        return first
-    second = _find(gm, fake, constants, islands, frozenset(coupled))
-    matches = [sum(isinstance(c.found, Match) for c in f.candidates) for f in (first, second)]
-    return second if matches[1] > matches[0] else first
+    a decay would depend on features, exponentials of positions and features are a part of the feature map; where the roles
+    cannot be told, what was made of tensors by moving them is looked at as it is, as are nodes that are `closed`."""
+    def again(best: Findings, closed: set[fx.Node]) -> Findings:
+        other = _find(gm, fake, constants, islands, frozenset(closed))
+        return other if len(other.matched()) > len(best.matched()) else best
+
+    best = _find(gm, fake, constants, islands, closed)
+    if best.interpreter.coupled and "LC202" in best.codes():
+        best = again(best, best.interpreter.coupled)
+    for way in (1, 2):
+        own = {n for n, w in best.interpreter.closable.items() if w <= way} - inside(best.matched()) - best.interpreter.closed
+        if own and (best.codes() or not best.matched()):
+            best = again(best, own | best.interpreter.closed)
+    return best
 
 
 def _find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node, Any], Value | None],
-          islands: Islands | None, features: frozenset[fx.Node]) -> Findings:
+          islands: Islands | None, closed: frozenset[fx.Node]) -> Findings:
     found: list[Candidate] = []
     matched: set[int] = set()
 
@@ -77,6 +91,9 @@ def _find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node
             result = None                                       # attentions beside each other, each a site of its own
         if not isinstance(result, Match):
             whole = recognise(value)
+            if isinstance(whole, Match) and "side by side" in whole.via and all(
+                    table.settled(interpreter.env.get(m)) for m in node.all_input_nodes):
+                whole = None                                    # attentions that are added, each a site of its own
             if isinstance(whole, NearMiss) and table.settled(t):
                 whole = None                                    # a sum with an attention that is no larger one
             result = whole if isinstance(whole, Match) else result or whole
@@ -91,7 +108,7 @@ def _find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node
             matched.add(storage)
         found.append(Candidate(node, key, t.dtype, result, holder))
 
-    interpreter = GraphInterpreter(gm, fake, look, constants, islands, features)
+    interpreter = GraphInterpreter(gm, fake, look, constants, islands, closed)
     interpreter.interpret()
     if not interpreter.switched:
         known = [(c.node, interpreter.table.tensors[c.key.tensor], c.found) for c in found

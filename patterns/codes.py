@@ -97,7 +97,7 @@ _TABLE = (
     Code("LC109", "a sum of different attentions",
          "the sum mixes terms that read different tensors, so it is no single attention",
          "assign each attention to a variable of its own and add the results",
-         "((q @ k.mT).tril() + (x @ y.mT).tril()) @ v", "(q @ k.mT).tril() @ v + (x @ y.mT).tril() @ v"),
+         "((q @ k.mT).tril() + (x @ y.mT).tril(-1)) @ v", "(q @ k.mT).tril() @ v + (x @ y.mT).tril(-1) @ v"),
     Code("LC110", "a factor of pairs",
          "{leaf} multiplies the scores and depends on both positions i and j",
          "only factors that depend on i alone or on j alone, or a decay of i - j, can be carried in a state; a mask that "

@@ -19,6 +19,10 @@ REDUCTIONS = frozenset({"max", "min", "amax", "amin", "logsumexp", "mean", "var"
 DETACH = frozenset({"detach", "detach_", torch.detach})  # gradients stop: values do not look across
 SUMS = frozenset({"add", "sub", "rsub", "cat", "stack", "constant_pad_nd", "mul", "div", "baddbmm"})
 
+MASKS = frozenset({"tril", "triu", "where", "masked_fill"})
+SCALED = frozenset({"add", "sub", "mul", "div", "truediv", "iadd", "isub", "imul", "itruediv", "float", "double"})
+NEAR = 16  # readers of a tensor, and of what they make, that are looked at
+
 # Functions whose result is a leaf whatever goes in: they are not even run. Dynamo has left their fake result in the graph.
 OPAQUE: frozenset[Any] = frozenset({
     torch.nn.functional.linear, torch._C._nn.linear, torch.nn.functional.layer_norm, torch.nn.functional.rms_norm,
@@ -96,6 +100,24 @@ def is_scalar(example: Any) -> bool:
     if isinstance(example, (tuple, list)):
         return all(map(is_scalar, example))
     return isinstance(example, (torch.SymInt, torch.SymFloat, torch.SymBool, bool, int, float))
+
+
+def under_mask(n: fx.Node) -> bool:
+    """Whether pairs of the last two axes of a sum are told from each other by what reads it, however it is scaled and moved
+    before: then it is one of scores."""
+    todo, seen = list(n.users), {n}
+    while todo and len(seen) <= NEAR:
+        user = todo.pop()
+        if user in seen:
+            continue
+        seen.add(user)
+        name = str(getattr(user.target, "__name__", user.target)).rstrip("_")
+        shapes = [tuple(x.shape[-2:]) for m in user.all_input_nodes if isinstance(x := example_of(m), torch.Tensor)]
+        if name in MASKS or name in ("mul", "imul") and len(shapes) == 2 and shapes[0] == shapes[1] and 1 not in shapes[0]:
+            return True
+        if name in VIEWS or name in SCALED:
+            todo += user.users
+    return False
 
 
 def dropout_is_active(n: fx.Node) -> bool:

@@ -10,6 +10,7 @@ import torch.fx as fx
 
 from ..compat import FakeTensorMode, HigherOrderOperator, enable_python_dispatcher, enter_autocast, exit_autocast, pytree
 from .clock import look
+from .closing import closable
 from .constants import known_value, static
 from .folding import Folder
 from .functions import DETACH, apart, example_of, foreign, is_scalar, opaque
@@ -75,7 +76,7 @@ class GraphInterpreter(fx.Interpreter):
     def __init__(self, gm: fx.GraphModule, fake: FakeTensorMode,
                  on_node: Callable[[fx.Node, torch.Tensor, Value, fx.Node | None], None],
                  constants: Callable[[fx.Node, Any], Value | None], islands: Islands | None = None,
-                 features: frozenset[fx.Node] = frozenset()) -> None:
+                 closed: frozenset[fx.Node] = frozenset()) -> None:
         super().__init__(gm, garbage_collect_values=False)
         self.islands = islands
         self.fake, self.on_node, self.constants = fake, on_node, constants
@@ -89,7 +90,8 @@ class GraphInterpreter(fx.Interpreter):
         self.symbols: dict[str, fx.Node] = {}
         self.folder = Folder(gm)
         self.ranges = Ranges()
-        self.features, self.coupled = features, set[fx.Node]()  # nodes that are leaves; that might be, see `coupled`
+        self.closed = closed                                     # nodes that are leaves, whatever they are made of
+        self.coupled, self.closable = set[fx.Node](), dict[fx.Node, int]()  # that might be: see the functions of these names
 
     def interpret(self) -> GraphInterpreter:
         """Runs the graph. Installs no shape guards; RuntimeError if a size was found that holds for the example alone."""
@@ -256,7 +258,9 @@ class GraphInterpreter(fx.Interpreter):
             long = grown(v)
             if coupled(v):
                 self.coupled.add(n)
-                stops = stops or n in self.features
+            if way := closable(n, v, o):
+                self.closable[n] = way
+            stops = stops or n in self.closed
             if dominated(v) or disconnected(v) or opaque_exponent(v) or of_one_tensor(v) or long or stops:
                 of_scores = any(are_scores(e) for t in v.terms for e in t.exponent)
                 low, high = self.ranges.of(n)

@@ -67,7 +67,8 @@ def weigh(pieces: Pieces, frame: Frame, forms: Sequence[Form], states: States, d
         raise near_miss("LC402", dtype=dtype)
     operands = _operands(forms, frame, states, updates, starts, stride, empty,
                          int(hint(pieces.length)) * stride)
-    forms, states = _gates_as_one(forms, states, updates, operands.moving_key(), frame, int(hint(pieces.length)), stride)
+    length = int(hint(pieces.length)) + _first_query(forms, operands.q, stride) // stride  # gates are read at queries' positions
+    forms, states = _gates_as_one(forms, states, updates, operands.moving_key(), frame, length, stride)
     weights = [p.weight for parts in (*states.values(), *(f.parts for f in forms)) for p in parts]
     at = _sequenced(pieces, forms, operands, updates, stride, Tables(frame, weights, 0), empty)
     found, tables = _soon_or_late(forms, states, frame, weights, operands.moving_key(), at, empty)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .index import Index
-from .normal_form import Leaf, Read, Value
+from .normal_form import Leaf, Read, Term, Value
 from .polynomial import Degrees
 from .weights import Density
 
@@ -35,7 +35,8 @@ class Match:
     A `maximum` is a sum of what it reads in `out`, no attention: the greatest exponents of rows, see `maxima`.
     `ending`, of a loop, tells of other values whether they are the state after it; `divided` is a factor of `out` that the loop
     makes from its normaliser. The first query stands at the position of the key with the number `prefix`: i + prefix takes the
-    place of i in the sums.
+    place of i in the sums. `beside` are products of features at each position alone, in the variables of the value, which are
+    added to it.
     """
 
     value: Value
@@ -65,6 +66,7 @@ class Match:
     divided: Divided | None = field(default=None, compare=False, repr=False)
     maximum: bool = False
     prefix: Any = 0
+    beside: tuple[Term, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -79,7 +81,8 @@ class Match:
 
     def every(self) -> tuple[Read, ...]:
         """All reads."""
-        return self.q + self.k + self.v + self.out + self.state + tuple(r for g in self.decay for r in g.reads)
+        beside = tuple(r for t in self.beside for r in t.reads())
+        return self.q + self.k + self.v + self.out + self.state + tuple(r for g in self.decay for r in g.reads) + beside
 
     def reads(self) -> tuple[Read, ...]:
         """All reads of leaves that the graph holds."""
@@ -90,6 +93,8 @@ class Match:
         found: dict[Leaf, Value] = {}
 
         def note(leaf: Leaf) -> None:
+            for r, _, _ in leaf.parts:
+                note(r.leaf)
             if (v := leaf.sum_of) is not None and leaf not in found:
                 for t in v.terms:
                     for r in t.reads():
@@ -118,14 +123,18 @@ class Match:
         scale = "" if self.coef == 1 else f"{self.coef:.4g} * " if isinstance(self.coef, float) else f"{self.coef} * "
         decay = (" * exp(G[j] - G[i])" if self.reverse else " * exp(G[i] - G[j])") if self.decay else ""
         below = "" if not self.decay else f", G the cumulative sum of {self._log_decay()}"
-        scores = f"(({q})[i] . ({k})[j])"
+        at = "[i + 1]" if zeros_in_front(self.rows, self.i) else "[i]"  # the first position sees none
+        scores = f"(({q}){at} . ({k})[j])"
         if self.degrees:
             scores = "(" + " + ".join(f"{c:.4g} * {scores}^{n}" if n else f"{c:.4g}" for c, n in self.degrees) + ")"
         if self.state:
             start = "".join(f"{_name(r)} * " for r in self.state) + ("exp(G[i]) * " if self.decay else "")
             factors += f" + {start}({q})[i]"
+        for t in self.beside:
+            number = f"{t.coef:.4g} * " if isinstance(t.coef, float) else f"{t.coef} * " if t.coef != 1 else ""
+            factors += f" + {number}sum of ({' * '.join(map(_name, t.reads()))})[i]"
         over = sums[self.reverse, self.strict] + (f" + {self.prefix}" if self.prefix != 0 else "")
-        return f"o[i] = {scale}sum over {over} of {scores}{decay}{value}{factors}{below}"
+        return f"o{at} = {scale}sum over {over} of {scores}{decay}{value}{factors}{below}"
 
     def _log_decay(self) -> str:
         summands = []
@@ -141,6 +150,12 @@ class Match:
 def parts_of(r: Read) -> tuple[Read, ...]:
     """The reads that a read of a put-together leaf is made of, or the read itself."""
     return (r,) if r.leaf.held else r.leaf.sources
+
+
+def zeros_in_front(rows: Sequence[Index], i: Sequence[Index]) -> int:
+    """How many rows of a value are zero before those of its queries."""
+    padded = i[0].padded if len(i) == len(rows) == 1 and i[0] is not rows[0] else None
+    return int(padded[1]) if padded is not None and padded[0] is rows[0] else 0
 
 
 def _name(r: Read) -> str:

@@ -36,8 +36,9 @@ class Leaf:
     them, but for the first, which may be another: each with the number of the own axis on which each of its axes is (None: of
     size 1). `version` counts the writes to the tensor before it was read; what the program computes `again` from the same tensors
     is the same. Of `greatest` it is the running maximum along the last axis, of an `exponent` the exponential, of a `total` that
-    itself, of a `level` too, but in fp64: differences of it are decays. What was `made` of it and of others in one of these ways
-    is held by the first of them. Along the digits `flat` of its axes, all `digits` of which these are, it is the same everywhere.
+    itself, of a `level` too, but in fp64: differences of it are decays; a `product` has its own dtype. What was `made` of it and
+    of others in one of these ways is held by the first of them. Along the digits `flat` of its axes, all `digits` of which
+    these are, it is the same everywhere.
     `code` is what a user is told where it is in the way, if there is more to say than that it is.
     """
 
@@ -60,6 +61,7 @@ class Leaf:
     exponent: Value | None = None
     total: Value | None = None
     level: Value | None = None
+    product: Value | None = None
     made: dict[Any, Leaf] = field(default_factory=dict, repr=False)
     flat: frozenset[Index] = frozenset()
     digits: dict[int, tuple[Index, ...]] = field(default_factory=dict, repr=False)
@@ -70,7 +72,7 @@ class Leaf:
         """The reads that it is made of; none, where a node holds it."""
         if (v := self.sum_of) is not None:
             return tuple(s for t in v.terms for r in t.reads() for s in ((r,) if r.leaf.held else r.leaf.sources))
-        return tuple(r for r, _, _ in self.parts)
+        return tuple(s for r, _, _ in self.parts for s in ((r,) if r.leaf.held else r.leaf.sources))
 
     @property
     def held(self) -> bool:
@@ -80,7 +82,7 @@ class Leaf:
     @property
     def sum_of(self) -> Value | None:
         """The sum that it is a function of, if it is made of one."""
-        return next((v for v in (self.greatest, self.exponent, self.total, self.level) if v is not None), None)
+        return next((v for v in (self.greatest, self.exponent, self.total, self.level, self.product) if v is not None), None)
 
     @property
     def positive(self) -> bool:
@@ -104,7 +106,11 @@ class Leaf:
 
     def __repr__(self) -> str:
         if self.parts:
-            return f"{self.parts[0][0].leaf}" + " ..." * (len(self.parts) > 1)
+            shown = [repr(r.leaf) for r, _, _ in self.parts]
+            return " | ".join(shown) if len(shown) <= 2 else f"{shown[0]} ..."
+        if self.product is not None:
+            (t,) = self.product.terms
+            return " * ".join([f"{t.coef:g}"] * (t.coef != 1) + [repr(r.leaf) for r in t.reads()])
         if (v := self.sum_of) is not None:
             if not v.leaves():
                 return "numbers"

@@ -20,16 +20,19 @@ from .algebra import pinned, straighten, wider
 from .clock import look
 from .codes import NearMiss, near_miss
 from .exponents import gates_apart, numbers_apart, positions_apart
+from .first_apart import rows_from_the_second
 from .index import Index, Unknown, product, untied
 from .match import MAX_FEATURES, Match
 from .maxima import maximum, without_maximum
 from .normal_form import Read, Term, Value
+from .own_position import own_position_apart
 from .places import Places, SequencePosition, digits_of, innermost, on_one_axis, ordered, position_of, sharing
 from .polynomial import reduced, width
 from .position_weights import rows_alike, weights_apart
 from .quotients import cancelled, computed_once
 from .refusals import refuse_function_of_scores, refuse_reads, refuse_states_of_one_tensor, without_causality
 from .roles import Roles, enter, fit, free_linked, key_digits, roles_of, summed
+from .side_by_side import side_by_side
 from .sizes import at_most
 from .stabilised import put_back, rows_apart
 from .weights import Part, Problem, Weights, solve
@@ -45,6 +48,8 @@ def recognise(value: Value) -> Match | NearMiss | None:
     given = [cancelled(straighten(pinned(t))) for t in value.terms]
     terms = [numbers_apart(gates_apart(positions_apart(without_maximum(t)))) for t in given]
     found = _recognised(replace(value, terms=tuple(terms)))
+    if isinstance(found, NearMiss) and (of_parts := _of_parts(replace(value, terms=tuple(terms)), found.code)) is not None:
+        return of_parts
     weighed = isinstance(found, NearMiss) and found.code in ("LC103", "LC108", "LC109", "LC203")
     if weighed and (apart := weights_apart(terms)) != terms:
         return _recognised(replace(value, terms=tuple(apart)))
@@ -76,6 +81,17 @@ def _recognised(value: Value) -> Match | NearMiss | None:
         return e
     except Unknown as e:
         return near_miss("LC201", seen=str(e))
+
+
+def _of_parts(value: Value, code: str) -> Match | None:
+    """The attention that a part of the terms is, or each of several, or that all rows are but the first."""
+    def part(own: Value) -> Match | NearMiss | None:
+        found = _recognised(own)
+        return _of_parts(own, "LC201") or found if isinstance(found, NearMiss) and found.code == "LC201" else found
+
+    if code == "LC201":
+        return rows_from_the_second(value, _recognised)
+    return own_position_apart(value, part) or side_by_side(value, part) if code in ("LC106", "LC109") else None
 
 
 def _polynomial(value: Value, by_degree: dict[int, list[Term]]) -> Match | NearMiss | None:

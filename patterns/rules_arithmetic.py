@@ -51,7 +51,7 @@ def sums(c: Call) -> Value:
     x, y = c.open("self"), c.open("other")
     operands = [("other", y, x), ("self", x, y)]
     for name, mine, other in sorted(operands, key=lambda one: c.table.age(c.args[one[0]])):  # what was there first is before it
-        if enters(mine, other) or precedes(mine, other):
+        if enters(mine, other) or precedes(mine, other) and not c.table.scored():
             closed = c.table.entering(c.args[name])
             x, y = (x, closed) if name == "other" else (closed, y)
             break

@@ -105,6 +105,24 @@ def triangle(c: Call) -> Value:
     return al.triangle(c["self"], size_of(c.get("diagonal", 0)), c.name == "tril")
 
 
+@rule("eye")
+def identity(c: Call) -> Value:
+    return _on_diagonal(Value(tuple(() if same(s, 1) else (Index(s),) for s in c.sizes()), (Term(),)))
+
+
+@rule("diag_embed")
+def diagonal(c: Call) -> Value:
+    """The last axis, on the diagonal of the two last ones."""
+    if c.get("offset", 0) != 0 or (c.get("dim1", -2), c.get("dim2", -1)) != (-2, -1):
+        raise Unknown("another diagonal than that of the last axes")
+    v = c["self"].finite()
+    return _on_diagonal(replace(v, axes=(*v.axes, tuple(Index(x.size) for x in v.axes[-1]))))
+
+
+def _on_diagonal(v: Value) -> Value:
+    return al.triangle(al.triangle(v, 0, True), 0, False)
+
+
 @rule("where")
 def choice(c: Call) -> Value:
     if "condition" not in c.args or "other" not in c.args:

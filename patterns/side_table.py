@@ -23,7 +23,7 @@ from .constants import mask_value
 from .divided import laid_behind_each_other
 from .evaluate import MAX_TABLE, fold
 from .fakes import call, tensors_in, with_tensors
-from .functions import REDUCTIONS, SUMS, VIEWS
+from .functions import REDUCTIONS, SUMS, VIEWS, under_mask
 from .index import Affine, Index, Unknown, mixed_radix, product, same, size_of
 from .leaves import are_scores
 from .normal_form import Leaf, Read, Value, definition_or_value, leaf_value, whole_tensor
@@ -149,6 +149,10 @@ class SideTable(Assembled):
                     by = self.leaf(given, "reciprocal") if number is None else number_value(1 / number)
                 return multiply(self.entering(self.tensors[state.tensor]), by)
         return self.leaf(x)
+
+    def scored(self) -> bool:
+        """Whether what the current node makes goes on as scores do."""
+        return self.current is not None and under_mask(self.current)
 
     def side_by_side(self, tensors: Sequence[torch.Tensor]) -> list[Value]:
         """The values of tensors that are put together; a state in front of what is summed up is read as a whole."""
@@ -448,6 +452,9 @@ class _Closed:
 
     def entering(self, x: torch.Tensor) -> Value:
         return self.table.entering(x)
+
+    def scored(self) -> bool:
+        return self.table.scored()
 
     def settled(self, x: Any) -> bool:
         return False

@@ -42,7 +42,7 @@ def name_of(n: fx.Node) -> str:
 
 @functools.cache
 def named(target: Any) -> str:
-    return str(getattr(target, "__name__", "")).split(".")[0]
+    return str(getattr(target, "__name__", "")).split(".")[0].removeprefix("wrapped_")  # Dynamo's for numpy's
 
 
 class Signer:

@@ -22,6 +22,7 @@ import torch.fx as fx
 from .algebra import times, wider
 from .clock import OutOfTime, look
 from .codes import NearMiss, near_miss
+from .first_apart import pieces_from_the_second
 from .index import Index, hint, same, var
 from .loop_forms import (
     Carry,
@@ -42,6 +43,7 @@ from .loop_match import weigh
 from .loop_roles import PieceRoles, is_sum, summed_alike
 from .match import Match
 from .normal_form import Leaf, Read, Term
+from .own_position import own_steps_apart, reads_a_state
 from .pieces import Piece, Pieces, by_digits
 from .step_gates import DEPTHS, kind, positionless
 
@@ -61,6 +63,10 @@ def recognise_pieces(pieces: Pieces) -> Match | NearMiss | None:
     except NotUnrolled:
         return None
     except NearMiss as e:                                   # many things are sums of products, as normalisers are
+        if e.code == "LC109" and (apart := own_steps_apart(loop.pieces, loop.terms, recognise_pieces)) is not None:
+            return apart
+        if e.code == "LC201" and (later := pieces_from_the_second(pieces, recognise_pieces)) is not None:
+            return later
         return None if loop.of_keys_alone() else e
     except OutOfTime:
         raise
@@ -94,11 +100,12 @@ class _Loop:
             raise NotUnrolled
         pieces = self.pieces
         rough = [self._split(p) for p in reversed(pieces.pieces)]
+        self.terms = {p.start: terms for p, terms in zip(reversed(pieces.pieces), rough)}
         self.rows = self._row_axes(rough)
         self.roles = PieceRoles(self.rows, self.states)
         # what tells most comes first: several rows tell queries from keys, as several terms do; states tell keys from values
         self.order = sorted(zip(reversed(pieces.pieces), rough), key=lambda pair: (
-            not any(pair[0].value.axes[n] for n in self.rows), not _reads_a_state(pair[1]),
+            not any(pair[0].value.axes[n] for n in self.rows), not reads_a_state(pair[1]),
             -max(len(t.bound) for t in pair[1]), -len(pair[1])))
         self.forms: list[Form] = []
 
@@ -145,7 +152,7 @@ class _Loop:
         digits = tuple(x for n in self.rows for x in p.value.axes[n])
         asked: set[tuple[Leaf, str]] = set()                # queries of this piece, known from what it reads of states
         taken = []
-        terms = sorted(terms, key=lambda t: (not _reads_a_state([t]), -len(t.bound)))  # a window tells keys from queries
+        terms = sorted(terms, key=lambda t: (not reads_a_state([t]), -len(t.bound)))  # a window tells keys from queries
         in_all = set.intersection(*({summed_alike(r, set(t.bound)) for r in t.reads()} for t in terms))
         for n, t in enumerate(terms):
             taken.append(self.roles.of(t, set(digits), asked, in_all if len(terms) > 1 else set()))
@@ -405,11 +412,6 @@ def _through(r: Read, decays: set[Leaf]) -> Read:
 def _added(p: Update | Carry) -> set[Leaf]:
     """Keys and values of an update."""
     return {r.leaf for r in (*p.k, *p.v)} if isinstance(p, Update) else set()
-
-
-def _reads_a_state(terms: Sequence[Term]) -> bool:
-    """Whether a term contracts with a leaf that is a sum of several tensors."""
-    return any(is_sum(r.leaf) and set(t.bound) & r.variables() for t in terms for r in t.reads())
 
 
 def _of_products(r: Read) -> bool:

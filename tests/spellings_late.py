@@ -242,7 +242,7 @@ def own_position_filled_with_zero(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k.mT).tril().masked_fill(torch.eye(N, dtype=torch.bool), 0.0) @ v
 
 
-@spelling(qkv, sites=0)
+@spelling(qkv)
 def own_position_of_a_mask_counted_twice(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return ((q @ k.mT).tril() * (1 + torch.eye(N, dtype=q.dtype))) @ v
 
@@ -279,3 +279,41 @@ def heads_split_from_the_features_of_values(x: Tensor, b: Tensor, c: Tensor, f: 
         state = f[:, t].sigmoid()[..., None, None] * state + x[:, t, :, :, None] * b[:, t, None, None]
         outs.append((state * c[:, t, None, None]).sum(-1))
     return torch.stack(outs, 1)
+
+
+# --------------- strictly before, and decayed by the steps between: o[i] = sum over j < i of exp(G[i - 1] - G[j])
+@spelling(gated)
+def strict_sums_up_to_the_step_before(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+    g = F.logsigmoid(f).cumsum(-1)
+    return q @ k.mT * (F.pad(g, (1, -1))[..., :, None] - g[..., None, :]).tril(-1).exp().tril(-1) @ v
+
+
+@spelling(gated)
+def strict_sums_less_the_own_step(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+    f = F.logsigmoid(f)
+    g = f.cumsum(-1)
+    between = (g - f)[..., :, None] - g[..., None, :]
+    return q @ k.mT * between.masked_fill(torch.ones(N, N).triu().bool(), -torch.inf).exp() @ v
+
+
+@spelling(gated)
+def strict_weights_and_a_normaliser(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+    f = F.logsigmoid(f)
+    g = f.cumsum(-1)
+    weights = q.exp() @ k.exp().mT * ((g - f)[..., :, None] - g[..., None, :]).tril(-1).exp().tril(-1)
+    return weights @ v / (weights.sum(-1, keepdim=True) + 1)
+
+
+@spelling(gated)
+def loop_of_gates_that_reads_before_it_writes(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+    state, outs = q.new_zeros(B, H, D, E), []
+    for t in range(N):
+        outs.append(q[:, :, t, None] @ state)
+        state = torch.sigmoid(f[:, :, t, None, None]) * state + k[:, :, t, :, None] * v[:, :, t, None]
+    return torch.cat(outs, 2)
+
+
+@spelling(gated, sites=0)
+def strict_sums_up_to_two_steps_before(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+    g = F.logsigmoid(f).cumsum(-1)
+    return q @ k.mT * (F.pad(g, (2, -2))[..., :, None] - g[..., None, :]).tril(-1).exp().tril(-1) @ v

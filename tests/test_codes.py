@@ -154,7 +154,7 @@ def another_query_for_the_rest(q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Te
 
 @case("LC109", lambda: (*qkv(), seeded(B, H, N, D), seeded(B, H, N, D)))
 def two_masked_scores(q: Tensor, k: Tensor, v: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    return ((q @ k.mT).tril() + (x @ y.mT).tril()) @ v  # here
+    return ((q @ k.mT).tril() + (x @ y.mT).tril(-1)) @ v  # here
 
 
 @case("LC110", lambda: (*qkv(), seeded(N, N)))

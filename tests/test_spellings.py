@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import spellings_adverse  # noqa: F401
+import spellings_beside  # noqa: F401
 import spellings_chunks  # noqa: F401
+import spellings_closed  # noqa: F401
 import spellings_conditions  # noqa: F401
 import spellings_decays  # noqa: F401
 import spellings_divided  # noqa: F401

@@ -1,0 +1,128 @@
+"""What a position sees of itself otherwise than of others is added behind the sum, for no pair takes part in it:
+
+    (q @ k.mT * (strict + diag(u))) @ v = (q @ k.mT * strict) @ v + u (q . k) v
+
+RWKV-5 gives the present token such a bonus u (Eagle and Finch: RWKV with matrix-valued states and dynamic recurrence).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from .codes import NearMiss
+from .index import product, same, var
+from .loop_forms import expand, resolved
+from .loop_roles import is_sum
+from .match import Match
+from .normal_form import Read, Term, Value
+from .pieces import Piece, Pieces
+from .roles import summed
+
+
+def own_position_apart(value: Value, recognised: Callable[[Value], Match | NearMiss | None]) -> Match | None:
+    """The attention of all other terms, with those of each position alone beside it; None where that is none."""
+    own = [t for t in value.terms if not summed(t)]
+    rest = tuple(t for t in value.terms if t not in own)
+    if not own or not rest or not all(map(_of_products, own)):
+        return None
+    m = recognised(replace(value, terms=rest))
+    return beside(m, own, value) if isinstance(m, Match) else None
+
+
+def beside(m: Match, own: list[Term], value: Value) -> Match | None:
+    """A match with products of features of each position beside it, in the variables of its own axes."""
+    free = {x for axis in value.axes for x in axis}
+    size = product(x.size for x in m.d)
+    if any(r.detached for r in (*m.every(), *(r for t in own for r in t.reads()))):
+        return None
+    for t in own:
+        contracted = [r for r in t.reads() if r.variables() & set(t.bound)]
+        if not same(product(x.size for x in t.bound), size) or not t.free() <= free or m.maximum or m.degrees or any(
+                r.variables() & set(m.e) for r in contracted) or bool(m.e) != any(r.variables() & set(m.e) for r in t.reads()):
+            return None
+        for x in t.bound:                                   # features, and no positions that all others see
+            if sum(x in r.variables() for r in contracted) < 2 or not all(
+                    r.variables() & set(m.rows) or r.variables() <= {*t.bound, *m.batch} for r in contracted):
+                return None
+    return replace(m, value=value, beside=(*m.beside, *own), via=m.via.union(*(t.via for t in own)))
+
+
+def _of_products(t: Term) -> bool:
+    return bool(t.bound) and not t.indicators and not t.exponent and all(isinstance(f, Read) for f in t.factors)
+
+
+def own_steps_apart(pieces: Pieces, terms: Mapping[int, Sequence[Term]],
+                    recognised: Callable[[Pieces], Match | NearMiss | None]) -> Match | None:
+    """The same of a loop, of which each step is a piece with these terms: what no step reads of a state is its own."""
+    last = pieces.pieces[-1]
+    if not isinstance(last.start, int) or any(not same(p.length, 1) for p in pieces.pieces):
+        return None
+    def own_of(start: int) -> list[Term]:
+        return [t for t in terms[start] if _of_products(t) and not reads_a_state([t])]
+
+    if not own_of(last.start):                              # the step reads a sum of the state and what is its own
+        terms = {start: [s for t in every for s in _looked_into(t)] for start, every in terms.items()}
+    own = own_of(last.start)
+    masks: list[set[Moving]] = [set() for _ in own]
+    rest: list[Piece] = []
+    for p in pieces.pieces:
+        left = list(terms.get(p.start, ()))
+        for t, seen in zip(own, masks):
+            every = ((s, _moving(s, p.value, t, last.value, last.start - p.start)) for s in left)
+            found = next(((s, m) for s, m in every if m is not None), None)
+            if found is None:
+                return None
+            left.remove(found[0])
+            seen.add(found[1])
+        rest.append(replace(p, value=replace(p.value, terms=tuple(left))))
+    moving = [max(seen, key=sum) for seen in masks]
+    if not own or any(not any(m) or len(seen - {m, (False,) * len(m)}) for m, seen in zip(moving, masks)):
+        return None
+    m = recognised(replace(pieces, pieces=tuple(rest)))
+    if not isinstance(m, Match) or len(m.rows) != 1:
+        return None
+    here = var(m.rows[0]).shift(-last.start)
+    names = {a: var(b) for mine, theirs in zip(last.value.axes, m.value.axes) for a, b in zip(mine, theirs)}
+    placed = []
+    for t, at in zip(own, moving):
+        flags = iter(at)
+        reads = [replace(r, index=tuple(a + here if next(flags) else a for a in r.index)) for r in _sorted(t)]
+        placed.append(replace(t, factors=tuple(reads)).substitute(names))
+    return beside(replace(m, ending=None), placed, m.value)
+
+
+def _looked_into(t: Term) -> list[Term]:
+    """A term that reads a state, by what that is the sum of."""
+    r = next((r for r in t.reads() if is_sum(r.leaf) and set(t.bound) & r.variables() and not r.function), None)
+    return [t] if r is None or r.leaf.definition is None else [resolved(s) for s in expand(t, r)]
+
+
+Moving = tuple[bool, ...]  # for each axis of each read of a term, in order: whether it is read at the number of the step
+
+
+def _moving(t: Term, value: Value, model: Term, of: Value, steps: int) -> Moving | None:
+    """Which axes are read at the number of the step, if a term is what another one is `steps` steps later."""
+    mine, theirs = _sorted(t), _sorted(model)
+    if t.coef != model.coef or not _of_products(t) or len(mine) != len(theirs):
+        return None
+    names = {a: b for own, other in zip(value.axes, of.axes) for a, b in zip(own, other)}
+    names.update(zip(t.bound, model.bound))
+    found = []
+    for r, s in zip(mine, theirs):
+        if r.leaf is not s.leaf or (r.function, r.detached) != (s.function, s.detached):
+            return None
+        for a, b in zip(r.index, s.index):
+            if {names.get(y, y): c for y, c in a.coef.items()} != b.coef or a.const - b.const not in (0, -steps):
+                return None
+            found.append(a.const != b.const)
+    return tuple(found)
+
+
+def _sorted(t: Term) -> list[Read]:
+    return sorted(t.reads(), key=lambda r: (str(r.leaf), r.function, [(len(a.coef), str(a.const)) for a in r.index]))
+
+
+def reads_a_state(terms: Sequence[Term]) -> bool:
+    """Whether a term contracts with a leaf that is a sum of several tensors."""
+    return any(is_sum(r.leaf) and set(t.bound) & r.variables() for t in terms for r in t.reads())

@@ -1,0 +1,142 @@
+"""Sums of attentions that are one, with the features of both side by side; what positions see of themselves, beside the sum."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from spelling import B, D, E, H, N, gated, qkv, random, spelling
+from torch import Tensor
+
+
+def two() -> list[Tensor]:
+    """q, k, a second pair of 3 features, v."""
+    q, k, v = qkv()
+    return [q, k, random(B, H, N, 3, scale=0.7), random(B, H, N, 3, scale=1.1), v]
+
+
+def bonus() -> list[Tensor]:
+    """q, k, v and a number for each head and feature of the keys."""
+    return [*qkv(), random(H, D)]
+
+
+# ------------------------------------------------------------------- sum_n (q[n] . k[n]) = (q[0] | q[1] ...) . (k[0] | k[1] ...)
+@spelling(two)
+def scores_of_two_kinds(q: Tensor, k: Tensor, a: Tensor, b: Tensor, v: Tensor) -> Tensor:
+    return (0.5 * q @ k.mT + 0.3 * a @ b.mT).tril() @ v
+
+
+@spelling(two)
+def scores_less_others(q: Tensor, k: Tensor, a: Tensor, b: Tensor, v: Tensor) -> Tensor:
+    return ((q @ k.mT).tril() - 0.3 * (a @ b.mT).tril()) @ v
+
+
+@spelling(lambda: [*two(), random(H)])
+def scores_less_a_learned_part_of_others(q: Tensor, k: Tensor, a: Tensor, b: Tensor, v: Tensor, part: Tensor) -> Tensor:
+    return ((q @ k.mT).tril() - part[:, None, None] * (a @ b.mT).tril()) @ v
+
+
+@spelling(lambda: [*two(), random(B, H, N)])
+def scores_of_two_kinds_with_gates(q: Tensor, k: Tensor, a: Tensor, b: Tensor, v: Tensor, f: Tensor) -> Tensor:
+    g = F.logsigmoid(f).cumsum(-1)
+    return (q @ k.mT + a @ b.mT) * (g[..., :, None] - g[..., None, :]).tril().exp().tril() @ v
+
+
+@spelling(lambda: [*qkv(), random(B, H, N, 3), random(B, N, 3)])
+def positions_in_keys_that_heads_share(q: Tensor, k: Tensor, v: Tensor, place: Tensor, of_keys: Tensor) -> Tensor:
+    scores = torch.einsum("bhid,bhjd->bhij", q, k) + torch.einsum("bhid,bjd->bhij", place, of_keys)
+    return torch.einsum("bhij,bhje->bhie", (scores / math.sqrt(D + 3)).tril(), v)
+
+
+@spelling(qkv)
+def cosines_and_sines_of_scores(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k = q.relu() + 0.1, k.relu() + 0.1
+    angle = math.pi / 2 * torch.arange(1, N + 1, dtype=q.dtype)[:, None] / N
+    scores = ((q * angle.cos()) @ (k * angle.cos()).mT + (q * angle.sin()) @ (k * angle.sin()).mT).tril()
+    return scores @ v / scores.sum(-1, keepdim=True)
+
+
+@spelling(lambda: [random(B, H, N, 6), random(6, 8), random(6, 8), random(B, H, N, E), random(1)])
+def halves_of_projections(x: Tensor, to_q: Tensor, to_k: Tensor, v: Tensor, part: Tensor) -> Tensor:
+    (q, a), (k, b) = (x @ to_q).chunk(2, -1), (x @ to_k).chunk(2, -1)
+    return ((q @ k.mT).tril() - part * (a @ b.mT).tril()) @ v
+
+
+@spelling(two, sites=2)
+def sum_of_two_attentions(q: Tensor, k: Tensor, a: Tensor, b: Tensor, v: Tensor) -> Tensor:
+    first, second = (torch.einsum("bhnd,bhne->bhnde", x, v).cumsum(2) for x in (k, b))
+    return torch.einsum("bhnd,bhnde->bhne", q, first) + torch.einsum("bhnd,bhnde->bhne", a, second)
+
+
+@spelling(two, sites=0)
+def scores_of_which_some_are_not_masked(q: Tensor, k: Tensor, a: Tensor, b: Tensor, v: Tensor) -> Tensor:
+    return ((q @ k.mT).tril() + a @ b.mT) @ v
+
+
+@spelling(two, sites=0)
+def scores_under_two_masks(q: Tensor, k: Tensor, a: Tensor, b: Tensor, v: Tensor) -> Tensor:
+    return ((q @ k.mT).tril() + (a @ b.mT).tril(-1)) @ v
+
+
+@spelling(two, sites=0)
+def scores_with_two_decays(q: Tensor, k: Tensor, a: Tensor, b: Tensor, v: Tensor) -> Tensor:
+    n = torch.arange(N)
+    far = (n[:, None] - n).clamp(min=0)
+    return (q @ k.mT * (0.9 ** far).tril() + a @ b.mT * (0.8 ** far).tril()) @ v
+
+
+# ------------------------------------------------------------------------------- what a position sees of itself, beside the sum
+@spelling(qkv)
+def own_position_twice(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return q @ k.mT * (torch.ones(N, N, dtype=q.dtype).tril() + torch.eye(N, dtype=q.dtype)) @ v
+
+
+@spelling(bonus)
+def own_position_with_weights_of_features(q: Tensor, k: Tensor, v: Tensor, u: Tensor) -> Tensor:
+    return ((q @ k.mT).tril(-1) + torch.diag_embed((q * u[:, None] * k).sum(-1))) @ v
+
+
+@spelling(bonus)
+def loop_with_a_bonus_for_its_own_step(q: Tensor, k: Tensor, v: Tensor, u: Tensor) -> Tensor:
+    state, outs = q.new_zeros(B, H, D, E), []
+    for t in range(N):
+        kv = k[:, :, t, :, None] * v[:, :, t, None]
+        outs.append((q[:, :, t, None] @ (state + u[:, :, None] * kv)).squeeze(2))
+        state = 0.9 * state + kv
+    return torch.stack(outs, 2)
+
+
+@spelling(lambda: [*gated(), random(H)])
+def loop_with_gates_and_a_bonus(q: Tensor, k: Tensor, v: Tensor, f: Tensor, u: Tensor) -> Tensor:
+    state, outs = q.new_zeros(B, H, D, E), []
+    for t in range(N):
+        kv = torch.einsum("bhd,bhe->bhde", k[:, :, t], v[:, :, t])
+        outs.append(torch.einsum("bhd,bhde->bhe", q[:, :, t], state + u[:, None, None] * kv))
+        state = state * torch.sigmoid(f[:, :, t, None, None]) + kv
+    return torch.stack(outs, 2)
+
+
+@spelling(bonus)
+def loop_that_adds_a_product_to_each_output(q: Tensor, k: Tensor, v: Tensor, u: Tensor) -> Tensor:
+    state, outs = q.new_zeros(B, H, D, E), []
+    for t in range(N):
+        own = (q[:, :, t] * u * k[:, :, t]).sum(-1, keepdim=True) * v[:, :, t]
+        outs.append((q[:, :, t, None] @ state).squeeze(2) + own)
+        state = state + k[:, :, t, :, None] * v[:, :, t, None]
+    return torch.stack(outs, 2)
+
+
+@spelling(bonus, sites=0)
+def loop_with_a_bonus_for_some_steps(q: Tensor, k: Tensor, v: Tensor, u: Tensor) -> Tensor:
+    state, outs = q.new_zeros(B, H, D, E), []
+    for t in range(N):
+        kv = k[:, :, t, :, None] * v[:, :, t, None]
+        outs.append((q[:, :, t, None] @ (state + u[:, :, None] * kv if t % 3 else state + kv)).squeeze(2))
+        state = 0.9 * state + kv
+    return torch.stack(outs, 2)
+
+
+@spelling(bonus, sites=0)
+def bonus_for_all_that_follows(q: Tensor, k: Tensor, v: Tensor, u: Tensor) -> Tensor:
+    return ((q @ k.mT).tril(-1) + ((q * u[:, None]) @ k.mT).triu()) @ v
