@@ -67,12 +67,12 @@ def rewrite(gm: fx.GraphModule, fake: FakeTensorMode, options: Options, thorough
             found = cand.find(gm, fake, _constants, parts)
         pass_ = _Pass(gm, found, options, parts, thorough)
         pass_.run()
-        closable = frozenset(found.interpreter.closable) - found.interpreter.closed
-        if closable and not pass_.changed and any(c.code in UNREAD for c in pass_.decided.values()):
-            # matched, and not to be read so: then what was made of tensors by moving them is an operand as it is
-            other = _Pass(gm, cand.find(gm, fake, _constants, parts, closable), options, parts, thorough)
-            other.run()
-            pass_ = other if other.changed else pass_
+        for closable in map(found.closable, (1, 2, 3)):
+            if closable and not pass_.changed and any(c.code in UNREAD for c in pass_.decided.values()):
+                # matched, and not to be read so: then what was made of tensors by moving them is an operand as it is
+                other = _Pass(gm, cand.find(gm, fake, _constants, parts, closable), options, parts, thorough)
+                other.run()
+                pass_ = other if other.changed else pass_
     report = Report((*(c for _, c in sorted(pass_.decided.items(), key=lambda item: item[0])), *pass_.rest))
     report = report if inside is None else report + inside
     changed = gm if pass_.changed else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,12 +45,21 @@ class Findings:
     candidates: tuple[Candidate, ...]
     interpreter: GraphInterpreter
 
-    def matched(self) -> list[tuple[fx.Node, Match]]:
-        return [(c.node, c.found) for c in self.candidates if isinstance(c.found, Match)]
+    def attentions(self) -> set[tuple[fx.Node, int]]:
+        """Where there are attentions, of how many steps."""
+        return {(c.node, len(c.steps)) for c in self.candidates if isinstance(c.found, Match) and c.found.kind == "attention"}
 
-    def codes(self) -> set[str]:
-        """Why candidates are none."""
-        return {c.found.code for c in self.candidates if isinstance(c.found, NearMiss)}
+    def inside(self) -> set[fx.Node]:
+        """What is between matches and their leaves."""
+        return inside((n, c.found) for c in self.candidates if isinstance(c.found, Match) for n in (c.node, *c.steps))
+
+    def left(self, inside: Collection[fx.Node]) -> set[str]:
+        """Why candidates are none that are no part of another."""
+        return {c.found.code for c in self.candidates if isinstance(c.found, NearMiss) and c.node not in inside}
+
+    def closable(self, way: int) -> frozenset[fx.Node]:
+        """Nodes that may be closed in this way, and are not."""
+        return frozenset(n for n, w in self.interpreter.closable.items() if w <= way) - self.interpreter.closed
 
 
 def find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node, Any], Value | None],
@@ -58,16 +67,16 @@ def find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node,
     """Interprets the graph (or its islands) and asks each node that is no mere view whether its value is an attention. Where
     a decay would depend on features, exponentials of positions and features are a part of the feature map; where the roles
     cannot be told, what was made of tensors by moving them is looked at as it is, as are nodes that are `closed`."""
-    def again(best: Findings, closed: set[fx.Node]) -> Findings:
+    def again(best: Findings, closed: Collection[fx.Node]) -> Findings:
         other = _find(gm, fake, constants, islands, frozenset(closed))
-        return other if len(other.matched()) > len(best.matched()) else best
+        return other if best.attentions() < other.attentions() else best
 
     best = _find(gm, fake, constants, islands, closed)
-    if best.interpreter.coupled and "LC202" in best.codes():
+    if best.interpreter.coupled and "LC202" in best.left(()):
         best = again(best, best.interpreter.coupled)
-    for way in (1, 2):
-        own = {n for n, w in best.interpreter.closable.items() if w <= way} - inside(best.matched()) - best.interpreter.closed
-        if own and (best.codes() or not best.matched()):
+    for way in (1, 2, 3):
+        own = best.closable(way) - (inside := best.inside())
+        if own and (best.left(inside) or not best.attentions()):
             best = again(best, own | best.interpreter.closed)
     return best
 

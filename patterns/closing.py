@@ -26,12 +26,12 @@ MERGED = frozenset({"reshape", "view", "flatten", "rearrange"})
 
 def closable(n: fx.Node, v: Value, t: torch.Tensor) -> int:
     """Whether a tensor can be a leaf: 1 if it is numbers of tensors put elsewhere, without a sum over positions, a decay or a
-    mask; 2 if it is a sum over an axis of one tensor, which may be a decay's."""
+    mask; 2 if it is a sum over an axis of one tensor, and 3 if that may be a decay's or a state."""
     name = name_of(n).rstrip("_")
     if v.masked is not None or not v.leaves() or whole_tensor(v, t) is not None or not all(x.reads() for x in v.terms):
         return 0
     if name in SUMMED and len(v.leaves()) == 1:
-        return 2
+        return 2 if name in ("sum", "mean") and not any(x.indicators for x in v.terms) else 3
     if any(x.bound or x.exponent for x in v.terms):
         return 0
     if name in ADDED:

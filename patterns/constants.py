@@ -13,6 +13,7 @@ import torch.fx as fx
 from torch import Tensor
 
 from ..compat import no_modes
+from .functions import example_of
 from .index import Affine, Index, var
 from .normal_form import Numbers, Position, Term, Value
 
@@ -23,7 +24,7 @@ MAX_ROWS = 1 << 12   # numbers of a table along one axis
 def static(node: fx.Node) -> bool:
     """Whether a graph input is a buffer of a module (or another object whose identity Dynamo fixes), or a tensor that the
     code found outside of its arguments: a global, or what a closure holds. An argument that inner functions use is in a cell
-    too, and remains an argument."""
+    too, and remains an argument; so does a tensor that is trained, or has more axes than numbers of pairs and heads."""
     if node.op == "get_attr":
         return True
     if bool(node.meta.get("tensor_dict", {}).get("_dynamo_static_input_type")):
@@ -32,7 +33,11 @@ def static(node: fx.Node) -> bool:
     while hasattr(source, "base"):
         source = source.base
     held = getattr(source, "is_derefed_cell_contents", False) and not getattr(source, "is_input", False)
-    return type(source).__name__ == "GlobalSource" or bool(held)
+    if not (type(source).__name__ == "GlobalSource" or held):
+        return False
+    # where tracing stopped and went on in an inner function, what the outer one computes is in a cell, too
+    x = example_of(node)
+    return not (isinstance(x, Tensor) and (x.requires_grad or sum(s != 1 for s in x.shape) > 3))
 
 
 def known_value(real: Any) -> Value | None:

@@ -156,5 +156,8 @@ def _summands(e: Term) -> list[Term]:
     if d is None or d.masked is not None or len(d.terms) < 2 or any(x.exponent for x in d.terms):
         return [e]
     assert isinstance(r, Read)
-    own = [replace(x, coef=x.coef * e.coef) for x in substituted(d, r.index)]
+    try:
+        own = [replace(x, coef=x.coef * e.coef) for x in substituted(d, r.index)]
+    except NotUnrolled:                                     # it was put together from several axes, and is read at one
+        return [e]
     return list(map(detached_term, own)) if r.detached else own

@@ -12,10 +12,11 @@ from .codes import NearMiss, near_miss
 from .index import Affine, Index, hint, mixed_radix, product, same, var
 from .loop_forms import Carry, Form, StateKey, Update
 from .normal_form import Leaf, Read, Term
+from .signatures import name_of
 
 States = Mapping[StateKey, Sequence[Update | Carry]]
 
-_POSITIONS = frozenset({"getitem", "select", "narrow", "index_select", "unbind", "split", "chunk"})
+_POSITIONS = frozenset({"getitem", "select", "narrow", "index_select", "unbind", "split", "chunk", "slice"})
 # How far back expressions of two steps are compared. What is made of a number that the loop carries (a maximum so far) goes
 # back to the first step, and is another expression at each; then less of it has to do.
 DEPTHS = (12, 4, 3, 2)
@@ -27,8 +28,7 @@ def kind(n: fx.Node | None, depth: int) -> Any:
         return None
     if n.op not in ("call_function", "call_method"):
         return n
-    name = n.target if isinstance(n.target, str) else getattr(n.target, "__name__", str(n.target))
-    numbers = name not in _POSITIONS
+    numbers = name_of(n) not in _POSITIONS
 
     def encode(x: Any) -> Any:
         if isinstance(x, fx.Node):

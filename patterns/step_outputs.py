@@ -50,10 +50,17 @@ def outputs_of_steps(interpreter: GraphInterpreter, known: Iterable[Known]
                 loops.join(n, value.terms)
                 groups.setdefault((kind(n, DEPTH), tuple(map(str, t.shape)), t.dtype), []).append(n)
     found: dict[Any, list[tuple[Sequence[fx.Node], torch.Tensor, Match]]] = {}
-    for group in groups.values():
+    alone = {(loop, n.target, *of[1:]): n for of, group in groups.items() for loop, (n, *more) in loops.apart(group).items()
+             if not more}
+    for of, group in groups.items():
         for loop, nodes in loops.apart(group).items():
-            if len(nodes) >= FEWEST and (one := _side_by_side(interpreter, nodes)) is not None:
-                found.setdefault(loop, []).insert(0, (nodes, *one))
+            if len(nodes) < FEWEST:
+                continue
+            first = alone.get((loop, nodes[0].target, *of[1:]))  # a first step has no state before it
+            every = [[first, *nodes]] * (first is not None and first < nodes[0]) + [nodes]
+            one = next(((own, *x) for own in every if (x := _side_by_side(interpreter, own)) is not None), None)
+            if one is not None:
+                found.setdefault(loop, []).insert(0, one)
     return sorted(found.values(), key=lambda families: families[-1][0][0])
 
 

@@ -50,12 +50,13 @@ from .step_gates import DEPTHS, kind, positionless
 log = logging.getLogger("lightning_compile")
 
 
-def recognise_pieces(pieces: Pieces) -> Match | NearMiss | None:
-    """The attention that the pieces make up, why they are none though they come near, or None."""
+def recognise_pieces(pieces: Pieces, all_gates: bool = False) -> Match | NearMiss | None:
+    """The attention that the pieces make up, why they are none though they come near, or None. `all_gates`: a number at a key's
+    position is a gate, and no number of the key."""
     if len(pieces.pieces) < 2 or not pieces.complete():
         return None
     try:
-        loop = _Loop(by_digits(pieces))
+        loop = _Loop(by_digits(pieces), all_gates)
     except NotUnrolled:
         return None
     try:
@@ -63,6 +64,10 @@ def recognise_pieces(pieces: Pieces) -> Match | NearMiss | None:
     except NotUnrolled:
         return None
     except NearMiss as e:                                   # many things are sums of products, as normalisers are
+        if e.code == "LC109" and not all_gates and isinstance(gated := recognise_pieces(pieces, True), Match):
+            return gated
+        if all_gates:
+            return e
         if e.code == "LC109" and (apart := own_steps_apart(loop.pieces, loop.terms, recognise_pieces)) is not None:
             return apart
         if e.code == "LC201" and (later := pieces_from_the_second(pieces, recognise_pieces)) is not None:
@@ -86,7 +91,8 @@ class _Seen:
 
 
 class _Loop:
-    def __init__(self, pieces: Pieces) -> None:
+    def __init__(self, pieces: Pieces, all_gates: bool) -> None:
+        self.all_gates = all_gates
         self.pieces = pieces
         self.frame: Frame | None = None
         self.states: dict[StateKey, list[Update | Carry]] = {}
@@ -255,6 +261,8 @@ class _Loop:
     def _numbers_of(self, reads: Sequence[Read], keys: Sequence[Read]) -> list[Read]:
         """Those of the reads that are numbers of a key, and no gates. Where a step makes tensors of its own for both, they are
         told apart by what they are made of, and the earlier one of two that are made of the same belongs to the key."""
+        if self.all_gates:
+            return []
         if self.numbers_of_keys is None or not any(positionless(r) for r in reads):
             return [r for r in reads if _same_place(r, keys)]
         placed = [r for r in reads if not positionless(r) and _same_place(r, keys)]

@@ -33,7 +33,7 @@ def of_two_axes() -> list[Tensor]:
 
 # ------------------------------------------------------------------------------------------------ elements put elsewhere
 @spelling(qkv)
-def every_second_position(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def every_second_position_of_all(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attention(q[:, :, ::2], k[:, :, ::2], v[:, :, ::2])
 
 
