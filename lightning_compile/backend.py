@@ -23,7 +23,7 @@ from .patterns.clock import OutOfTime, limited, without_collection
 from .patterns.codes import NearMiss, near_miss
 from .patterns.constants import static
 from .patterns.islands import CAUSAL, may_match
-from .patterns.signatures import named
+from .patterns.signatures import name_of
 from .report import Report
 from .rewrite import Outcome, about_the_rest, rewrite
 from .sources import source_hash
@@ -165,10 +165,8 @@ def worth_a_look(gm: fx.GraphModule) -> bool:
     for module in gm.modules():
         if isinstance(module, fx.GraphModule):
             for n in module.graph.nodes:
-                if n.op == "call_method":
-                    names.add(n.target)
-                elif n.op == "call_function":
-                    names.add(named(n.target))
+                if n.op in ("call_method", "call_function"):
+                    names.add(name_of(n))
                 elif n.op in ("placeholder", "get_attr"):
                     masks = masks or static(n)
     return bool(names & PRODUCTS) and (bool(names & CAUSAL) or masks)

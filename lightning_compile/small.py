@@ -292,6 +292,21 @@ def compared(terms: Iterable[Term]) -> Iterator[tuple[Index, Index]]:
         yield from compared(t.exponent)
 
 
+def keep_order(terms: Iterable[Term], sizes: Sizes) -> None:
+    """Unsolvable where there are fewer keys than queries, or more, and not so at small sizes: then a row that the small ones do
+    not have may see what is not there."""
+    for t in terms:
+        for e in t.indicators:
+            if len(e.coef) == 2 and len({*e.coef.values()}) == 2:
+                x, y = e.coef
+                if _order(hint(x.size), hint(y.size)) != _order(sizes.of(x), sizes.of(y)):
+                    raise Unsolvable(f"axes of sizes {x.size} and {y.size} would be {sizes.of(x)} and {sizes.of(y)} long")
+
+
+def _order(a: int, b: int) -> int:
+    return (a > b) - (a < b)
+
+
 def tile(x: Index) -> tuple[Index, int] | None:
     """(y, n) if x is one of n tiles that y consists of."""
     if x.window is None or x.window[2] != 1:

@@ -27,7 +27,7 @@ from .patterns.sizes import another_value, hint_of
 from .reading import whole
 from .replay import computed_alike, leaf_key, leaf_keys, region, replay
 from .signature import relied_sign, signature
-from .small import KEPT, PAD, Sizes, Unsolvable, compared, evaluate
+from .small import KEPT, PAD, Sizes, Unsolvable, compared, evaluate, keep_order
 
 TOLERANCE = 1e-7  # of fp64 results, relative to the largest element
 POSITIONS = 5     # small lengths are this, plus the largest offset
@@ -145,6 +145,7 @@ def _check_closed(table: SideTable, site: Site, targets: Sequence[Key], regions:
             try:
                 sizes = Sizes(*_small(site, table, regions, features, kept, own), rows, n if len(kept) == len(rows) else PAD,
                               in_tiles, compared=alike, prefix=prefix)
+                keep_order((t for m in site.matches() for t in m.value.terms), sizes)
                 found = _compare(table, site, targets, regions, sizes)
             except (Unsolvable, RuntimeError, LookupError, ArithmeticError) as e:
                 failed = _not_checkable(e)

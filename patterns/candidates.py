@@ -19,6 +19,7 @@ from .match import Match
 from .normal_form import Value
 from .recognise import recognise
 from .records import Key
+from .signatures import name_of
 from .step_outputs import outputs_of_steps
 from .unrolled import recognise_pieces
 
@@ -133,5 +134,5 @@ def _goes_on(node: fx.Node, dim: int, rank: int) -> bool:
     """Whether a tensor is but the beginning of one that more pieces are added to, along the same axis."""
     def adds(u: fx.Node) -> bool:
         along = u.args[1] if len(u.args) > 1 else u.kwargs.get("dim", u.kwargs.get("axis", 0))
-        return getattr(u.target, "__name__", "") in ("cat", "concat", "concatenate") and along in (dim, dim - rank)
+        return name_of(u) == "cat" and along in (dim, dim - rank)
     return bool(node.users) and all(map(adds, node.users))

@@ -17,7 +17,7 @@ from .normal_form import Value, whole_tensor
 from .signatures import name_of
 
 MOVED = frozenset({
-    "flip", "fliplr", "flipud", "roll", "pad", "constant_pad_nd", "cat", "concat", "concatenate", "stack", "repeat",
+    "flip", "fliplr", "flipud", "roll", "pad", "constant_pad_nd", "cat", "stack", "repeat",
     "repeat_interleave", "tile", "index_select", "gather", "take_along_dim", "unfold", "where", "masked_fill"})
 ADDED = frozenset({"add", "sub", "rsub", "iadd", "isub", "lerp", "addcmul"})
 SUMMED = frozenset({"sum", "mean", "cumsum", "matmul", "bmm", "einsum"})

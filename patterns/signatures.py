@@ -33,16 +33,23 @@ class Island:
     order: list[fx.Node] = field(default_factory=list)      # all that its signature names, by first use
 
 
+# PyTorch's other names for functions
+ALIASES = {"concat": "cat", "concatenate": "cat", "hstack": "cat", "vstack": "cat", "dstack": "cat", "row_stack": "cat",
+           "column_stack": "cat", "linalg_matmul": "matmul", "special_expit": "sigmoid", "special_exp2": "exp2", "multiply": "mul",
+           "divide": "div", "true_divide": "div", "truediv": "div", "subtract": "sub", "negative": "neg", "clip": "clamp",
+           "swapaxes": "transpose", "swapdims": "transpose", "ger": "outer", "less": "lt", "less_equal": "le", "greater": "gt",
+           "greater_equal": "ge", "not_equal": "ne"}
+
+
 def name_of(n: fx.Node) -> str:
-    """`add` for operator.add, torch.add and Tensor.add."""
-    if isinstance(n.target, str):
-        return n.target
-    return named(n.target)
+    """`add` for operator.add, torch.add and Tensor.add, `cat` for torch.concat."""
+    return ALIASES.get(n.target, n.target) if isinstance(n.target, str) else named(n.target)
 
 
 @functools.cache
 def named(target: Any) -> str:
-    return str(getattr(target, "__name__", "")).split(".")[0].removeprefix("wrapped_")  # Dynamo's for numpy's
+    name = str(getattr(target, "__name__", "")).split(".")[0].removeprefix("wrapped_")  # Dynamo's for numpy's
+    return ALIASES.get(name, name)
 
 
 class Signer:

@@ -41,23 +41,27 @@ def outputs_of_steps(interpreter: GraphInterpreter, known: Iterable[Known]
     hold them all: those first that are made of the others. What belongs to attentions that are `known` is none of theirs."""
     taken = _between(known, interpreter)
     groups: dict[Any, list[fx.Node]] = {}
+    contractions: dict[Any, list[fx.Node]] = {}
     table, loops = interpreter.table, _Loops()
     for n, t in interpreter.env.items():
         own = isinstance(t, torch.Tensor) and id(t) not in table.viewed and table.node_of.get(id(t)) is n
         if own and n.op.startswith("call") and n not in taken and t.dim() > 1:
             value = table.made_of(t)
-            if value is not None and value.masked is None and _reads_a_state(value.terms):
+            if value is None or value.masked is not None or not all(x.bound and len(x.reads()) > 1 for x in value.terms):
+                continue
+            alike = n.target, tuple(map(str, t.shape)), t.dtype
+            contractions.setdefault(alike, []).append(n)
+            if _reads_a_state(value.terms):
                 loops.join(n, value.terms)
-                groups.setdefault((kind(n, DEPTH), tuple(map(str, t.shape)), t.dtype), []).append(n)
+                groups.setdefault((kind(n, DEPTH), *alike), []).append(n)
     found: dict[Any, list[tuple[Sequence[fx.Node], torch.Tensor, Match]]] = {}
-    alone = {(loop, n.target, *of[1:]): n for of, group in groups.items() for loop, (n, *more) in loops.apart(group).items()
-             if not more}
-    for of, group in groups.items():
+    for (_, *of), group in groups.items():
         for loop, nodes in loops.apart(group).items():
             if len(nodes) < FEWEST:
                 continue
-            first = alone.get((loop, nodes[0].target, *of[1:]))  # a first step has no state before it
-            every = [[first, *nodes]] * (first is not None and first < nodes[0]) + [nodes]
+            # a first step has no state before it, or one that is given, and is another expression
+            before = [n for n in contractions[tuple(of)] if n < nodes[0]]
+            every = [[before[-1], *nodes], nodes] if before else [nodes]
             one = next(((own, *x) for own in every if (x := _side_by_side(interpreter, own)) is not None), None)
             if one is not None:
                 found.setdefault(loop, []).insert(0, one)

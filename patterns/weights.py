@@ -249,9 +249,13 @@ class _Pairs:
         self.counts = [min(h + 1, n) - x for h, n, x in zip(high, lengths, self.low)]
         self.counts[0] += self.prefix                       # positions are counted from the first key
         self.limit = max(self.counts)
-        if sizes.need is not None and self.counts[0] != self.counts[1] and self._as_many(lengths):
-            self.limit = min(self.counts)                   # a shifted read leaves less of the first positions to look at
-            self.counts = [self.limit, self.limit]
+        if sizes.need is not None:
+            queries, keys = self._all(lengths)
+            if queries > keys:                              # the last rows, which are not looked at, would see too many
+                raise near_miss("LC108", queries=queries, keys=keys)
+            if self.counts[0] != self.counts[1] and queries == keys:
+                self.limit = min(self.counts)               # a shifted read leaves less of the first positions to look at
+                self.counts = [self.limit, self.limit]
         self.columns = np.arange(self.counts[1])
         self.cells = [self._cells(p) for p in problem.parts]
         self.rows = np.unique(np.concatenate([every for *_, every in self.cells]))
@@ -259,13 +263,13 @@ class _Pairs:
         levels = [self._level(a) for a in atoms]
         self.levels, self.summed = [x for x, _ in levels], [given for _, given in levels]
 
-    def _as_many(self, lengths: Sequence[int]) -> bool:
-        """Whether there are as many queries as keys, where all of them are looked at."""
+    def _all(self, lengths: Sequence[int]) -> list[int]:
+        """How many queries and keys there are, where all of them are looked at."""
         found = []
         for name, length, low in zip(("query", "key"), lengths, self.low):
             every = [e for p in self.problem.parts if (e := getattr(p, name)) is not None]
             found.append(min(self._range(every, True)[1] + 1, length) - low)
-        return found[0] + self.prefix == found[1]
+        return [found[0] + self.prefix, found[1]]
 
     def _range(self, expressions: Sequence[Affine], whole: bool = False) -> tuple[int, int]:
         """The least and the greatest value on the grid, or of all."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from spelling import B, D, E, H, N, random, spelling
+from spelling import B, D, E, H, N, qkv, random, spelling
 from torch import Tensor
 
 MEMORY, LONG = 3, 20
@@ -137,3 +137,29 @@ def state_of_a_prefix_whose_keys_are_scaled(q: Tensor, k: Tensor, v: Tensor, mk:
         found.append((a @ b.mT).tril() @ c + a @ state)
         state = state + b.mT @ c
     return torch.cat(found, 2)
+
+
+# ------------------------------------------------------------------------------------------- keys that end before the queries do
+@spelling(qkv, sites=0)
+def keys_without_the_last(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k[:, :, :-1].mT).tril() @ v[:, :, :-1]
+
+
+@spelling(qkv, sites=0)
+def scores_without_the_last_column(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.mT).tril()[..., :-1] @ v[:, :, :-1]
+
+
+@spelling(qkv, sites=0)
+def scores_of_the_first_keys_alone(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.mT).tril()[..., : N // 2] @ v[:, :, : N // 2]
+
+
+@spelling(qkv, sites=0)
+def keys_without_the_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k[:, :, 1:].mT).tril(-1) @ v[:, :, 1:]
+
+
+@spelling(lambda: [random(B, H, N, D), random(B, H, N - 1, D), random(B, H, N - 1, E)], sites=0)
+def fewer_keys_than_queries(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.mT).tril() @ v

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import spelling
+import spellings_beside  # noqa: F401
 import spellings_decays  # noqa: F401
 import spellings_divided  # noqa: F401
 import spellings_given  # noqa: F401
+import spellings_late  # noqa: F401
 import spellings_maxima  # noqa: F401
 import spellings_numbers  # noqa: F401
 import spellings_prefix  # noqa: F401
@@ -67,6 +69,9 @@ PROGRAMS: dict[str, Program | spelling.Spelling] = {
     "divided by their size": spelling.SPELLINGS["states_and_scores_divided_and_aligned"],
     "divided twice": spelling.SPELLINGS["states_divided_by_maxima_and_normalised_twice"],
     "divided by maxima": spelling.SPELLINGS["states_divided_by_maxima_of_gates_times_a_number"],
+    "scores of two kinds": spelling.SPELLINGS["scores_of_two_kinds"],
+    "an own position": spelling.SPELLINGS["own_position_with_weights_of_features"],
+    "from the second row": spelling.SPELLINGS["strict_sums_less_the_own_step"],
     "weighed by sums": spelling.SPELLINGS["decays_to_the_end_divided_by_what_is_left"],
 }
 
@@ -104,6 +109,11 @@ def wrong_sign(m: Match) -> Match:
 @in_main
 def wrong_scale(m: Match) -> Match:
     return replace(m, coef=m.coef * 1.0001)
+
+
+@in_main
+def wrong_own_position(m: Match) -> Match | None:
+    return replace(m, beside=tuple(replace(t, coef=t.coef * 1.0001) for t in m.beside)) if m.beside else None
 
 
 @in_main
@@ -426,6 +436,19 @@ def test_every_seeded_mistake_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     every = [site for p in PROGRAMS.values() for _, site, _ in sites(monkeypatch, p)]
     for name, mistake in CHANGES.items():
         assert any(mistake(site) is not None for site in every), name
+
+
+@pytest.mark.parametrize("name", ["keys_without_the_last", "scores_of_the_first_keys_alone", "fewer_keys_than_queries"])
+def test_small_sizes_have_as_few_keys(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that would see keys which are not there are the last ones: the check must have them, too."""
+    from lightning_compile.patterns import weights
+
+    monkeypatch.setattr(passed, "_here", set())
+    monkeypatch.setattr(passed, "folder", lambda: None)
+    monkeypatch.setattr(weights._Pairs, "_all", lambda self, lengths: [0, 0])
+    one = spelling.SPELLINGS[name]
+    report = lightning_compile.explain(one.program, *one.inputs(), options={"when": "always"})
+    assert {c.code for c in report.candidates} <= {"LC501", "LC502", "LC503"}, str(report)
 
 
 @pytest.mark.parametrize("name", ["steps", "blocks with a decay"])
