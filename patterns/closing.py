@@ -21,6 +21,7 @@ MOVED = frozenset({
     "repeat_interleave", "tile", "index_select", "gather", "take_along_dim", "unfold", "where", "masked_fill"})
 ADDED = frozenset({"add", "sub", "rsub", "iadd", "isub", "lerp", "addcmul"})
 SUMMED = frozenset({"sum", "mean", "cumsum", "matmul", "bmm", "einsum"})
+SCALED = frozenset({"mul", "div", "imul", "itruediv"})
 MERGED = frozenset({"reshape", "view", "flatten", "rearrange"})
 
 
@@ -32,8 +33,10 @@ def closable(n: fx.Node, v: Value, t: torch.Tensor) -> int:
         return 0
     if name in SUMMED and len(v.leaves()) == 1:
         return 2 if name in ("sum", "mean") and not any(x.indicators for x in v.terms) else 3
-    if any(x.bound or x.exponent for x in v.terms):
+    if any(x.bound for x in v.terms):
         return 0
+    if any(x.exponent for x in v.terms):                    # a weight of a position, and no decay
+        return 2 * (name in SCALED and not any(e.leaves() for x in v.terms for e in x.exponent))
     if name in ADDED:
         return int(len(v.terms) > 1)
     if name in MERGED:

@@ -102,6 +102,7 @@ class PieceRoles:
     def frame(self, value: Value, terms: Sequence[Term],
                     taken: Sequence[tuple[list[Read], tuple[Index, ...], Read | None]]) -> Frame:
         free = {x for n, axis in enumerate(value.axes) if n not in self.rows for x in axis}
+        decayed = {x for t in terms for y in t.exponent for x in y.free()}
         e: set[Index] = set()
         for t, (q, d, state) in zip(terms, taken):
             seen = {x for r in q for x in r.variables()}
@@ -109,7 +110,8 @@ class PieceRoles:
                 seen |= {x for r in t.reads() if r.variables() & set(d) for x in r.variables()}
                 e |= _innermost([r for r in t.reads() if not r.variables() & set(d)], free - seen)
             else:
-                e |= self._features_of_values(state, set(d), (state.variables() & free) - seen)
+                choice = (state.variables() & free) - seen
+                e |= self._features_of_values(state, set(d), choice - decayed or choice)
         d = taken[0][1]
         order = [x for n, axis in enumerate(value.axes) if n not in self.rows for x in axis]
         return Frame(value.axes, tuple(x for x in order if x not in e), d, tuple(x for x in order if x in e),

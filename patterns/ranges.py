@@ -21,7 +21,7 @@ NOT_NEGATIVE: Range = (0.0, math.inf)
 _KNOWN: dict[str, Range] = {
     **dict.fromkeys(("exp", "exp2", "softplus", "rsqrt"), POSITIVE),
     **dict.fromkeys(("abs", "square", "relu", "relu6", "sqrt", "norm"), NOT_NEGATIVE),
-    **dict.fromkeys(("sigmoid", "softmax", "_softmax"), (TINY, 1.0)), "hardsigmoid": (0.0, 1.0),
+    **dict.fromkeys(("sigmoid", "expit", "softmax", "_softmax"), (TINY, 1.0)), "hardsigmoid": (0.0, 1.0),
     **dict.fromkeys(("tanh", "sin", "cos", "sign"), (-1.0, 1.0)),
     **dict.fromkeys(("logsigmoid", "log_sigmoid", "log_sigmoid_forward", "log_softmax", "_log_softmax"), (-math.inf, 0.0)),
     "elu": (-1.0, math.inf)}
@@ -49,7 +49,7 @@ def by_name(name: str) -> Range:
 
 def _name(n: fx.Node) -> str:
     name = n.target if isinstance(n.target, str) else getattr(n.target, "__name__", "")
-    return name.split(".")[0].removeprefix("__").removesuffix("__")
+    return name.split(".")[0].removeprefix("special_").removeprefix("__").removesuffix("__")
 
 
 def _writes(n: fx.Node) -> bool:
@@ -84,6 +84,8 @@ class Ranges:
         name = _name(n)
         if name == "getattr":
             return self.of(n.args[0], depth) if n.args[1] in _MATRIX_VIEWS else ALL
+        if name in ("tensor", "as_tensor") and n.args and (numbers := _numbers(n.args[0])):
+            return min(numbers), max(numbers)
         if name in _VIEWS and n.args:
             return self.of(n.args[0], depth)
         if name in _KNOWN:
@@ -125,6 +127,14 @@ class Ranges:
             if bound is not None:
                 low, high = (max(low, bound), max(high, bound)) if key == "min" else (min(low, bound), min(high, bound))
         return low, high
+
+
+def _numbers(x: Any) -> list[float]:
+    """The numbers of a nested list; none if it holds anything else."""
+    if isinstance(x, (list, tuple)):
+        every = [_numbers(y) for y in x]
+        return [z for y in every for z in y] if all(every) else []
+    return [float(x)] if isinstance(x, (int, float)) else []
 
 
 def _sum(x: Range, y: Range, sign: int) -> Range:

@@ -295,6 +295,15 @@ def sum_and_scaled_product(c: Call) -> Value:
     return al.add(c.open("self"), al.multiply(p, constant(c.get("value", 1))))
 
 
+@rule("addr")
+def sum_and_outer_product(c: Call) -> Value:
+    x, y = c["vec1"], c["vec2"]
+    p = al.multiply(replace(x, axes=(*x.axes, ())), replace(y, axes=((), *y.axes)))
+    beta = c.get("beta", 1)
+    p = al.multiply(p, constant(c.get("alpha", 1)))
+    return p if beta == 0 else al.add(p, al.multiply(c.open("self"), constant(beta)))
+
+
 @rule("baddbmm", "addmm")
 def sum_and_product(c: Call) -> Value:
     x, y = (c["batch1"], c["batch2"]) if c.name == "baddbmm" else (c["mat1"], c["mat2"])

@@ -1,13 +1,15 @@
 """Rules for what moves elements and leaves them as they are: views, windows, concatenation."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from . import algebra as al
 from . import axes as ax
 from .calls import Call, rule
-from .index import Unknown, size_of
-from .normal_form import Value
+from .index import Affine, Index, Size, Unknown, same, size_of, var
+from .normal_form import Read, Value
 
 
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy", "squeeze", "unflatten", "flatten")
@@ -142,7 +144,54 @@ def concatenated(c: Call) -> Value:
     lengths = [size_of(t.shape[d]) for t in tensors] if c.name == "cat" else [1] * len(tensors)
     if c.name == "stack":
         pieces = [ax.insert(v, d) for v in pieces]
+    if c.name == "cat":
+        some = [(v, n) for v, n in zip(pieces, lengths) if not same(n, 0)] or [(pieces[0], lengths[0])]
+        pieces, lengths = _joined([v for v, _ in some], [n for _, n in some], d)
     zeros = sum(not v.terms and v.masked is None for v in pieces)
     if len(pieces) - zeros > 1 and not any(t.bound or al.outer(t) for v in pieces for t in v.terms):
         raise Unknown("pieces of several tensors")
     return al.windows(list(zip(pieces, lengths)), d, c.sizes())
+
+
+def _joined(pieces: list[Value], lengths: list[Size], d: int) -> tuple[list[Value], list[Size]]:
+    """Windows of one tensor that follow on each other, as a cache of keys has them, are one window."""
+    found: list[Value] = []
+    sizes: list[Size] = []
+    for v, length in zip(pieces, lengths):
+        if found and (both := _one_window(found[-1], v, sizes[-1], length, d)) is not None:
+            found[-1], sizes[-1] = both, sizes[-1] + length
+        else:
+            found.append(v)
+            sizes.append(length)
+    return found, sizes
+
+
+def _one_window(v: Value, w: Value, first: Size, second: Size, d: int) -> Value | None:
+    """A window of `first` elements and the one of `second` behind it."""
+    if v.masked is not None or w.masked is not None or len(v.terms) != 1 or len(w.terms) != 1 or any(
+            len(x.axes[d]) > 1 for x in (v, w)):
+        return None
+    a, b = v.terms[0], w.terms[0]
+    (r,), (s,) = a.factors[:1] or (None,), b.factors[:1] or (None,)
+    if not (isinstance(r, Read) and isinstance(s, Read) and len(a.factors) == len(b.factors) == 1 and a.coef == b.coef) or any(
+            t.bound or t.exponent or t.indicators for t in (a, b)) or (r.leaf, r.function, r.detached) != (
+            s.leaf, s.function, s.detached):
+        return None
+    mine, theirs = (x.axes[d][0] if x.axes[d] else None for x in (v, w))
+    names = {y: var(x) for own, other in zip(v.axes, w.axes) for x, y in zip(own, other)}
+    along = None
+    for n, (e, f) in enumerate(zip(r.index, s.index)):
+        own, other = (0 if x is None else a.coef.get(x, 0) for x, a in ((mine, e), (theirs, f)))
+        at, then = Affine(e.const), Affine(f.const)
+        plain = set(e.coef) <= {mine} and set(f.coef) <= {theirs} and {own, other} <= {0, 1}
+        if along is None and plain and e != f.substitute(names) and then == at.shift(first):
+            along = n
+        elif e != f.substitute(names) or own or other:
+            return None
+    if along is None or (mine is None) != same(first, 1) or (theirs is None) != same(second, 1):
+        return None
+    whole = Index(first + second)
+    index = list(r.index)
+    index[along] = var(whole).shift(r.index[along].const)
+    axes = tuple((whole,) if n == d else axis for n, axis in enumerate(v.axes))
+    return Value(axes, (replace(a, factors=(replace(r, index=tuple(index)),)),))

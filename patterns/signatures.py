@@ -34,11 +34,12 @@ class Island:
 
 
 # PyTorch's other names for functions
-ALIASES = {"concat": "cat", "concatenate": "cat", "hstack": "cat", "vstack": "cat", "dstack": "cat", "row_stack": "cat",
-           "column_stack": "cat", "linalg_matmul": "matmul", "special_expit": "sigmoid", "special_exp2": "exp2", "multiply": "mul",
-           "divide": "div", "true_divide": "div", "truediv": "div", "subtract": "sub", "negative": "neg", "clip": "clamp",
-           "swapaxes": "transpose", "swapdims": "transpose", "ger": "outer", "less": "lt", "less_equal": "le", "greater": "gt",
-           "greater_equal": "ge", "not_equal": "ne"}
+ALIASES = {
+    **dict.fromkeys(("concat", "concatenate", "hstack", "vstack", "dstack", "row_stack", "column_stack"), "cat"),
+    "linalg_matmul": "matmul", "special_expit": "sigmoid", "special_exp2": "exp2", "multiply": "mul", "divide": "div",
+    "true_divide": "div", "truediv": "div", "subtract": "sub", "negative": "neg", "clip": "clamp", "swapaxes": "transpose",
+    "swapdims": "transpose", "ger": "outer", "less": "lt", "less_equal": "le", "greater": "gt", "greater_equal": "ge",
+    "not_equal": "ne"}
 
 
 def name_of(n: fx.Node) -> str:

@@ -40,9 +40,11 @@ def kind(n: fx.Node | None, depth: int) -> Any:
     return n.target, encode(n.args), tuple((k, encode(v)) for k, v in sorted(n.kwargs.items()))
 
 
-def positionless(r: Read) -> bool:
-    """Whether a read has no constant in its index that could be a position, and reads a tensor of the graph as a whole."""
-    return not any(not a.coef and not same(n, 1) for a, n in zip(r.index, r.leaf.shape))
+def positionless(r: Read, steps: int = 0) -> bool:
+    """Whether a read has no constant in its index that could be a position. An axis shorter than a loop has `steps` has none: it
+    is that of several gates."""
+    constants = [n for a, n in zip(r.index, r.leaf.shape) if not a.coef and not same(n, 1)]
+    return all(isinstance(n, int) and n < steps for n in constants)
 
 
 def behind_each_other(every: Sequence[Read]) -> Leaf:
@@ -126,7 +128,7 @@ def _gathered(forms: Sequence[Form], states: States, position: Callable[[Update]
     for t in weights:
         for e in t.exponent:
             for r in e.reads():
-                if positionless(r):
+                if positionless(r, length):
                     found.setdefault(_family(e, r, depth), set()).add(r.leaf)
     many = {family for family, leaves in found.items() if len(leaves) > 1}
     if not many:

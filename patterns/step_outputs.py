@@ -47,7 +47,7 @@ def outputs_of_steps(interpreter: GraphInterpreter, known: Iterable[Known]
         own = isinstance(t, torch.Tensor) and id(t) not in table.viewed and table.node_of.get(id(t)) is n
         if own and n.op.startswith("call") and n not in taken and t.dim() > 1:
             value = table.made_of(t)
-            if value is None or value.masked is not None or not all(x.bound and len(x.reads()) > 1 for x in value.terms):
+            if value is None or value.masked is not None or not _contractions(value.terms):
                 continue
             alike = n.target, tuple(map(str, t.shape)), t.dtype
             contractions.setdefault(alike, []).append(n)
@@ -57,12 +57,11 @@ def outputs_of_steps(interpreter: GraphInterpreter, known: Iterable[Known]
     found: dict[Any, list[tuple[Sequence[fx.Node], torch.Tensor, Match]]] = {}
     for (_, *of), group in groups.items():
         for loop, nodes in loops.apart(group).items():
-            if len(nodes) < FEWEST:
-                continue
             # a first step has no state before it, or one that is given, and is another expression
             before = [n for n in contractions[tuple(of)] if n < nodes[0]]
             every = [[before[-1], *nodes], nodes] if before else [nodes]
-            one = next(((own, *x) for own in every if (x := _side_by_side(interpreter, own)) is not None), None)
+            matches = ((own, _side_by_side(interpreter, own)) for own in every if len(own) >= FEWEST)
+            one = next(((own, *x) for own, x in matches if x is not None), None)
             if one is not None:
                 found.setdefault(loop, []).insert(0, one)
     return sorted(found.values(), key=lambda families: families[-1][0][0])
@@ -96,9 +95,13 @@ def _side_by_side(interpreter: GraphInterpreter, nodes: Sequence[fx.Node]) -> tu
 
 
 def _reads_a_state(terms: Sequence[Term]) -> bool:
-    """Whether all of it are sums over queries, keys and values, or over queries and a state that the loop carries."""
-    return bool(terms) and all(t.bound and len(t.reads()) > 1 and (
-        len(t.reads()) > 2 or any(r.leaf.definition is not None for r in t.reads())) for t in terms)
+    """Whether all of it are sums over queries and a state, one of them over keys and values or over a state that is carried."""
+    return _contractions(terms) and any(
+        len(t.reads()) > 2 or any(r.leaf.definition is not None for r in t.reads()) for t in terms)
+
+
+def _contractions(terms: Sequence[Term]) -> bool:
+    return bool(terms) and all(t.bound and len(t.reads()) > 1 for t in terms)
 
 
 class _Loops:

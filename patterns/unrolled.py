@@ -17,7 +17,6 @@ from typing import Any
 
 import sympy
 import torch
-import torch.fx as fx
 
 from .algebra import times, wider
 from .clock import OutOfTime, look
@@ -98,7 +97,8 @@ class _Loop:
         self.states: dict[StateKey, list[Update | Carry]] = {}
         self.outside: tuple[StateKey, set[Leaf], Any] | None = None  # a state, what it is the sum of, and times what
         self.dtype: torch.dtype | None = None
-        self.numbers_of_keys: list[fx.Node | None] | None = None  # what makes them, where each step has its own
+        self.numbers_of_keys: list[Read] | None = None      # where each step makes its own
+        self.steps = len(pieces.pieces)
         empty = [p.start for p in pieces.pieces if not p.value.terms and p.value.masked is None]
         self.empty = frozenset(s for s in empty if isinstance(s, int))
         self.pieces = replace(pieces, pieces=tuple(p for p in pieces.pieces if p.start not in self.empty))
@@ -256,21 +256,21 @@ class _Loop:
         added = [t for t in terms if not any(map(self._is_state, t.reads()))]
         if self.numbers_of_keys is None and len(added) == 1 and len(terms) == 2:
             _, extra = self._update(added[0])
-            self.numbers_of_keys = [r.leaf.node for r in extra if positionless(r)]
+            self.numbers_of_keys = [r for r in extra if positionless(r, self.steps)]
 
     def _numbers_of(self, reads: Sequence[Read], keys: Sequence[Read]) -> list[Read]:
         """Those of the reads that are numbers of a key, and no gates. Where a step makes tensors of its own for both, they are
         told apart by what they are made of, and the earlier one of two that are made of the same belongs to the key."""
         if self.all_gates:
             return []
-        if self.numbers_of_keys is None or not any(positionless(r) for r in reads):
+        if self.numbers_of_keys is None or not any(positionless(r, self.steps) for r in reads):
             return [r for r in reads if _same_place(r, keys)]
-        placed = [r for r in reads if not positionless(r) and _same_place(r, keys)]
+        placed = [r for r in reads if not positionless(r, self.steps) and _same_place(r, keys)]
         every: list[list[Read]] = []
         for depth in DEPTHS:
-            left, own = Counter(kind(n, depth) for n in self.numbers_of_keys), list[Read]()
-            for r in sorted((r for r in reads if positionless(r)), key=_order):
-                made_of = kind(r.leaf.node, depth)
+            left, own = Counter(_made_of(r, depth) for r in self.numbers_of_keys), list[Read]()
+            for r in sorted((r for r in reads if positionless(r, self.steps)), key=_order):
+                made_of = _made_of(r, depth)
                 if left[made_of] > 0:
                     left[made_of] -= 1
                     own.append(r)
@@ -426,6 +426,11 @@ def _of_products(r: Read) -> bool:
     """Whether a read is of a leaf that is a sum of products, of which the sum over an axis makes contractions."""
     d = r.leaf.definition
     return not r.function and d is not None and d.masked is None and all(len(t.reads()) > 1 for t in d.terms)
+
+
+def _made_of(r: Read, depth: int) -> Any:
+    """Equal for the same number at another step."""
+    return kind(r.leaf.node, depth), r.function, tuple(str(a.const) for a in r.index if not a.coef)
 
 
 def _order(r: Read) -> Any:
