@@ -88,6 +88,18 @@ def halves_in_turns(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return running(*(torch.stack(x.chunk(2, 2), 3).flatten(2, 3) for x in (q, k, v)))
 
 
+@spelling(lambda: [*qkv()[:2], random(B, H, N, E + 2)])
+def overlapping_windows_of_values(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.einsum("bhij,bhjef->bhief", (q @ k.mT).tril(), v.unfold(-1, 3, 1))
+
+
+@spelling(lambda: [*qkv(), random(B, H, N, D)])
+def features_scaled_by_sums_so_far(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
+    """As the program computes them: the exponentials are tensors of features."""
+    g = F.logsigmoid(g).cumsum(2)
+    return attention(q * g.exp(), k * (-g).exp(), v)
+
+
 # ------------------------------------------------------------------------------------------------------- elementwise sums
 @spelling(lambda: [*qkv(), random(D)])
 def keys_mixed_with_those_of_the_step_before(q: Tensor, k: Tensor, v: Tensor, part: Tensor) -> Tensor:

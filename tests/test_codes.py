@@ -259,7 +259,8 @@ def view_of_a_buffer_that_a_loop_writes(q: Tensor, k: Tensor, v: Tensor) -> tupl
 @case("LC202", lambda: (*qkv(), F.logsigmoid(seeded(B, H, N, D))))
 def decay_per_feature(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
     g = g.cumsum(2)
-    return ((q * g.exp()) @ (k * torch.exp(-g)).mT).tril() @ v  # here
+    products = q[..., :, None, :] * k[..., None, :, :] * (g[..., :, None, :] - g[..., None, :, :]).exp()
+    return products.sum(-1).tril() @ v  # here
 
 
 @case("LC203")
@@ -326,15 +327,14 @@ def polynomial_of_wide_features(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (1 + s + s ** 2 / 2).tril() @ v  # here
 
 
-@case("LC404", lambda: (*qkv()[:2], seeded(B, H, N, E + 2)))
-def overlapping_windows_of_values(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    s = (q @ k.mT).tril()
-    return torch.einsum("bhij,bhjef->bhief", s, v.unfold(-1, 3, 1))  # here
-
-
 @case("LC404")
-def flipped_features(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return (q.flip(3) @ k.mT).tril() @ v  # here
+def cache_filled_by_copies(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    keys, values, found = torch.zeros_like(k), torch.zeros_like(v), []
+    for t in range(N):
+        keys = keys.index_copy(2, torch.tensor([t]), k[:, :, t: t + 1])
+        values = values.index_copy(2, torch.tensor([t]), v[:, :, t: t + 1])
+        found.append(q[:, :, t: t + 1] @ keys.mT @ values)
+    return torch.cat(found, 2)  # here
 
 
 @case("LC601", lambda: tuple(seeded(1, 1, 2, 2) for _ in range(3)), options={})
