@@ -54,7 +54,7 @@ def gates_apart(t: Term) -> Term:
                 r.function or e.bound or e.indicators or e.exponent) and r.variables() & bound and not any(
                 r.leaf in o.leaves() for o in t.exponent if o is not e):
             gates.append(e)
-            factors.append(replace(r if e.coef == 1 else _times(r, e.coef), function="exp"))
+            factors.append(replace(r if e.coef == 1 else scaled(r, e.coef), function="exp"))
     if not gates:
         return t
     return replace(t, factors=(*t.factors, *factors), exponent=tuple(e for e in t.exponent if e not in gates))
@@ -270,7 +270,7 @@ def _made(terms: Sequence[Term], x: Index, kind: Literal["greatest", "exponent",
     return Read(first.made[key], tuple(map(var, order)))
 
 
-def _times(r: Read, number: float) -> Read:
+def scaled(r: Read, number: float) -> Read:
     """A number times a tensor, as a read of a leaf that has the tensor's axes."""
     key = ("times", number, r.function, r.detached)
     if key not in r.leaf.made:

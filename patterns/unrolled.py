@@ -21,6 +21,7 @@ import torch
 from .algebra import times, wider
 from .clock import OutOfTime, look
 from .codes import NearMiss, near_miss
+from .exponents import scaled
 from .first_apart import pieces_from_the_second
 from .index import Index, hint, same, var
 from .loop_forms import (
@@ -67,7 +68,8 @@ def recognise_pieces(pieces: Pieces, all_gates: bool = False) -> Match | NearMis
             return gated
         if all_gates:
             return e
-        if e.code == "LC109" and (apart := own_steps_apart(loop.pieces, loop.terms, recognise_pieces)) is not None:
+        own = e.code in ("LC106", "LC109", "LC201")
+        if own and (apart := own_steps_apart(loop.pieces, loop.terms, recognise_pieces)) is not None:
             return apart
         if e.code == "LC201" and (later := pieces_from_the_second(pieces, recognise_pieces)) is not None:
             return later
@@ -412,9 +414,11 @@ def _through(r: Read, decays: set[Leaf]) -> Read:
         return r
     (t,) = substituted(d, r.index)
     e = t.exponent[0]
-    if len(t.exponent) > 1 or e != Term(1, e.factors) or len(e.factors) != 1 or not isinstance(s := e.factors[0], Read):
+    if len(t.exponent) > 1 or e != Term(e.coef, e.factors) or len(e.factors) != 1 or not isinstance(s := e.factors[0], Read):
         return r
-    return replace(s, function="exp", detached=s.detached or r.detached) if not s.function and s.leaf in decays else r
+    if s.function or s.leaf not in decays or not isinstance(e.coef, (int, float)):
+        return r
+    return replace(s if e.coef == 1 else scaled(s, e.coef), function="exp", detached=s.detached or r.detached)
 
 
 def _added(p: Update | Carry) -> set[Leaf]:

@@ -19,10 +19,13 @@ class Mutation:
     line: str
     gradients: bool = True
     argument: bool = False           # whether it reads another argument, m [n, n]
+    rows: bool = False               # whether it needs positions beside features
 
     def fits(self, spec: Spec, spelling: Spelling) -> bool:
-        if spelling.form not in self.forms:
+        if spelling.form not in self.forms or self.rows and spelling.work not in ("bhnd", "xnd"):
             return False
+        if self.place == "masked" and self.rows and (spec.final or spec.normaliser and spelling.denominator == "matmul"):
+            return False                                    # what comes behind reads as many keys as there were
         if self.place == "before" and spelling.left.startswith("read"):
             return False
         return self.place != "collected" or spelling.collect in ("stack", "cat")
@@ -66,6 +69,14 @@ MUTATIONS: dict[str, Mutation] = {
     "argument mask": Mutation(SCORES, "before_mask", "s = s * m", argument=True),
     "argument mask filled": Mutation(SCORES, "before_mask", "s = s.masked_fill(m > 0, 0.0)", argument=True),
     "argument mask chosen": Mutation(SCORES, "masked", "s = torch.where(m > 0, s, s.mT)", argument=True),
+    "last key left out": Mutation(SCORES, "masked", "s, v = s[..., :-1], v[..., :-1, :]", rows=True),
+    "first key left out": Mutation(SCORES, "masked", "s, v = s[..., 1:], v[..., 1:, :]", rows=True),
+    "first keys alone": Mutation(SCORES, "masked", "s, v = s[..., : n - n // 2], v[..., : n - n // 2, :]", rows=True),
+    "own position twice": Mutation(SCORES, "masked", "s = s * (1 + torch.eye(n, dtype=s.dtype))"),
+    "own position of other weights": Mutation(SCORES, "masked", "s = s + torch.diag_embed((q * k * 0.5).sum(-1))", rows=True),
+    "other scores": Mutation(SCORES, "before_mask", "s = s + 0.5 * (q.flip(-1) @ (k * k).mT)", rows=True),
+    "other scores less": Mutation(SCORES, "masked", "s = s - 0.5 * (q.flip(-1) @ k.mT).tril()", rows=True),
+    "other scores, not masked": Mutation(SCORES, "masked", "s = s + 0.5 * (q.flip(-1) @ k.mT)", rows=True),
     # ----------------------------------------------------------------------------------------------------- another decay
     "position weights": Mutation(SCORES, "masked", "s = s * (i + 1)"),
     "distances": Mutation(SCORES, "masked", "s = s * (i[:, None] - i)"),
@@ -127,6 +138,8 @@ MUTATIONS: dict[str, Mutation] = {
     "one step forgets": Mutation(STEPS, "step", "S = S * (0.0 if t == 1 else 1.0)"),
     "one step doubles": Mutation(STEPS, "step", "S = S * (2.0 if t == n - 2 else 1.0)"),
     "one step differs": Mutation(STEPS, "step", "y = y * (0.5 if t == 2 else 1.0)"),
+    "own step added": Mutation(STEPS, "step", "y = y + 0.5 * (qt * kt).sum(-1, keepdim=True) * vt"),
+    "own step of some added": Mutation(STEPS, "step", "y = y + (t % 2) * (qt * kt).sum(-1, keepdim=True) * vt"),
     "state squashed": Mutation(LOOPS, "step", "S = torch.tanh(S)"),
     "state clamped": Mutation(LOOPS, "step", "S = S.clamp(-1, 1)"),
     "state depends on output": Mutation(LOOPS, "step", "S = S + 0.1 * y.mean()"),
@@ -141,6 +154,10 @@ MUTATIONS: dict[str, Mutation] = {
     "operands are looked at": Mutation(ANY, "output", "o = o + (q.sum() + k.amax() + v[..., 0].mean())"),
     "detached": Mutation(ANY, "operands", "k = k.detach() + 0.5 * k"),
     "keys rolled": Mutation(ANY, "operands", "k = k.roll(1, 0)"),
+    "positions backwards": Mutation(ANY, "operands", "q, k, v = q.flip(-2), k.flip(-2), v.flip(-2)", rows=True),
+    "values of the step before": Mutation(ANY, "operands", "v = F.pad(v, (0, 0, 1, -1))", rows=True),
+    "keys mixed with others": Mutation(ANY, "operands", "k = 0.7 * k + 0.3 * k.roll(1, -2)", rows=True),
+    "keys summed so far": Mutation(ANY, "operands", "k = k.cumsum(-2)", rows=True),
     "one tensor for all": Mutation(ANY, "operands", "k = q"),
     "no gradient inside": Mutation(ANY, "operands", "v = v.detach()"),
     "dropout on the output": Mutation(ANY, "output", "o = F.dropout(o, 0.5)"),
