@@ -41,10 +41,9 @@ def beside(m: Match, own: list[Term], value: Value) -> Match | None:
         if not same(product(x.size for x in t.bound), size) or not t.free() <= free or m.maximum or m.degrees or any(
                 r.variables() & set(m.e) for r in contracted) or bool(m.e) != any(r.variables() & set(m.e) for r in t.reads()):
             return None
-        for x in t.bound:                                   # features, and no positions that all others see
-            if sum(x in r.variables() for r in contracted) < 2 or not all(
-                    r.variables() & set(m.rows) or r.variables() <= {*t.bound, *m.batch} for r in contracted):
-                return None
+        own_position = [r for r in contracted if r.variables() & set(m.rows)]
+        if len(own_position) < 2 or not all(r.variables() <= {*t.bound, *m.batch} for r in contracted if r not in own_position):
+            return None
     return replace(m, value=value, beside=(*m.beside, *own), via=m.via.union(*(t.via for t in own)))
 
 
