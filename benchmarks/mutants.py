@@ -175,7 +175,7 @@ MUTANTS = [
     *_of("patterns/scans.py", "rules",
          ("[times(t, numbers.substitute({step: var(m)})) for t in terms]", "terms")),
     *_of("patterns/exponents.py", "rules",
-         ("replace(r if e.coef == 1 else _times(r, e.coef)", "replace(r"),
+         ("replace(r if e.coef == 1 else scaled(r, e.coef)", "replace(r"),
          ("_made([*sums, *less], j, \"level\")", "_made([*less], j, \"level\")"),
          ("largest = [*map(detached_term, sums), Term(1, (replace(top, detached=True),))]",
           "largest = [*map(detached_term, sums)]")),
