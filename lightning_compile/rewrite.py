@@ -67,8 +67,9 @@ def rewrite(gm: fx.GraphModule, fake: FakeTensorMode, options: Options, thorough
             found = cand.find(gm, fake, _constants, parts)
         pass_ = _Pass(gm, found, options, parts, thorough)
         pass_.run()
-        for closable in map(found.closable, (1, 2, 3)):
-            if closable and not pass_.changed and any(c.code in UNREAD for c in pass_.decided.values()):
+        ways = dict.fromkeys(map(found.closable, (1, 2, 3)))
+        for closable in filter(None, ways):
+            if not pass_.changed and any(c.code in UNREAD for c in pass_.decided.values()):
                 # matched, and not to be read so: then what was made of tensors by moving them is an operand as it is
                 other = _Pass(gm, cand.find(gm, fake, _constants, parts, closable), options, parts, thorough)
                 other.run()

@@ -333,7 +333,7 @@ def _evaluate(t: Term, free: Sequence[Index], sizes: Sizes, leaves: Mapping[Leaf
     grid = {x: torch.arange(sizes.of(x)).view([-1 if y is x else 1 for y in order]) for x in order}
 
     def over(small: Affine) -> Tensor:
-        return sum((grid[x] * c for x, c in small.coef.items()), torch.tensor(small.const))
+        return sum((grid[x] * c for x, c in small.coef.items()), torch.tensor(sizes.number(small.const)))
 
     def at(e: Affine) -> Tensor:
         return over(sizes.affine(e))

@@ -75,10 +75,11 @@ def find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node,
     best = _find(gm, fake, constants, islands, closed)
     if best.interpreter.coupled and "LC202" in best.left(()):
         best = again(best, best.interpreter.coupled)
+    tried = best.interpreter.closed
     for way in (1, 2, 3):
-        own = best.closable(way) - (inside := best.inside())
-        if own and (best.left(inside) or not best.attentions()):
-            best = again(best, own | best.interpreter.closed)
+        more = best.closable(way) - (inside := best.inside()) | best.interpreter.closed
+        if more != tried and (best.left(inside) or not best.attentions()):
+            best, tried = again(best, more), more
     return best
 
 
