@@ -68,9 +68,10 @@ def recognise_pieces(pieces: Pieces, all_gates: bool = False) -> Match | NearMis
             return gated
         if all_gates:
             return e
-        own = e.code in ("LC106", "LC109", "LC201")
-        if own and (apart := own_steps_apart(loop.pieces, loop.terms, recognise_pieces)) is not None:
-            return apart
+        if e.code in ("LC106", "LC109", "LC201"):
+            with contextlib.suppress(NotUnrolled):
+                if (apart := own_steps_apart(loop.pieces, loop.terms, recognise_pieces)) is not None:
+                    return apart
         if e.code == "LC201" and (later := pieces_from_the_second(pieces, recognise_pieces)) is not None:
             return later
         return None if loop.of_keys_alone() else e

@@ -74,7 +74,7 @@ MUTATIONS: dict[str, Mutation] = {
     "first keys alone": Mutation(SCORES, "masked", "s, v = s[..., : n - n // 2], v[..., : n - n // 2, :]", rows=True),
     "own position twice": Mutation(SCORES, "masked", "s = s * (1 + torch.eye(n, dtype=s.dtype))"),
     "own position of other weights": Mutation(SCORES, "masked", "s = s + torch.diag_embed((q * k * 0.5).sum(-1))", rows=True),
-    "other scores": Mutation(SCORES, "before_mask", "s = s + 0.5 * (q.flip(-1) @ (k * k).mT)", rows=True),
+    "other scores": Mutation(SCORES, "before_mask", "s = s + 0.3 * (q.flip(-1) @ (k * k).mT)", rows=True),
     "other scores less": Mutation(SCORES, "masked", "s = s - 0.5 * (q.flip(-1) @ k.mT).tril()", rows=True),
     "other scores, not masked": Mutation(SCORES, "masked", "s = s + 0.5 * (q.flip(-1) @ k.mT)", rows=True),
     # ----------------------------------------------------------------------------------------------------- another decay
