@@ -17,7 +17,7 @@ from .emit import Site
 from .join import divided_by, joined
 from .options import Options
 from .patterns import candidates as cand
-from .patterns.clock import OutOfTime, look
+from .patterns.clock import SPARE, OutOfTime, look, spent
 from .patterns.codes import NearMiss, near_miss
 from .patterns.constants import known_value, static
 from .patterns.index import Index, product, same
@@ -69,7 +69,7 @@ def rewrite(gm: fx.GraphModule, fake: FakeTensorMode, options: Options, thorough
         pass_.run()
         ways = dict.fromkeys(map(found.closable, (1, 2, 3)))
         for closable in filter(None, ways):
-            if not pass_.changed and any(c.code in UNREAD for c in pass_.decided.values()):
+            if not pass_.changed and spent() < SPARE and any(c.code in UNREAD for c in pass_.decided.values()):
                 # matched, and not to be read so: then what was made of tensors by moving them is an operand as it is
                 other = _Pass(gm, cand.find(gm, fake, _constants, parts, closable), options, parts, thorough)
                 other.run()

@@ -10,6 +10,7 @@ import torch
 import torch.fx as fx
 
 from ..compat import FakeTensorMode
+from .clock import SPARE, spent
 from .closing import inside
 from .codes import NearMiss
 from .interpret import GraphInterpreter
@@ -78,7 +79,7 @@ def find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node,
     tried = best.interpreter.closed
     for way in (1, 2, 3):
         more = best.closable(way) - (inside := best.inside()) | best.interpreter.closed
-        if more != tried and (best.left(inside) or not best.attentions()):
+        if more != tried and spent() < SPARE and (best.left(inside) or not best.attentions()):
             best, tried = again(best, more), more
     return best
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 
 EVERY = 16  # looks for one at the clock
+SPARE = 0.2  # of the time: when more is over, nothing is looked at a second time
 
 
 class OutOfTime(Exception):
@@ -42,6 +43,11 @@ def limited(seconds: float) -> Iterator[None]:
         yield
     finally:
         _clock.until, _clock.limit = before
+
+
+def spent() -> float:
+    """The part of the time that is over; 0 where there is no limit."""
+    return 0.0 if _clock.limit == math.inf else 1 - (_clock.until - time.thread_time()) / _clock.limit
 
 
 @contextlib.contextmanager

@@ -110,13 +110,17 @@ class Leaf:
             return " | ".join(shown) if len(shown) <= 2 else f"{shown[0]} ..."
         if self.product is not None:
             (t,) = self.product.terms
-            return " * ".join([f"{t.coef:g}"] * (t.coef != 1) + [repr(r.leaf) for r in t.reads()])
+            return " * ".join([_number(t.coef)] * (t.coef != 1) + [repr(r.leaf) for r in t.reads()])
         if (v := self.sum_of) is not None:
             if not v.leaves():
                 return "numbers"
-            terms = (f"{t.coef:g} {'sum ' * bool(t.bound)}{' '.join(repr(r.leaf) for r in t.reads())}" for t in v.terms)
+            terms = (f"{_number(t.coef)} {'sum ' * bool(t.bound)}{' '.join(repr(r.leaf) for r in t.reads())}" for t in v.terms)
             return f"{'cummax' if self.greatest else 'exp' if self.exponent else ''}({' + '.join(terms)})"
         return self.node.name if self.node is not None else f"tmp{id(self) & 0xFFF:x}"
+
+
+def _number(x: Any) -> str:
+    return f"{x:g}" if isinstance(x, (int, float)) else str(x)
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ def _one_window(v: Value, w: Value, first: Size, second: Size, d: int) -> Value 
     for n, (e, f) in enumerate(zip(r.index, s.index)):
         own, other = (0 if x is None else a.coef.get(x, 0) for x, a in ((mine, e), (theirs, f)))
         at, then = Affine(e.const), Affine(f.const)
-        plain = set(e.coef) <= {mine} and set(f.coef) <= {theirs} and {own, other} <= {0, 1}
+        plain = set(e.coef) <= {mine} and set(f.coef) <= {theirs} and own == (mine is not None) and other == (theirs is not None)
         if along is None and plain and e != f.substitute(names) and then == at.shift(first):
             along = n
         elif e != f.substitute(names) or own or other:
