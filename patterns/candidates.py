@@ -11,7 +11,6 @@ import torch.fx as fx
 
 from ..compat import FakeTensorMode
 from .clock import SPARE, spent
-from .closing import inside
 from .codes import NearMiss
 from .interpret import GraphInterpreter
 from .islands import Islands
@@ -21,7 +20,7 @@ from .normal_form import Value
 from .recognise import recognise
 from .records import Key
 from .signatures import name_of
-from .step_outputs import outputs_of_steps
+from .step_outputs import between, outputs_of_steps
 from .unrolled import recognise_pieces
 
 
@@ -53,7 +52,9 @@ class Findings:
 
     def inside(self) -> set[fx.Node]:
         """What is between matches and their leaves."""
-        return inside((n, c.found) for c in self.candidates if isinstance(c.found, Match) for n in (c.node, *c.steps))
+        tensors = self.interpreter.table.tensors
+        return between([(n, tensors[c.key.tensor], c.found) for c in self.candidates if isinstance(c.found, Match)
+                        for n in (c.node, *c.steps)], self.interpreter)
 
     def left(self, inside: Collection[fx.Node]) -> set[str]:
         """Why candidates are none that are no part of another."""

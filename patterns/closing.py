@@ -7,58 +7,36 @@ that comes out is an operand like any other: nothing has to be known of how it w
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
-import torch.fx as fx
 
-from .match import Match
-from .normal_form import Value, whole_tensor
-from .signatures import name_of
-
-MOVED = frozenset({
-    "flip", "fliplr", "flipud", "roll", "pad", "constant_pad_nd", "cat", "stack", "repeat",
-    "repeat_interleave", "tile", "index_select", "gather", "take_along_dim", "unfold", "where", "masked_fill"})
-ADDED = frozenset({"add", "sub", "rsub", "iadd", "isub", "lerp", "addcmul"})
-SUMMED = frozenset({"sum", "mean", "cumsum", "matmul", "bmm", "einsum"})
-SCALED = frozenset({"mul", "div", "imul", "itruediv"})
-MERGED = frozenset({"reshape", "view", "flatten", "rearrange"})
+from .index import Affine, hint, mixed_radix
+from .normal_form import Read, Term, Value, whole_tensor
 
 
-def closable(n: fx.Node, v: Value, t: torch.Tensor) -> int:
-    """Whether a tensor can be a leaf: 1 if it is numbers of tensors put elsewhere, without a sum over positions, a decay or a
-    mask; 2 if it is a sum over an axis of one tensor, and 3 if that may be a decay's or a state."""
-    name = name_of(n).rstrip("_")
+def closable(v: Value, t: torch.Tensor) -> int:
+    """Whether a tensor can be a leaf: 1 if it is numbers of tensors put elsewhere or added, without a sum over positions, a decay
+    or a mask of pairs; 2 if they are weighed by numbers, or summed over an axis; 3 if the sum may be that of a decay or a state.
+    Products of tensors, and views that chunks and heads are made of, stay open."""
     if v.masked is not None or not v.leaves() or whole_tensor(v, t) is not None or not all(x.reads() for x in v.terms):
         return 0
-    if name in SUMMED and len(v.leaves()) == 1:
-        return 2 if name in ("sum", "mean") and not any(x.indicators for x in v.terms) else 3
+    exponents = [e for x in v.terms for e in x.exponent]
     if any(x.bound for x in v.terms):
-        return 0
-    if any(x.exponent for x in v.terms):                    # a weight of a position, and no decay
-        return 2 * (name in SCALED and not any(e.leaves() for x in v.terms for e in x.exponent))
-    if name in ADDED:
-        return int(len(v.terms) > 1)
-    if name in MERGED:
-        return int(any(len(axis) > 1 for axis in v.axes))
-    return int(name in MOVED or name == "getitem" and _skips(n.args[1]))
+        alone = all(len(x.reads()) == 1 for x in v.terms) and not any(e.leaves() for e in exponents)
+        return alone * (3 if exponents or any(x.indicators for x in v.terms) else 2)
+    if not all(any(r.variables() >= x.free() for r in x.reads()) for x in v.terms):
+        return 0                                            # a product of tensors that have other axes each: keys and values
+    if exponents:                                           # a weight of a position, and no decay
+        return 2 * (not any(e.leaves() for e in exponents))
+    return int(len(v.terms) > 1 or any(len(axis) > 1 for axis in v.axes) and len(v.terms[0].reads()) == 1 or _moved(v.terms[0]))
 
 
-def _skips(index: object) -> bool:
-    """Whether an index takes other elements than some that follow on each other."""
-    every = index if isinstance(index, tuple) else (index,)
-    return any(isinstance(x, fx.Node) or isinstance(x, slice) and x.step not in (None, 1) for x in every)
+def _moved(t: Term) -> bool:
+    """Whether elements of one tensor are left out, put elsewhere, or repeated."""
+    (f, *more) = t.factors
+    return not more and isinstance(f, Read) and (bool(t.indicators) or not all(map(_in_order, f.index)))
 
 
-def inside(nodes: Iterable[tuple[fx.Node, Match]]) -> set[fx.Node]:
-    """What is between matches and their leaves."""
-    found = set[fx.Node]()
-    for node, m in nodes:
-        ends = {leaf.node for leaf in m.leaves()}
-        todo = [node]
-        while todo:
-            n = todo.pop()
-            if n not in found and n not in ends:
-                found.add(n)
-                todo += n.all_input_nodes
-    return found
+def _in_order(a: Affine) -> bool:
+    """Whether an index takes elements that follow on each other, once."""
+    digits = sorted(a.coef, key=lambda x: -abs(hint(a.coef[x])))
+    return Affine(0, dict(a.coef)) == mixed_radix(digits) if digits else True

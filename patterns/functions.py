@@ -8,6 +8,7 @@ import torch
 import torch.fx as fx
 
 from ..compat import DTENSOR_CALLS, HigherOrderOperator, OpOverload, OpOverloadPacket
+from .signatures import name_of
 
 # Operations through which an attention stays an attention. What a view makes of it is not a new candidate; a sum may be.
 VIEWS = frozenset({
@@ -20,7 +21,7 @@ DETACH = frozenset({"detach", "detach_", torch.detach})  # gradients stop: value
 SUMS = frozenset({"add", "sub", "rsub", "cat", "stack", "constant_pad_nd", "mul", "div", "baddbmm"})
 
 MASKS = frozenset({"tril", "triu", "where", "masked_fill"})
-SCALED = frozenset({"add", "sub", "mul", "div", "truediv", "iadd", "isub", "imul", "itruediv", "float", "double"})
+SCALED = frozenset({"add", "sub", "mul", "div", "iadd", "isub", "imul", "itruediv", "float", "double"})
 NEAR = 16  # readers of a tensor, and of what they make, that are looked at
 
 # Functions whose result is a leaf whatever goes in: they are not even run. Dynamo has left their fake result in the graph.
@@ -111,7 +112,7 @@ def under_mask(n: fx.Node) -> bool:
         if user in seen:
             continue
         seen.add(user)
-        name = str(getattr(user.target, "__name__", user.target)).rstrip("_")
+        name = name_of(user).rstrip("_")
         shapes = [tuple(x.shape[-2:]) for m in user.all_input_nodes if isinstance(x := example_of(m), torch.Tensor)]
         if name in MASKS or name in ("mul", "imul") and len(shapes) == 2 and shapes[0] == shapes[1] and 1 not in shapes[0]:
             return True

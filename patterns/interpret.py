@@ -258,7 +258,7 @@ class GraphInterpreter(fx.Interpreter):
             long = grown(v)
             if coupled(v):
                 self.coupled.add(n)
-            if way := closable(n, v, o):
+            if way := closable(v, o):
                 self.closable[n] = way
             stops = stops or n in self.closed
             if dominated(v) or disconnected(v) or opaque_exponent(v) or of_one_tensor(v) or long or stops:

@@ -39,7 +39,7 @@ def outputs_of_steps(interpreter: GraphInterpreter, known: Iterable[Known]
                      ) -> list[list[tuple[Sequence[fx.Node], torch.Tensor, Match]]]:
     """Of each loop, in the graph's order, the tensors of steps which side by side are an attention, with the tensor that would
     hold them all: those first that are made of the others. What belongs to attentions that are `known` is none of theirs."""
-    taken = _between(known, interpreter)
+    taken = between(known, interpreter)
     groups: dict[Any, list[fx.Node]] = {}
     contractions: dict[Any, list[fx.Node]] = {}
     table, loops = interpreter.table, _Loops()
@@ -67,7 +67,7 @@ def outputs_of_steps(interpreter: GraphInterpreter, known: Iterable[Known]
     return sorted(found.values(), key=lambda families: families[-1][0][0])
 
 
-def _between(known: Iterable[Known], interpreter: GraphInterpreter) -> set[fx.Node]:
+def between(known: Iterable[Known], interpreter: GraphInterpreter) -> set[fx.Node]:
     """Nodes that known attentions are made of, back to what they read; of a tensor that a loop writes, all that is written."""
     seen = set[fx.Node]()
     for end, t, m in known:
