@@ -15,12 +15,15 @@ from .normal_form import Read, Term, Value, whole_tensor
 
 def closable(v: Value, t: torch.Tensor) -> int:
     """Whether a tensor can be a leaf: 1 if it is numbers of tensors put elsewhere or added, without a sum over positions, a decay
-    or a mask of pairs; 2 if they are weighed by numbers, or summed over an axis; 3 if the sum may be that of a decay or a state.
+    or a mask of pairs; 2 if they are weighed by numbers, or summed over an axis; 3 if the sum may be that of a decay or a state,
+    or the product with a matrix from outside, which might be a state.
     Products of tensors, and views that chunks and heads are made of, stay open."""
     if v.masked is not None or not v.leaves() or whole_tensor(v, t) is not None or not all(x.reads() for x in v.terms):
         return 0
     exponents = [e for x in v.terms for e in x.exponent]
     if any(x.bound for x in v.terms):
+        if all(map(_projected, v.terms)):
+            return 3
         alone = all(len(x.reads()) == 1 for x in v.terms) and not any(e.leaves() for e in exponents)
         return alone * (3 if exponents or any(x.indicators for x in v.terms) else 2)
     if not all(any(r.variables() >= x.free() for r in x.reads()) for x in v.terms):
@@ -28,6 +31,15 @@ def closable(v: Value, t: torch.Tensor) -> int:
     if exponents:                                           # a weight of a position, and no decay
         return 2 * (not any(e.leaves() for e in exponents))
     return int(len(v.terms) > 1 or any(len(axis) > 1 for axis in v.axes) and len(v.terms[0].reads()) == 1 or _moved(v.terms[0]))
+
+
+def _projected(t: Term) -> bool:
+    """Whether it is a tensor times an argument that is read by the sum's axis and one of the result's own."""
+    reads = t.reads()
+    return len(reads) == 2 and not t.exponent and not t.indicators and any(
+        a.leaf.node is not None and a.leaf.node.op == "placeholder" and len(a.leaf.shape) <= 2
+        and all(len(x.coef) == 1 for x in a.index) and not a.variables() & b.variables() - set(t.bound)
+        for a, b in (reads, reads[::-1]))
 
 
 def _moved(t: Term) -> bool:

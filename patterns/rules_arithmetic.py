@@ -262,6 +262,8 @@ def product_of_matrices(c: Call) -> Value:
 def product_with_vector(c: Call) -> Value:
     """A row of matrices' products, or one, with a vector for the column."""
     x, y = c["self"], c["vec" if c.name == "mv" else "tensor"]
+    if _is_weight(x) and not _is_running(y) or _is_weight(y) and not _is_running(x):
+        raise Unknown("a projection by a parameter")
     found = al.matmul(replace(x, axes=((),) * (2 - len(x.axes)) + x.axes), replace(y, axes=(*y.axes, ())), c.dtype)
     return replace(found, axes=found.axes[: len(x.axes) - 1])
 

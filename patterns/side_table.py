@@ -203,13 +203,17 @@ class SideTable(Assembled):
         outs = list(tensors_in(out))
         if mutates and name.endswith("_"):
             name = name[:-1]
-        result = self._apply(name, func, args, kwargs, out)
+        # a composite operation gives its own result other axes: nobody has read that, and no element is written
+        reshaped = torch.Tag.inplace_view in func.tags and not any(id(o) in self.node_of for o in outs)
+        result = None if reshaped and any(leaf.tensor is o for o in outs for leaf in self.value(o).leaves()) else \
+            self._apply(name, func, args, kwargs, out)
         inherits = name in VIEWS_AND_SUMS and any(id(a) in self.attention for a in given)
         named = {a.name: x for a, x in zip(func._schema.arguments, args)} | kwargs
         put_together = self._pieces_of(name, named, out)
         still = by_piece(name, named, out, self, self.pieces) if self.pieces and isinstance(out, torch.Tensor) else None
         scattered = self._scatter(name, named) if name in SCATTERS else None
-        if mutates:
+        window = old = None
+        if mutates and not reshaped:
             scaled = len(outs) == 1 and id(outs[0]) in self.viewed and name not in ("copy", "fill", "zero")
             # a window of an attention, scaled, is no other attention
             window = self._window_of(outs[0]) if len(outs) == 1 and not scaled else None

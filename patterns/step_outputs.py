@@ -45,7 +45,7 @@ def outputs_of_steps(interpreter: GraphInterpreter, known: Iterable[Known]
     table, loops = interpreter.table, _Loops()
     for n, t in interpreter.env.items():
         own = isinstance(t, torch.Tensor) and id(t) not in table.viewed and table.node_of.get(id(t)) is n
-        if own and n.op.startswith("call") and n not in taken and t.dim() > 1:
+        if own and n.op.startswith("call") and n not in taken and t.dim() > 0:
             value = table.made_of(t)
             if value is None or value.masked is not None or not _contractions(value.terms):
                 continue
@@ -57,9 +57,9 @@ def outputs_of_steps(interpreter: GraphInterpreter, known: Iterable[Known]
     found: dict[Any, list[tuple[Sequence[fx.Node], torch.Tensor, Match]]] = {}
     for (_, *of), group in groups.items():
         for loop, nodes in loops.apart(group).items():
-            # a first step has no state before it, or one that is given, and is another expression
+            # a first step has no state before it, or one that is given, and is another expression: a projection may follow it
             before = [n for n in contractions[tuple(of)] if n < nodes[0]]
-            every = [[before[-1], *nodes], nodes] if before else [nodes]
+            every = [*([n, *nodes] for n in before[:-3:-1]), nodes]
             matches = ((own, _side_by_side(interpreter, own)) for own in every if len(own) >= FEWEST)
             one = next(((own, *x) for own, x in matches if x is not None), None)
             if one is not None:

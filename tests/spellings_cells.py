@@ -106,6 +106,96 @@ def states_by_addr(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.stack(found)
 
 
+# ------------------------------------------------------------------------------------------------------ steps without a batch
+class Steps(nn.Module):
+    """Parameters by hand, one token at a time, a vector each: nothing tells projections from reads of a state but what they
+    read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.qkv, self.out = nn.Parameter(torch.randn(7, 3 * D) / 3), nn.Parameter(torch.randn(D, 7) / 2)
+        self.one, self.two = nn.Parameter(torch.randn(7) / 3), nn.Parameter(torch.randn(7, 2) / 3)
+
+    def gate(self, x: Tensor, state: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        return state, k
+
+    def read(self, q: Tensor, state: Tensor) -> Tensor:
+        return (q @ state) @ self.out
+
+    def forward(self, x: Tensor) -> Tensor:
+        state, found = x.new_zeros(D, D), []
+        for y in x:
+            q, k, v = (y @ self.qkv).chunk(3, -1)
+            state, k = self.gate(y, state, k)
+            state = state + torch.outer(k, v)
+            found.append(y + self.read(q, state))
+        return torch.stack(found)
+
+
+def tokens() -> list[Tensor]:
+    return [random(N, 7)]
+
+
+@spelling(tokens)
+class StepsThatProject(Steps):
+    """What is read is projected."""
+
+
+@spelling(tokens)
+class StepsWithAGate(Steps):
+    def gate(self, x: Tensor, state: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.sigmoid(torch.dot(x, self.one)) * state, k
+
+
+@spelling(tokens)
+class StepsWithTwoGates(Steps):
+    def gate(self, x: Tensor, state: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        enters, stays = torch.sigmoid(x @ self.two).unbind(-1)
+        return stays * state, enters * k
+
+    def read(self, q: Tensor, state: Tensor) -> Tensor:
+        return torch.tanh(self.out.T @ (state.T @ q))
+
+
+@spelling(tokens, sites=0)
+class StepsThatGoOnWithWhatTheyRead(Steps):
+    """A gate that is made of the state: no attention of given tensors."""
+
+    def gate(self, x: Tensor, state: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.sigmoid(k @ state @ self.out[:, 0]) * state, k
+
+
+def _arguments(name: str, gated: bool, first: bool) -> None:
+    """Matrices that are arguments might be states; the attention is found where they are none."""
+    def program(x: Tensor, qkv: Tensor, out: Tensor, w: Tensor) -> Tensor:
+        state, found = None if first else x.new_zeros(D, D), []
+        for y in x:
+            q, k, v = (y @ qkv).chunk(3, -1)
+            product = torch.outer(k, v)
+            state = product if state is None else (torch.sigmoid(y @ w) * state if gated else state) + product
+            found.append((q @ state) @ out)
+        return torch.stack(found)
+
+    program.__name__ = f"steps_by_matrices_from_outside_{name}"
+    spelling(lambda: [random(N, 7), random(7, 3 * D), random(D, D), random(7)])(program)
+
+
+_arguments("summed", False, False)
+_arguments("gated", True, False)
+_arguments("from_a_product", False, True)
+
+
+@spelling(lambda: [random(N, D), random(N, D), random(N, D), random(D, D)])
+def reads_before_writes_of_a_given_matrix(q: Tensor, k: Tensor, v: Tensor, state: Tensor) -> Tensor:
+    """Here it is the state."""
+    found = []
+    for t in range(N):
+        found.append(q[t] @ state)
+        state = state + torch.outer(k[t], v[t])
+    return torch.stack(found)
+
+
 # ------------------------------------------------------------------------------------------------------ keys are appended
 @spelling(qkv)
 def cache_that_grows_by_a_key(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
