@@ -14,6 +14,7 @@ import torch
 from ..compat import no_modes
 from . import monotone
 from .axes import align, expand, pad
+from .conditions import always, restricting
 from .evaluate import fold
 from .index import LAST, Affine, Index, Size, Unknown, hint, mixed_radix, product, same, var
 from .normal_form import MAX_TERMS, Factor, Numbers, Position, Read, Term, Value, constant, rename
@@ -91,21 +92,6 @@ def _not_negative(f: Any) -> bool:
         isinstance(c, int) and c >= 0 for c in f.at.coef.values())
 
 
-def restricting(t: Term) -> frozenset[Affine]:
-    """The conditions of a term but for those that hold at all positions, as those of a pad do that a slice has taken away."""
-    return frozenset(e for e in t.indicators if not _always(e))
-
-
-def _always(e: Affine) -> bool:
-    """Whether a condition holds for all values of its variables."""
-    most = e.const
-    for x, c in e.coef.items():
-        if not isinstance(c, int):
-            return False
-        most = most + (c * (x.size - 1) if c > 0 else 0)
-    return at_most(most, 0)
-
-
 def masked_numbers(v: Value, leaf: Value) -> Value | None:
     """A product of tables of numbers, each of some axes, under a mask, of which a tensor holds the whole: w[i, j] = a[i] b[j]
     wherever the mask holds is w[i, n] w[m, j] / w[m, n], of a row m and a column n, the first or the last, that the mask leaves
@@ -134,7 +120,7 @@ def masked_numbers(v: Value, leaf: Value) -> Value | None:
         return tuple(found)
 
     corner = (replace(read, index=at(set()), function="reciprocal"),) * (len(groups) - 1)
-    if corner and not (all(_always(e.substitute(ends)) for e in masks) and all(_not_zero(f.substitute(ends)) for f in t.factors)):
+    if corner and not (all(always(e.substitute(ends)) for e in masks) and all(_not_zero(f.substitute(ends)) for f in t.factors)):
         return None
     factors = tuple(replace(read, index=at(g)) for g in groups) + corner
     return replace(v, terms=(replace(t, coef=1, factors=factors, indicators=masks),))

@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from .conditions import always, never
 from .index import Affine, Index, Size, Unknown, divide, mixed_radix, product, same, var
 from .normal_form import Axes, Value, rename
 
@@ -137,7 +138,15 @@ def window(v: Value, dim: int, start: Size, step: int, length: Size) -> Value:
     single = same(length, 1)
     new.slice_of(old, start, step)
     at = Affine(start) if single else Affine(start, {new: step})
-    return v.substitute({old: at}, v.axes[:dim] + (() if single else (new,),) + v.axes[dim + 1:])
+    return _inside(v.substitute({old: at}, v.axes[:dim] + (() if single else (new,),) + v.axes[dim + 1:]), {new})
+
+
+def _inside(v: Value, new: set[Index]) -> Value:
+    """Without terms that a window leaves out, as those of others that were put beside it, and without conditions that only say
+    where it lies."""
+    return replace(v, terms=tuple(
+        replace(t, indicators=frozenset(e for e in t.indicators if not (set(e.coef) <= new and always(e))))
+        for t in v.terms if not any(map(never, t.indicators))))
 
 
 def _outer_window(v: Value, dim: int, start: Size, step: int, length: Size) -> Value:

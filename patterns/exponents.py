@@ -16,7 +16,7 @@ from collections.abc import Sequence, Set
 from dataclasses import replace
 from typing import Literal
 
-from .algebra import restricting
+from .conditions import restricting
 from .index import Affine, Index, hint, mixed_radix, product, same, var
 from .normal_form import Leaf, Position, Read, Term, Value, detached_term, rename
 from .ranges import ALL

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .algebra import restricting
+from .conditions import restricting
 from .exponents import differences, exponential, greatest, is_sum_at
 from .index import Affine, Unknown, var
 from .match import Match

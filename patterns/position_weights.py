@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import sympy
 
-from .algebra import restricting
+from .conditions import restricting
 from .exponents import same_sums
 from .index import Affine, Index, hint, mixed_radix, product, same, var
 from .normal_form import Factor, Leaf, Numbers, Position, Read, Term, Value

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .algebra import restricting
+from .conditions import restricting
 from .evaluate import fold
 from .index import Affine
 from .loop_forms import NotUnrolled, as_exponent, substituted, without

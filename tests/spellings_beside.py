@@ -140,3 +140,34 @@ def loop_with_a_bonus_for_some_steps(q: Tensor, k: Tensor, v: Tensor, u: Tensor)
 @spelling(bonus, sites=0)
 def bonus_for_all_that_follows(q: Tensor, k: Tensor, v: Tensor, u: Tensor) -> Tensor:
     return ((q @ k.mT).tril(-1) + ((q * u[:, None]) @ k.mT).triu()) @ v
+
+
+# ------------------------------------------------------------------------------------- numerator and denominator in one sum
+def _in_one_sum(name: str, stacked: bool, read_apart: bool) -> None:
+    def program(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        products, keys = k[..., :, None] * v[..., None, :], k[..., :, None]
+        if stacked:
+            both = torch.stack([products, keys.expand_as(products)], -1).cumsum(2)
+            out = torch.einsum("bhnd,bhndec->bhnec", q, both)
+            return out[..., 0] / (out[..., 1].abs() + 1)
+        both = torch.cat([products, keys], -1).cumsum(2)
+        if read_apart:
+            return torch.einsum("bhnd,bhnde->bhne", q, both[..., :-1]) / (
+                (q * both[..., -1]).sum(-1, keepdim=True).abs() + 1)
+        out = torch.einsum("bhnd,bhnde->bhne", q, both)
+        return out[..., :-1] / (out[..., -1:].abs() + 1)
+
+    program.__name__ = f"numerator_and_denominator_in_one_sum_{name}"
+    spelling(qkv)(program)
+
+
+_in_one_sum("joined", False, False)
+_in_one_sum("joined_and_read_apart", False, True)
+_in_one_sum("stacked", True, False)
+
+
+@spelling(qkv, sites=0)
+def window_across_what_was_joined(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Values without the first feature, and the sum of keys behind them."""
+    both = torch.cat([k[..., :, None] * v[..., None, :], k[..., :, None]], -1).cumsum(2)
+    return torch.einsum("bhnd,bhnde->bhne", q, both[..., 1:])
