@@ -1,27 +1,21 @@
 """Laws of values: sums, products, cumulative sums, conditions and exponentials of normal forms."""
 from __future__ import annotations
 
-import math
-import operator
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import sympy
 import torch
 
 from ..compat import no_modes
-from . import monotone
 from .axes import align, expand, pad
-from .conditions import always, restricting
-from .evaluate import fold
-from .index import LAST, Affine, Index, Size, Unknown, hint, mixed_radix, product, same, var
-from .normal_form import MAX_TERMS, Factor, Numbers, Position, Read, Term, Value, constant, rename
+from .conditions import negation, restricting
+from .index import Affine, Index, Size, Unknown, product, same, var
+from .normal_form import MAX_TERMS, Numbers, Position, Read, Term, Value, rename
 from .sizes import at_most
 
 OPPOSITE = {"": "complement", "complement": ""}
-VANISHES = -1e4  # exp of this is zero in every dtype, whatever a log-decay adds to it
 
 
 def wider(a: torch.dtype | None, b: torch.dtype | None) -> torch.dtype | None:
@@ -90,46 +84,6 @@ def _not_negative(f: Any) -> bool:
         return min(f.values) > 0
     return isinstance(f, Position) and isinstance(f.at.const, int) and f.at.const >= 0 and all(
         isinstance(c, int) and c >= 0 for c in f.at.coef.values())
-
-
-def masked_numbers(v: Value, leaf: Value) -> Value | None:
-    """A product of tables of numbers, each of some axes, under a mask, of which a tensor holds the whole: w[i, j] = a[i] b[j]
-    wherever the mask holds is w[i, n] w[m, j] / w[m, n], of a row m and a column n, the first or the last, that the mask leaves
-    out nowhere but where it leaves out all."""
-    if len(v.terms) != 1 or v.masked is not None or v.terms[0].exponent or v.terms[0].bound:
-        return None
-    (t,), ((read,),) = v.terms, (s.reads() for s in leaf.terms)
-    masks, groups = restricting(t), list[set[Index]]()
-    for f in t.factors:                                     # variables that a table is of, and those on axes with them
-        new = {x for axis in v.axes if f.variables() & set(axis) for x in axis}
-        groups = [g for g in groups if not g & new] + [new.union(*(g for g in groups if g & new))]
-    if not masks or not groups:
-        return None
-    ends: dict[Index, Affine] = {}                          # where conditions hold, if they hold at all
-    for e in masks:
-        for x, c in e.coef.items():
-            if ends.setdefault(x, end := Affine(0 if hint(c) > 0 else x.size - 1)) != end:
-                return None
-
-    def at(own: Set[Index]) -> tuple[Affine, ...]:
-        found = []
-        for axis in v.axes:
-            place = mixed_radix(axis).substitute({x: ends.get(x, Affine()) for x in axis if x not in own})
-            last = bool(axis) and not place.coef and same(place.const, product(x.size for x in axis) - 1)
-            found.append(LAST if last else place)
-        return tuple(found)
-
-    corner = (replace(read, index=at(set()), function="reciprocal"),) * (len(groups) - 1)
-    if corner and not (all(always(e.substitute(ends)) for e in masks) and all(_not_zero(f.substitute(ends)) for f in t.factors)):
-        return None
-    factors = tuple(replace(read, index=at(g)) for g in groups) + corner
-    return replace(v, terms=(replace(t, coef=1, factors=factors, indicators=masks),))
-
-
-def _not_zero(f: Factor) -> bool:
-    """Whether numbers, read at one place, are not zero."""
-    at = None if isinstance(f, Read) else f.at.const
-    return isinstance(at, int) and (f.values[at] if isinstance(f, Numbers) else at) != 0
 
 
 def _join(s: Term, t: Term) -> Term | None:
@@ -201,20 +155,6 @@ def add(a: Value, b: Value, alpha: Any = 1) -> Value:
     return Value(axes, tuple(t for t in terms if t.coef != 0), masked, sign)
 
 
-def negation(e: Affine) -> Affine:
-    """not [e <= 0] is [1 - e <= 0], for integers."""
-    return Affine(1) - e
-
-
-def complement(v: Value) -> Value:
-    """1 - v; of a truth value that is read, the other one."""
-    f = v.terms[0].factors if len(v.terms) == 1 and v.masked is None else ()
-    if len(f) == 1 and isinstance(r := f[0], Read) and r.leaf.tensor.dtype == torch.bool and r.function in OPPOSITE and \
-            v.terms[0] == Term(1, f, dtype=v.terms[0].dtype, via=v.terms[0].via):
-        return replace(v, terms=(replace(v.terms[0], factors=(replace(r, function=OPPOSITE[r.function]),)),))
-    return add(constant(1), v.finite(), -1)
-
-
 def sum_over(v: Value, dims: Sequence[int], keepdim: bool, dtype: torch.dtype | None) -> Value:
     """Sums bind index variables; a variable that a term does not use counts its size."""
     v.finite()
@@ -257,159 +197,6 @@ def matmul(a: Value, b: Value, dtype: torch.dtype | None) -> Value:
     left = replace(a, axes=a.axes + ((),))
     right = replace(b, axes=b.axes[:-2] + ((),) + b.axes[-2:])
     return sum_over(multiply(left, right), [rank - 1], False, dtype)
-
-
-def affine(v: Value) -> Affine:
-    """The integer index expression that a value is; Unknown if it is none."""
-    result = Affine()
-    for t in v.finite().terms:
-        symbolic = isinstance(t.coef, sympy.Basic)
-        whole = t.coef.is_integer if symbolic else t.coef == int(t.coef)
-        if t.indicators or t.exponent or t.bound or len(t.factors) > 1 or not whole:
-            raise Unknown("not an expression of positions")
-        number = t.coef if symbolic else int(t.coef)
-        if not t.factors:
-            result = result.shift(number)
-        elif isinstance(t.factors[0], Position):
-            result = result + t.factors[0].at.scale(number)
-        else:
-            raise Unknown("not an expression of positions")
-    return result
-
-
-def is_indicator(v: Value) -> bool:
-    """One term that is only a number times indicators: it takes that number and 0."""
-    return v.masked is None and len(v.terms) == 1 and not (
-        v.terms[0].factors or v.terms[0].exponent or v.terms[0].bound)
-
-
-_MIRROR = {"gt": "lt", "lt": "gt", "ge": "le", "le": "ge", "eq": "eq", "ne": "ne"}
-
-
-def compare(op: str, a: Value, b: Value) -> Value:
-    """Comparisons of positions are indicators; a mask compared with a number is the mask or its complement."""
-    for x, y, o in ((a, b, op), (b, a, _MIRROR[op])):
-        if is_indicator(x) and x.terms[0].indicators and (c := y.number()) is not None:
-            at_zero, at_one = (getattr(operator, o)(k, c) for k in (0, x.terms[0].coef))
-            x = align(x, y)[1][0]
-            if at_zero == at_one:
-                return replace(x, terms=(Term(1),) if at_zero else ())
-            mask = replace(x, terms=(replace(x.terms[0], coef=1),))
-            return mask if at_one else complement(mask)
-    axes, (a, b) = align(a, b)
-    d = affine(a) - affine(b)
-    conditions = {"le": [d], "lt": [d.shift(1)], "ge": [-d], "gt": [(-d).shift(1)], "eq": [d, -d], "ne": [d, -d]}[op]
-    if not d.coef and not isinstance(d.const, sympy.Basic):
-        return replace(constant(int(getattr(operator, op)(d.const, 0)), len(axes)), axes=axes)
-    mask = Value(axes, (Term(1, indicators=frozenset(conditions)),))
-    return complement(mask) if op == "ne" else mask
-
-
-def where(c: Value, x: Value, y: Value) -> Value:
-    """c x + (1 - c) y; a branch that is infinite everywhere turns the condition into the mask of infinity."""
-    axes, (c, n, x, y) = align(c, complement(c), x, y)
-    for branch, other, cond in ((x, y, c), (y, x, n)):
-        if other.infinite():
-            if not is_indicator(cond) or cond.terms[0].coef != 1:
-                raise Unknown("infinity under a condition that is not a conjunction of comparisons of positions")
-            if branch.masked is not None and branch.sign != other.sign:
-                raise Unknown("infinities of both signs")
-            return Value(axes, branch.terms, (branch.masked or frozenset()) | cond.terms[0].indicators, other.sign)
-    chosen = multiply(c, x) if x.terms or x.masked else Value(axes, ())
-    rest = multiply(n, y) if y.terms or y.masked else Value(axes, ())
-    return add(chosen, rest)
-
-
-def exponential(v: Value) -> Value:
-    """exp of a sum goes into the exponent; -inf becomes an indicator."""
-    if v.masked is not None and v.sign > 0:
-        raise Unknown("exponential of +inf")
-    holds, exponent = set(v.masked or ()), []
-    for t in v.terms:
-        if not (t.factors or t.bound or t.exponent) and len(t.indicators) == 1 and isinstance(t.coef, (int, float)) \
-                and t.coef <= VANISHES:
-            holds.add(negation(*t.indicators))              # a large number in place of -inf
-        else:
-            exponent.append(t)
-    return Value(v.axes, (Term(1, indicators=frozenset(holds), exponent=tuple(exponent)),))
-
-
-def inverse_of_exponential(v: Value) -> Value | None:
-    """1 / exp(x) = exp(-x), where v is an exponential."""
-    if v.masked is None and len(v.terms) == 1 and v.terms[0].pure_exponent():
-        t = v.terms[0]
-        return replace(v, terms=(replace(t, exponent=tuple(replace(e, coef=-e.coef) for e in t.exponent)),))
-    return None
-
-
-def clamp(v: Value, low: Any, high: Any) -> Value:
-    """max(low, min(x, high)) of an expression of positions: the parts meet where the expression reaches a bound. Of zero one has
-    to know the sign alone."""
-    bounds = [(bound, upper) for bound, upper in ((high, True), (low, False))
-              if bound is not None and bound != (math.inf if upper else -math.inf)]
-    if any(bound != int(bound) for bound, _ in bounds):
-        raise Unknown("a bound that is no integer")
-    if len(bounds) == 2 and low > high:
-        raise Unknown("bounds that cross")
-    e = monotone.sign(v) if all(bound == 0 for bound, _ in bounds) else None
-    e, inside, parts = affine(v) if e is None else e, frozenset[Affine](), list[Value]()
-    for bound, upper in bounds:
-        beyond = e.shift(-int(bound)) if upper else -e.shift(-int(bound))   # the value itself where <= 0, else the bound
-        inside |= {beyond}
-        outside = Value(v.axes, (Term(1, indicators=frozenset({negation(beyond)})),))
-        parts.append(multiply(outside, constant(int(bound))))
-    result = multiply(Value(v.axes, (Term(1, indicators=inside),)), v)
-    for p in parts:
-        result = add(result, p)
-    return result
-
-
-def absolute(v: Value) -> Value:
-    """|x| of an expression of positions, or of one whose sign is that of such."""
-    e = monotone.sign(v)
-    negative = Value(v.axes, (Term(1, indicators=frozenset({(affine(v) if e is None else e).shift(1)})),))
-    return add(v, multiply(negative, v), -2)
-
-
-def table(numbers: Any, v: Value) -> Value:
-    """The value with the axes of v and the given numbers: one number, positions, or a table."""
-    variables = [x for axis in v.axes for x in axis]
-    flat = numbers.reshape(-1)
-    if not all(map(math.isfinite, flat)):
-        raise Unknown("numbers that are not finite")
-    if (flat == flat[0]).all():
-        return Value(v.axes, (Term(float(flat[0])),) if flat[0] != 0 else ())
-    if len(variables) == 1:
-        if flat[0] == int(flat[0]) and (flat == flat[0] + np.arange(len(flat))).all():
-            start = (Term(float(flat[0])),) if flat[0] != 0 else ()
-            return Value(v.axes, (Term(1, (Position(var(variables[0])),)), *start))
-    return Value(v.axes, (Term(1, (Numbers(tuple(map(float, flat)), mixed_radix(variables)),)),))
-
-
-def logarithm(v: Value) -> Value | None:
-    """The logarithm of a value that is an exponential, or of positive numbers; None for any other."""
-    if v.masked is None and len(v.terms) == 1 and v.terms[0].pure_exponent():
-        return replace(v, terms=v.terms[0].exponent)
-    numbers = fold(v)
-    if numbers is None or not (numbers > 0).all():
-        return None
-    return table(np.log(numbers), v)
-
-
-def triangle(v: Value, diagonal: Size, lower: bool) -> Value:
-    """tril keeps j <= i + diagonal, triu keeps j >= i + diagonal."""
-    rows, columns = v.axes[-2:]
-    if len(rows) > 1 or len(columns) > 1:
-        raise Unknown("triangle over merged axes")
-    e = Affine(-diagonal, {**dict.fromkeys(columns, 1), **dict.fromkeys(rows, -1)})
-    e = e if lower else -e
-    if not e.coef and isinstance(e.const, int):             # one element
-        return v if e.const <= 0 else Value(v.axes, ())
-    if v.masked is not None:
-        if not v.infinite():
-            raise Unknown("triangle of a value that is partly infinite")
-        return Value(v.axes, (), frozenset({negation(e)}), v.sign)  # zero outside, infinite inside
-    return replace(v, terms=tuple(replace(t, indicators=t.indicators | {e}) for t in v.terms))
 
 
 def windows(pieces: Sequence[tuple[Value, Size]], dim: int, sizes: Sequence[Size]) -> Value:

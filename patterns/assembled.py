@@ -11,9 +11,9 @@ import torch
 import torch.fx as fx
 
 from ..compat import TorchDispatchMode
-from .algebra import affine
 from .axes import insert, remove
 from .index import Size, Unknown, same, size_of
+from .masks import affine
 from .normal_form import Value, rename
 from .pieces import Piece, Pieces, joined, stacked
 from .records import Key, Record

@@ -30,3 +30,9 @@ def never(e: Affine) -> bool:
             return False
         least = least + (c * (x.size - 1) if c < 0 else 0)
     return at_most(1, least)
+
+
+def negation(e: Affine) -> Affine:
+    """not [e <= 0] is [1 - e <= 0], for integers."""
+    return Affine(1) - e
+

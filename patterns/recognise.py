@@ -26,6 +26,7 @@ from .match import MAX_FEATURES, Match
 from .maxima import maximum, without_maximum
 from .normal_form import Read, Term, Value
 from .own_position import own_position_apart
+from .pair_weights import Part, Problem
 from .places import Places, SequencePosition, digits_of, innermost, on_one_axis, ordered, position_of, sharing
 from .polynomial import reduced, width
 from .position_weights import rows_alike, weights_apart
@@ -35,7 +36,7 @@ from .roles import Roles, enter, fit, free_linked, key_digits, roles_of, summed
 from .side_by_side import side_by_side
 from .sizes import at_most
 from .stabilised import put_back, rows_apart
-from .weights import Part, Problem, Weights, solve
+from .weights import Weights, solve
 
 
 def recognise(value: Value) -> Match | NearMiss | None:

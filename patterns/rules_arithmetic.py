@@ -9,6 +9,7 @@ import torch
 
 from . import algebra as al
 from . import axes as ax
+from . import masks, pointwise
 from .calls import Call, rule
 from .index import Unknown, product, same, size_of
 from .normal_form import Numbers, Read, Value, constant
@@ -27,10 +28,10 @@ def cast(c: Call) -> Value:
     v, source, target = c.open("self"), c.args["self"].dtype, c.out.dtype
     if target.is_complex or source.is_complex:
         raise Unknown("complex numbers")
-    if not target.is_floating_point and source.is_floating_point and not al.is_indicator(v):
-        al.affine(v)
+    if not target.is_floating_point and source.is_floating_point and not masks.is_indicator(v):
+        masks.affine(v)
     if target == torch.bool and source != torch.bool:
-        return al.compare("ne", v, constant(0))
+        return masks.compare("ne", v, constant(0))
     return v
 
 
@@ -65,9 +66,9 @@ def _operands(c: Call, x: str, y: str) -> tuple[Value, Value]:
     numbers is a tensor like any other."""
     a, b = c.table.value(c.args[x]), c.table.value(c.args[y])
     if a.leaves() and _is_table(b):
-        b = al.masked_numbers(b, c.table.leaf(c.args[y])) or c.table.leaf(c.args[y])
+        b = pointwise.masked_numbers(b, c.table.leaf(c.args[y])) or c.table.leaf(c.args[y])
     elif b.leaves() and _is_table(a):
-        a = al.masked_numbers(a, c.table.leaf(c.args[x])) or c.table.leaf(c.args[x])
+        a = pointwise.masked_numbers(a, c.table.leaf(c.args[x])) or c.table.leaf(c.args[x])
     settled_a, settled_b = c.table.settled(c.args[x]), c.table.settled(c.args[y])
     return (c[x] if settled_a and b.leaves() and not _is_decay(b) else a), \
         (c[y] if settled_b and a.leaves() and not _is_decay(a) else b)
@@ -97,7 +98,7 @@ def quotient(c: Call) -> Value:
     number = below.number()
     if number is not None and number != 0:
         return al.multiply(c.open("self"), constant(1 / number))
-    if (inverse := al.inverse_of_exponential(below)) is not None:
+    if (inverse := pointwise.inverse_of_exponential(below)) is not None:
         return al.multiply(c.table.value(c.args["self"]), inverse)
     if not below.leaves() and not c["self"].leaves() and not any(t.indicators for t in c["self"].terms):
         raise Unknown("a quotient of numbers")                  # folded
@@ -107,7 +108,7 @@ def quotient(c: Call) -> Value:
 @rule("reciprocal")
 def reciprocal(c: Call) -> Value:
     v = c.table.value(c.args["self"])
-    if (inverse := al.inverse_of_exponential(v)) is not None:
+    if (inverse := pointwise.inverse_of_exponential(v)) is not None:
         return inverse
     if not v.leaves():
         raise Unknown("a quotient of numbers")
@@ -126,12 +127,12 @@ def exponential(c: Call) -> Value:
         v = al.multiply(v, constant(math.log(2)))
     if (n := v.number()) is not None:
         return Value(v.axes, constant(math.exp(n)).terms)
-    return al.exponential(v)
+    return pointwise.exponential(v)
 
 
 @rule("log", "log2")
 def logarithm(c: Call) -> Value:
-    v = al.logarithm(c["self"])
+    v = pointwise.logarithm(c["self"])
     if v is None:
         raise Unknown("logarithm of a tensor")
     return al.multiply(v, constant(1 / math.log(2))) if c.name == "log2" else v
@@ -140,7 +141,7 @@ def logarithm(c: Call) -> Value:
 def _log_of(c: Call, x: Any, told: str) -> Value:
     """The logarithm of a base that is positive, whatever the inputs are. told: the code where it may be another."""
     v = c.table.value(x)
-    if (found := al.logarithm(v)) is not None:
+    if (found := pointwise.logarithm(v)) is not None:
         return found
     if v.leaves() and all(leaf.bounds[0] > 0 for leaf in v.leaves()) and len(v.terms) == 1 and not isinstance(x, (int, float)):
         return c.table.leaf(x, "log")
@@ -168,7 +169,7 @@ def power(c: Call) -> Value:
             raise Unknown("a power is a function of its own")
     by = c["exponent"]
     decays = not by.leaves() or len(by.terms) > 1           # by positions, or by a difference
-    return al.exponential(al.multiply(_log_of(c, base, "LC204" if decays else ""), by))
+    return pointwise.exponential(al.multiply(_log_of(c, base, "LC204" if decays else ""), by))
 
 
 @rule("square")
@@ -186,22 +187,22 @@ def are_products(v: Value) -> bool:
 
 @rule("clamp")
 def clamped(c: Call) -> Value:
-    return al.clamp(c["self"], c.get("min"), c.get("max"))
+    return pointwise.clamp(c["self"], c.get("min"), c.get("max"))
 
 
 @rule("clamp_min")
 def clamped_below(c: Call) -> Value:
-    return al.clamp(c["self"], c.get("min"), None)
+    return pointwise.clamp(c["self"], c.get("min"), None)
 
 
 @rule("clamp_max")
 def clamped_above(c: Call) -> Value:
-    return al.clamp(c["self"], None, c.get("max"))
+    return pointwise.clamp(c["self"], None, c.get("max"))
 
 
 @rule("relu")
 def rectified(c: Call) -> Value:
-    return al.clamp(c["self"], 0, None)
+    return pointwise.clamp(c["self"], 0, None)
 
 
 @rule("maximum", "minimum")
@@ -211,12 +212,12 @@ def bounded(c: Call) -> Value:
     x, y = (y, x) if x.number() is not None else (x, y)
     if (bound := y.number()) is None:
         raise Unknown("the larger of two tensors")
-    return al.clamp(x, *((bound, None) if c.name == "maximum" else (None, bound)))
+    return pointwise.clamp(x, *((bound, None) if c.name == "maximum" else (None, bound)))
 
 
 @rule("abs")
 def absolute(c: Call) -> Value:
-    return al.absolute(c["self"])
+    return pointwise.absolute(c["self"])
 
 
 # ------------------------------------------------------------------------------------------------------- sums over axes
@@ -228,7 +229,7 @@ def cumulative(c: Call) -> Value:
 @rule("cumprod")
 def cumulative_product(c: Call) -> Value:
     """The exponential of a cumulative sum of logarithms."""
-    return al.exponential(al.cumsum(_log_of(c, c.args["self"], "LC204"), c.dim(), None))
+    return pointwise.exponential(al.cumsum(_log_of(c, c.args["self"], "LC204"), c.dim(), None))
 
 
 @rule("mean")

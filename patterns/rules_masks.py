@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import torch
 
-from . import algebra as al
 from . import axes as ax
+from . import masks
 from .calls import Call, number_value, rule
 from .index import Index, Unknown, mixed_radix, same, size_of, var
 from .maxima import greatest_of_rows
@@ -55,7 +55,7 @@ def spaced(c: Call) -> Value:
 def comparison(c: Call) -> Value:
     if c.args["other"] is c.args["self"] and c.name in ("eq", "ne") and _is_number_everywhere(c["self"]):
         return replace(constant(int(c.name == "eq"), len(c["self"].axes)), axes=c["self"].axes)   # x != x asks for NaN
-    return al.compare(c.name, c["self"], c["other"])
+    return masks.compare(c.name, c["self"], c["other"])
 
 
 def _is_number_everywhere(v: Value) -> bool:
@@ -90,19 +90,19 @@ def filled_where(c: Call) -> Value:
     condition = c.table.value(mask)
     for _ in range(c.args["self"].dim() - before - mask.dim()):
         condition = ax.insert(condition, len(condition.axes))
-    return al.where(condition, number, c["self"])
+    return masks.where(condition, number, c["self"])
 
 
 @rule("logical_not", "bitwise_not")
 def negated(c: Call) -> Value:
     if c.out.dtype != torch.bool:
         raise Unknown("bitwise not of integers")
-    return al.complement(c["self"])
+    return masks.complement(c["self"])
 
 
 @rule("tril", "triu")
 def triangle(c: Call) -> Value:
-    return al.triangle(c["self"], size_of(c.get("diagonal", 0)), c.name == "tril")
+    return masks.triangle(c["self"], size_of(c.get("diagonal", 0)), c.name == "tril")
 
 
 @rule("eye")
@@ -120,19 +120,19 @@ def diagonal(c: Call) -> Value:
 
 
 def _on_diagonal(v: Value) -> Value:
-    return al.triangle(al.triangle(v, 0, True), 0, False)
+    return masks.triangle(masks.triangle(v, 0, True), 0, False)
 
 
 @rule("where")
 def choice(c: Call) -> Value:
     if "condition" not in c.args or "other" not in c.args:
         raise Unknown("where with one argument")
-    return al.where(c["condition"], c["self"], c["other"])
+    return masks.where(c["condition"], c["self"], c["other"])
 
 
 @rule("masked_fill")
 def masked(c: Call) -> Value:
-    return al.where(c["mask"], c.table.value(c.args["value"]), c["self"])
+    return masks.where(c["mask"], c.table.value(c.args["value"]), c["self"])
 
 
 @rule("amax", "max")

@@ -7,6 +7,7 @@ import torch
 
 from . import algebra as al
 from . import axes as ax
+from . import masks
 from .calls import Call, rule
 from .index import Affine, Index, Size, Unknown, same, size_of, var
 from .normal_form import Read, Value
@@ -77,7 +78,7 @@ def looked_up(c: Call) -> Value:
     if len(given) != 1 or indices[given[0]].dim() != 1 or indices[given[0]].dtype == torch.bool or len(v.axes[given[0]]) != 1:
         raise Unknown("elements picked along several axes")
     d, where = given[0], c.table.value(indices[given[0]])
-    at, (x,) = al.affine(where), v.axes[given[0]]
+    at, (x,) = masks.affine(where), v.axes[given[0]]
     if not isinstance(at.const, int) or not isinstance(x.size, int) or len(where.axes[0]) > 1:
         raise Unknown("positions that are not known")
     ends = [at.const + sum(s * (y.size - 1) for y, s in at.coef.items() if (s > 0) == up) for up in (False, True)]

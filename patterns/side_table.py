@@ -14,7 +14,7 @@ import torch.fx as fx
 
 from ..compat import FakeTensor, no_modes, pytree
 from . import axes as ax
-from .algebra import multiply, table, windows
+from .algebra import multiply, windows
 from .assembled import SCATTERS, Assembled, Window
 from .axes import tie_axes
 from .by_piece import by_piece
@@ -27,6 +27,7 @@ from .functions import REDUCTIONS, SUMS, VIEWS, under_mask
 from .index import Affine, Index, Unknown, mixed_radix, product, same, size_of
 from .leaves import are_scores
 from .normal_form import Leaf, Read, Value, definition_or_value, leaf_value, whole_tensor
+from .pointwise import table
 from .ranges import ALL, Range, by_name
 from .records import Key, Record
 from .rules import RULES

@@ -21,9 +21,8 @@ import torch
 from .algebra import times, wider
 from .clock import OutOfTime, look
 from .codes import NearMiss, near_miss
-from .exponents import scaled
 from .first_apart import pieces_from_the_second
-from .index import Index, hint, same, var
+from .index import hint, same, var
 from .loop_forms import (
     Carry,
     Form,
@@ -40,12 +39,13 @@ from .loop_forms import (
     without,
 )
 from .loop_match import weigh
+from .loop_reads import added, expression_of, in_order, of_products, order_of, pairs_of, same_place, shares, through
 from .loop_roles import PieceRoles, is_sum, summed_alike
 from .match import Match
 from .normal_form import Leaf, Read, Term
 from .own_position import own_steps_apart, reads_a_state
 from .pieces import Piece, Pieces, by_digits
-from .step_gates import DEPTHS, kind, positionless
+from .step_gates import DEPTHS, positionless
 
 log = logging.getLogger("lightning_compile")
 
@@ -142,7 +142,7 @@ class _Loop:
             t = todo.pop()
             t = resolved(t)
             summed = [r for r in t.reads() if r.variables() & set(t.bound)]
-            if t.bound and (len(summed) != 1 or not _of_products(summed[0])):
+            if t.bound and (len(summed) != 1 or not of_products(summed[0])):
                 done.append(t)
                 continue
             r = next((r for r in t.reads() if r in summed or not r.function and r.leaf.definition is not None
@@ -173,7 +173,7 @@ class _Loop:
             self.frame = self.roles.frame(p.value, terms, taken)
         frame = self.frame
         names = {x: var(y) for n, (mine, theirs) in enumerate(zip(p.value.axes, frame.axes)) if n not in self.rows
-                 for x, y in _pairs(mine, theirs)}
+                 for x, y in pairs_of(mine, theirs)}
         seen: list[_Seen] = []
         for t, (q, d, _) in zip(terms, taken):
             if len(d) != len(frame.d):
@@ -246,7 +246,7 @@ class _Loop:
         s + g (x - s), the difference."""
         for _ in range(4):
             states = {r.leaf: (t, r) for t in terms for r in t.reads() if self._is_state(r)}
-            made = next((leaf for leaf, (t, r) in states.items() if leaf.definition is not None and (_shares(t, r, terms) or any(
+            made = next((leaf for leaf, (t, r) in states.items() if leaf.definition is not None and (shares(t, r, terms) or any(
                 s.leaf in states and s.leaf is not leaf for d in leaf.definition.terms for s in d.reads()))), None)
             if made is None:
                 break
@@ -267,13 +267,13 @@ class _Loop:
         if self.all_gates:
             return []
         if self.numbers_of_keys is None or not any(positionless(r, self.steps) for r in reads):
-            return [r for r in reads if _same_place(r, keys)]
-        placed = [r for r in reads if not positionless(r, self.steps) and _same_place(r, keys)]
+            return [r for r in reads if same_place(r, keys)]
+        placed = [r for r in reads if not positionless(r, self.steps) and same_place(r, keys)]
         every: list[list[Read]] = []
         for depth in DEPTHS:
-            left, own = Counter(_made_of(r, depth) for r in self.numbers_of_keys), list[Read]()
-            for r in sorted((r for r in reads if positionless(r, self.steps)), key=_order):
-                made_of = _made_of(r, depth)
+            left, own = Counter(expression_of(r, depth) for r in self.numbers_of_keys), list[Read]()
+            for r in sorted((r for r in reads if positionless(r, self.steps)), key=order_of):
+                made_of = expression_of(r, depth)
                 if left[made_of] > 0:
                     left[made_of] -= 1
                     own.append(r)
@@ -294,8 +294,8 @@ class _Loop:
         """With numbers of each key: among the values, or, of a normaliser, among the keys."""
         assert self.frame is not None
         if not self.frame.e:
-            return replace(part, k=_in_order((*part.k, *numbers)))
-        return replace(part, v=_in_order((*part.v, *numbers)))
+            return replace(part, k=in_order((*part.k, *numbers)))
+        return replace(part, v=in_order((*part.v, *numbers)))
 
     def _state_part(self, t: Term) -> Update | Carry:
         assert self.frame is not None
@@ -331,14 +331,14 @@ class _Loop:
         others = [r for r in reads if r not in k and r not in v]
         (v if e else k).extend(r for r in others if r.variables() & moving)
         extra = [r for r in others if not r.variables() & moving]
-        return Update(replace(t, factors=without(t, reads)), _in_order(k), _in_order(v)), extra
+        return Update(replace(t, factors=without(t, reads)), in_order(k), in_order(v)), extra
 
     # ---------------------------------------------------------------------------------------------------------- match
     def _weighed(self, forms: list[Form]) -> Match:
         assert self.frame is not None
         every = (*self.states.values(), *(f.parts for f in forms))
         decays = {r.leaf for parts in every for p in parts for e in p.weight.exponent for r in e.reads()}
-        forms = [replace(f, out=tuple(_through(r, decays) for r in f.out)) for f in forms]
+        forms = [replace(f, out=tuple(through(r, decays) for r in f.out)) for f in forms]
         return weigh(self.pieces, self.frame, forms, self.states, self.dtype, self._state_part,
                      self.empty)
 
@@ -369,7 +369,7 @@ class _Loop:
     def _starts_outside(self) -> bool:
         """Whether a first state was looked into that is made of other tensors than what the loop adds: it is one from outside. A
         piece that was given what it is made of reads the state."""
-        made_of = {key: {leaf for p in own for leaf in _added(p)} for key, own in self.states.items()}
+        made_of = {key: {leaf for p in own for leaf in added(p)} for key, own in self.states.items()}
         seen = Counter(leaf for every in made_of.values() for leaf in every)
         for key, own in self.states.items():
             alone = made_of[key] and all(seen[leaf] == 1 for leaf in made_of[key]) and len(seen) > len(made_of[key])
@@ -383,7 +383,7 @@ class _Loop:
 
     def _with_outside(self, p: Update | Carry) -> Update | Carry:
         """A sum over what the state from outside is made of is that state."""
-        if self.outside is None or not isinstance(p, Update) or _added(p) != self.outside[1] or (
+        if self.outside is None or not isinstance(p, Update) or added(p) != self.outside[1] or (
                 set(p.weight.bound) & p.weight.variables()):
             return p
         key, _, coef = self.outside
@@ -406,69 +406,3 @@ class _Loop:
             if not (found.strict and own and len(self.frame.rows) == 1):
                 raise near_miss("LC106", seen=f"position {start} sees none")
         return found
-
-
-def _through(r: Read, decays: set[Leaf]) -> Read:
-    """A factor of an output that is the exponential of a log-decay, read as that: one of the two is made of the other."""
-    d = r.leaf.definition
-    if d is None or r.function or len(d.terms) != 1 or not d.terms[0].pure_exponent():
-        return r
-    (t,) = substituted(d, r.index)
-    e = t.exponent[0]
-    if len(t.exponent) > 1 or e != Term(e.coef, e.factors) or len(e.factors) != 1 or not isinstance(s := e.factors[0], Read):
-        return r
-    if s.function or s.leaf not in decays or not isinstance(e.coef, (int, float)):
-        return r
-    return replace(s if e.coef == 1 else scaled(s, e.coef), function="exp", detached=s.detached or r.detached)
-
-
-def _added(p: Update | Carry) -> set[Leaf]:
-    """Keys and values of an update."""
-    return {r.leaf for r in (*p.k, *p.v)} if isinstance(p, Update) else set()
-
-
-def _of_products(r: Read) -> bool:
-    """Whether a read is of a leaf that is a sum of products, of which the sum over an axis makes contractions."""
-    d = r.leaf.definition
-    return not r.function and d is not None and d.masked is None and all(len(t.reads()) > 1 for t in d.terms)
-
-
-def _made_of(r: Read, depth: int) -> Any:
-    """Equal for the same number at another step."""
-    return kind(r.leaf.node, depth), r.function, tuple(str(a.const) for a in r.index if not a.coef)
-
-
-def _order(r: Read) -> Any:
-    """Nodes come in the order of the graph."""
-    return (r.leaf.node is None, r.leaf.node)
-
-
-def _pairs(mine: tuple[Index, ...], theirs: tuple[Index, ...]) -> list[tuple[Index, Index]]:
-    if len(mine) != len(theirs) or not all(same(x.size, y.size) for x, y in zip(mine, theirs)):
-        raise NotUnrolled
-    return list(zip(mine, theirs))
-
-
-def _same_place(r: Read, keys: Sequence[Read]) -> bool:
-    """Whether a read of a single position has the keys' own: then it is a number of that key, else a gate."""
-    def at(x: Read) -> set[tuple[Any, Any]]:
-        d = x.leaf.definition
-        if d is not None and len(d.terms) == 1 and d.terms[0].pure_exponent():
-            (t,) = substituted(d, x.index)
-            return {place for e in t.exponent for y in e.reads() for place in at(y)}
-        return {(str(n), a.const) for a, n in zip(x.index, x.leaf.shape) if not a.coef and not same(n, 1)}
-    if not at(r):                                           # the same at all positions
-        return not r.leaf.positive
-    return any(at(r) & at(k) for k in keys)
-
-
-def _in_order(reads: Sequence[Read]) -> tuple[Read, ...]:
-    """An order that equal products share."""
-    return tuple(sorted(reads, key=lambda r: (r.function, [len(a.coef) for a in r.index], id(r.leaf))))
-
-
-def _shares(t: Term, state: Read, terms: Sequence[Term]) -> bool:
-    """Whether keys and values of a state are in the sum beside it as well, times something else: what a condition leaves."""
-    others = [set(x.reads()) for x in terms if x is not t]
-    own = set(t.reads())
-    return any(len((set(x.reads()) - own) & other) > 1 for x in expand(t, state) for other in others)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 import lightning_compile
 from lightning_compile import Candidate, passed, verify
-from lightning_compile.patterns import algebra, codes, rules
 from lightning_compile.patterns import candidates as finder
+from lightning_compile.patterns import codes, masks, rules
 from lightning_compile.patterns.match import Match
 from lightning_compile.small import Unsolvable
 
@@ -447,7 +447,7 @@ def only(report: lightning_compile.Report, code: str) -> Candidate:
 def test_a_wrong_rule_is_caught_by_replay(monkeypatch: pytest.MonkeyPatch, nothing_passed: None) -> None:
     """LC502: a rule that forgets the diagonal of tril makes terms that agree with the operator, not with the graph."""
     assert lightning_compile.explain(strictly_causal, *qkv(), options=ALWAYS).rewritten
-    monkeypatch.setitem(rules.RULES, "tril", lambda c: algebra.triangle(c["self"], 0, True))
+    monkeypatch.setitem(rules.RULES, "tril", lambda c: masks.triangle(c["self"], 0, True))
     assert only(lightning_compile.explain(strictly_causal, *qkv(), options=ALWAYS), "LC502").location == line_of(strictly_causal)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 import lightning_compile
 from lightning_compile import rewrite
 from lightning_compile.emit import Site
-from lightning_compile.patterns import algebra
+from lightning_compile.patterns import algebra, masks, pointwise
 from lightning_compile.patterns.index import Index, untied, var
 from lightning_compile.patterns.match import Match
 from lightning_compile.patterns.normal_form import Leaf, Position, Term, Value, constant
@@ -70,19 +70,19 @@ def as_tensor(v: Value) -> Tensor:
 I, J = torch.arange(5.0).double()[:, None].expand(5, 7), torch.arange(7.0).double().expand(5, 7)
 GRID = ((ROWS,), (COLUMNS,))
 ON_POSITIONS: dict[str, tuple[Callable[[Value, Value], Value], Tensor]] = {
-    "abs": (lambda i, j: algebra.absolute(algebra.add(i, j, -1)), (I - J).abs()),
-    "at least": (lambda i, j: algebra.clamp(algebra.add(i, j, -1), -2, None), (I - J).clamp(min=-2)),
-    "at most": (lambda i, j: algebra.clamp(algebra.add(i, j, -1), None, 1), (I - J).clamp(max=1)),
-    "between": (lambda i, j: algebra.clamp(algebra.add(i, j, -1), -2, 1), (I - J).clamp(-2, 1)),
+    "abs": (lambda i, j: pointwise.absolute(algebra.add(i, j, -1)), (I - J).abs()),
+    "at least": (lambda i, j: pointwise.clamp(algebra.add(i, j, -1), -2, None), (I - J).clamp(min=-2)),
+    "at most": (lambda i, j: pointwise.clamp(algebra.add(i, j, -1), None, 1), (I - J).clamp(max=1)),
+    "between": (lambda i, j: pointwise.clamp(algebra.add(i, j, -1), -2, 1), (I - J).clamp(-2, 1)),
     "a sum over an axis": (lambda i, j: algebra.sum_over(algebra.add(i, j, -1), [1], False, torch.float64), (I - J).sum(1)),
     "a sum over an axis that a term does not use": (
         lambda i, j: algebra.sum_over(algebra.multiply(i, Value(GRID, (Term(1),))), [1], True, torch.float64), I.sum(1, True)),
-    **{name: (lambda i, j, name=name: algebra.compare(name, i, j), getattr(torch, name)(I, J).double())
+    **{name: (lambda i, j, name=name: masks.compare(name, i, j), getattr(torch, name)(I, J).double())
        for name in ("le", "lt", "ge", "gt", "eq", "ne")},
-    **{f"a mask {name} {c}": (lambda i, j, name=name, c=c: algebra.compare(name, algebra.compare("le", i, j), constant(c)),
+    **{f"a mask {name} {c}": (lambda i, j, name=name, c=c: masks.compare(name, masks.compare("le", i, j), constant(c)),
                               getattr(torch, name)((I <= J).double(), torch.tensor(c)).double())
        for name in ("le", "lt", "ge", "gt", "eq", "ne") for c in (0, 0.5, 1, 2)},
-    **{f"{c} {name} a mask": (lambda i, j, name=name, c=c: algebra.compare(name, constant(c), algebra.compare("le", i, j)),
+    **{f"{c} {name} a mask": (lambda i, j, name=name, c=c: masks.compare(name, constant(c), masks.compare("le", i, j)),
                               getattr(torch, name)(torch.tensor(float(c)).double(), (I <= J).double()).double())
        for name in ("le", "lt", "ge", "gt", "eq", "ne") for c in (0, 0.5, 1, 2)}}
 

@@ -1,0 +1,106 @@
+"""Comparisons of positions, and choices by them."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import replace
+
+import sympy
+import torch
+
+from .algebra import OPPOSITE, add, multiply
+from .axes import align
+from .conditions import negation
+from .index import Affine, Size, Unknown
+from .normal_form import Position, Read, Term, Value, constant
+
+
+def complement(v: Value) -> Value:
+    """1 - v; of a truth value that is read, the other one."""
+    f = v.terms[0].factors if len(v.terms) == 1 and v.masked is None else ()
+    if len(f) == 1 and isinstance(r := f[0], Read) and r.leaf.tensor.dtype == torch.bool and r.function in OPPOSITE and \
+            v.terms[0] == Term(1, f, dtype=v.terms[0].dtype, via=v.terms[0].via):
+        return replace(v, terms=(replace(v.terms[0], factors=(replace(r, function=OPPOSITE[r.function]),)),))
+    return add(constant(1), v.finite(), -1)
+
+
+
+def affine(v: Value) -> Affine:
+    """The integer index expression that a value is; Unknown if it is none."""
+    result = Affine()
+    for t in v.finite().terms:
+        symbolic = isinstance(t.coef, sympy.Basic)
+        whole = t.coef.is_integer if symbolic else t.coef == int(t.coef)
+        if t.indicators or t.exponent or t.bound or len(t.factors) > 1 or not whole:
+            raise Unknown("not an expression of positions")
+        number = t.coef if symbolic else int(t.coef)
+        if not t.factors:
+            result = result.shift(number)
+        elif isinstance(t.factors[0], Position):
+            result = result + t.factors[0].at.scale(number)
+        else:
+            raise Unknown("not an expression of positions")
+    return result
+
+
+
+def is_indicator(v: Value) -> bool:
+    """One term that is only a number times indicators: it takes that number and 0."""
+    return v.masked is None and len(v.terms) == 1 and not (
+        v.terms[0].factors or v.terms[0].exponent or v.terms[0].bound)
+
+_MIRROR = {"gt": "lt", "lt": "gt", "ge": "le", "le": "ge", "eq": "eq", "ne": "ne"}
+
+
+
+def compare(op: str, a: Value, b: Value) -> Value:
+    """Comparisons of positions are indicators; a mask compared with a number is the mask or its complement."""
+    for x, y, o in ((a, b, op), (b, a, _MIRROR[op])):
+        if is_indicator(x) and x.terms[0].indicators and (c := y.number()) is not None:
+            at_zero, at_one = (getattr(operator, o)(k, c) for k in (0, x.terms[0].coef))
+            x = align(x, y)[1][0]
+            if at_zero == at_one:
+                return replace(x, terms=(Term(1),) if at_zero else ())
+            mask = replace(x, terms=(replace(x.terms[0], coef=1),))
+            return mask if at_one else complement(mask)
+    axes, (a, b) = align(a, b)
+    d = affine(a) - affine(b)
+    conditions = {"le": [d], "lt": [d.shift(1)], "ge": [-d], "gt": [(-d).shift(1)], "eq": [d, -d], "ne": [d, -d]}[op]
+    if not d.coef and not isinstance(d.const, sympy.Basic):
+        return replace(constant(int(getattr(operator, op)(d.const, 0)), len(axes)), axes=axes)
+    mask = Value(axes, (Term(1, indicators=frozenset(conditions)),))
+    return complement(mask) if op == "ne" else mask
+
+
+
+def where(c: Value, x: Value, y: Value) -> Value:
+    """c x + (1 - c) y; a branch that is infinite everywhere turns the condition into the mask of infinity."""
+    axes, (c, n, x, y) = align(c, complement(c), x, y)
+    for branch, other, cond in ((x, y, c), (y, x, n)):
+        if other.infinite():
+            if not is_indicator(cond) or cond.terms[0].coef != 1:
+                raise Unknown("infinity under a condition that is not a conjunction of comparisons of positions")
+            if branch.masked is not None and branch.sign != other.sign:
+                raise Unknown("infinities of both signs")
+            return Value(axes, branch.terms, (branch.masked or frozenset()) | cond.terms[0].indicators, other.sign)
+    chosen = multiply(c, x) if x.terms or x.masked else Value(axes, ())
+    rest = multiply(n, y) if y.terms or y.masked else Value(axes, ())
+    return add(chosen, rest)
+
+
+
+def triangle(v: Value, diagonal: Size, lower: bool) -> Value:
+    """tril keeps j <= i + diagonal, triu keeps j >= i + diagonal."""
+    rows, columns = v.axes[-2:]
+    if len(rows) > 1 or len(columns) > 1:
+        raise Unknown("triangle over merged axes")
+    e = Affine(-diagonal, {**dict.fromkeys(columns, 1), **dict.fromkeys(rows, -1)})
+    e = e if lower else -e
+    if not e.coef and isinstance(e.const, int):             # one element
+        return v if e.const <= 0 else Value(v.axes, ())
+    if v.masked is not None:
+        if not v.infinite():
+            raise Unknown("triangle of a value that is partly infinite")
+        return Value(v.axes, (), frozenset({negation(e)}), v.sign)  # zero outside, infinite inside
+    return replace(v, terms=tuple(replace(t, indicators=t.indicators | {e}) for t in v.terms))
+
