@@ -98,18 +98,20 @@ def summed(b: Builder, v: Value, dtype: torch.dtype = torch.float64) -> Any:
 
 
 def contracted(b: Builder, t: Term, order: Sequence[Index], dtype: torch.dtype) -> Any:
-    """A product of tensors, summed over its bound variables, with one axis for each variable of `order`."""
+    """A product of tensors, summed over its bound variables, if it has some, with one axis for each variable of `order`."""
     inside = [r for r in t.reads() if r.variables() & set(t.bound)]
     free = [y for y in order if any(y in r.variables() for r in inside)]
     x: Any = None
     for r in inside:
         y = b.call(torch.Tensor.to, read(b, r, (*free, *t.bound)), dtype)
         x = y if x is None else b.call(torch.mul, x, y)
-    x = b.call(torch.sum, x, tuple(range(len(free), len(free) + len(t.bound))))
-    for p, y in enumerate(order):
-        x = b.call(torch.unsqueeze, x, p) if y not in free else x
+    if inside:
+        x = b.call(torch.sum, x, tuple(range(len(free), len(free) + len(t.bound))))
+        for p, y in enumerate(order):
+            x = b.call(torch.unsqueeze, x, p) if y not in free else x
     for r in (r for r in t.reads() if r not in inside):
-        x = b.call(torch.mul, x, b.call(torch.Tensor.to, read(b, r, order), dtype))
+        y = b.call(torch.Tensor.to, read(b, r, order), dtype)
+        x = y if x is None else b.call(torch.mul, x, y)
     return x if t.coef == 1 else b.call(torch.mul, x, b.number(t.coef))
 
 

@@ -164,6 +164,12 @@ def _outer_window(v: Value, dim: int, start: Size, step: int, length: Size) -> V
     return v.substitute({outer: at}, v.axes[:dim] + (axis,) + v.axes[dim + 1:])
 
 
+def diagonal(v: Value, first: int, second: int) -> Value:
+    """What stands at the same place of two axes, along the first of them."""
+    (x,), (y,) = v.axes[first], v.axes[second]
+    return _inside(v.substitute({y: var(x)}, v.axes[:second] + v.axes[second + 1:]), {x})
+
+
 def unfold(v: Value, dim: int, size: int, step: int, count: Size) -> Value:
     """Windows along `dim`: element c of window n is element step * n + c; c becomes the last axis."""
     axis = v.axes[dim]

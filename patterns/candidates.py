@@ -104,9 +104,10 @@ def _find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node
             result = None                                       # attentions beside each other, each a site of its own
         if not isinstance(result, Match):
             whole = recognise(value)
-            if isinstance(whole, Match) and "side by side" in whole.via and all(
-                    table.settled(interpreter.env.get(m)) for m in node.all_input_nodes):
-                whole = None                                    # attentions that are added, each a site of its own
+            settled = [table.settled(interpreter.env.get(m)) for m in node.all_input_nodes]
+            if isinstance(whole, Match) and ("side by side" in whole.via and all(settled) or any(settled) and any(
+                    not t.bound for t in whole.beside)):
+                whole = None                                    # attentions that are added, each a site of its own, or a residual
             if isinstance(whole, NearMiss) and table.settled(t):
                 whole = None                                    # a sum with an attention that is no larger one
             result = whole if isinstance(whole, Match) else result or whole

@@ -18,7 +18,11 @@ def closable(v: Value, t: torch.Tensor) -> int:
     or a mask of pairs; 2 if they are weighed by numbers, or summed over an axis; 3 if the sum may be that of a decay or a state,
     or the product with a matrix from outside, which might be a state.
     Products of tensors, and views that chunks and heads are made of, stay open."""
-    if v.masked is not None or not v.leaves() or whole_tensor(v, t) is not None or not all(x.reads() for x in v.terms):
+    if v.masked is not None or not v.leaves() or whole_tensor(v, t) is not None:
+        return 0
+    if len(v.terms) == 1 and v.terms[0].pure_exponent():
+        return 3                                            # a decay up to a position, by which no other one is divided
+    if not all(x.reads() for x in v.terms):
         return 0
     exponents = [e for x in v.terms for e in x.exponent]
     if any(x.bound for x in v.terms):

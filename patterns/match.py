@@ -132,7 +132,7 @@ class Match:
             factors += f" + {start}({q})[i]"
         for t in self.beside:
             number = f"{t.coef:.4g} * " if isinstance(t.coef, float) else f"{t.coef} * " if t.coef != 1 else ""
-            factors += f" + {number}sum of ({' * '.join(map(_name, t.reads()))})[i]"
+            factors += f" + {number}{'sum of ' if t.bound else ''}({' * '.join(map(_name, t.reads()))})[i]"
         over = sums[self.reverse, self.strict] + (f" + {self.prefix}" if self.prefix != 0 else "")
         return f"o{at} = {scale}sum over {over} of {scores}{decay}{value}{factors}{below}"
 

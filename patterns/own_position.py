@@ -2,7 +2,9 @@
 
     (q @ k.mT * (strict + diag(u))) @ v = (q @ k.mT * strict) @ v + u (q . k) v
 
-RWKV-5 gives the present token such a bonus u (Eagle and Finch: RWKV with matrix-valued states and dynamic recurrence).
+RWKV-5 gives the present token such a bonus u (Eagle and Finch: RWKV with matrix-valued states and dynamic recurrence). What
+is put on the diagonal of the scores (`scores + diag(d)`, the skip of a Mamba-2 mixer that is made a matrix) is added in the
+same way: d v.
 """
 
 from __future__ import annotations
@@ -22,12 +24,13 @@ from .roles import summed
 
 def own_position_apart(value: Value, recognised: Callable[[Value], Match | NearMiss | None]) -> Match | None:
     """The attention of all other terms, with those of each position alone beside it; None where that is none."""
-    own = [t for t in value.terms if not summed(t)]
-    rest = tuple(t for t in value.terms if t not in own)
-    if not own or not rest or not all(map(_of_products, own)):
-        return None
-    m = recognised(replace(value, terms=rest))
-    return beside(m, own, value) if isinstance(m, Match) else None
+    every = [t for t in value.terms if not summed(t)]
+    for own in ([t for t in every if _alone(t)], every):
+        rest = tuple(t for t in value.terms if t not in own)
+        if own and rest and all(_of_products(t) or _alone(t) for t in own) and isinstance(
+                m := recognised(replace(value, terms=rest)), Match):
+            return beside(m, own, value)
+    return None
 
 
 def beside(m: Match, own: list[Term], value: Value) -> Match | None:
@@ -37,6 +40,10 @@ def beside(m: Match, own: list[Term], value: Value) -> Match | None:
     if any(r.detached for r in (*m.every(), *(r for t in own for r in t.reads()))):
         return None
     for t in own:
+        if _alone(t):
+            if not t.free() <= free or not set(m.e) <= t.free() or m.maximum or m.degrees:
+                return None
+            continue
         contracted = [r for r in t.reads() if r.variables() & set(t.bound)]
         if not same(product(x.size for x in t.bound), size) or not t.free() <= free or m.maximum or m.degrees or any(
                 r.variables() & set(m.e) for r in contracted) or bool(m.e) != any(r.variables() & set(m.e) for r in t.reads()):
@@ -49,6 +56,11 @@ def beside(m: Match, own: list[Term], value: Value) -> Match | None:
 
 def _of_products(t: Term) -> bool:
     return bool(t.bound) and not t.indicators and not t.exponent and all(isinstance(f, Read) for f in t.factors)
+
+
+def _alone(t: Term) -> bool:
+    """Whether a term is a product of tensors at one position, without a sum."""
+    return not (t.bound or t.indicators or t.exponent) and bool(t.factors) and all(isinstance(f, Read) for f in t.factors)
 
 
 def own_steps_apart(pieces: Pieces, terms: Mapping[int, Sequence[Term]],

@@ -5,12 +5,14 @@ from dataclasses import replace
 
 import torch
 
+from . import algebra as al
 from . import axes as ax
 from . import masks
 from .calls import Call, number_value, rule
-from .index import Index, Unknown, mixed_radix, same, size_of, var
+from .index import Affine, Index, Unknown, mixed_radix, same, size_of, var
 from .maxima import greatest_of_rows
 from .normal_form import Leaf, Position, Read, Term, Value, constant
+from .rules_views import on_diagonal
 
 
 @rule("ones", "zeros", "full", "ones_like", "zeros_like", "full_like", "new_ones", "new_zeros", "new_full", "empty",
@@ -81,8 +83,12 @@ def repaired(c: Call) -> Value:
 
 @rule("index_put")
 def filled_where(c: Call) -> Value:
-    """x[mask] = number, and x[..., mask] = number: the mask has some axes of x, that follow each other."""
+    """x[mask] = number, and x[..., mask] = number: the mask has some axes of x, that follow each other. x[..., n, n] = y: the
+    diagonal."""
     indices, number = c.args["indices"], c.table.value(c.args["values"])
+    if (both := on_diagonal(c, c["self"], indices)) is not None:
+        opened = c.table.made_of(c.args["values"])          # what stood there, and something that is added to it
+        return _with_diagonal(c["self"], both[1], opened or number, bool(c.get("accumulate")))
     given = [(n, x) for n, x in enumerate(indices) if x is not None]
     if len(given) != 1 or given[0][1].dtype != torch.bool or c.get("accumulate") or c.args["values"].dim() != 0:
         raise Unknown("an assignment to elements")
@@ -91,6 +97,17 @@ def filled_where(c: Call) -> Value:
     for _ in range(c.args["self"].dim() - before - mask.dim()):
         condition = ax.insert(condition, len(condition.axes))
     return masks.where(condition, number, c["self"])
+
+
+def _with_diagonal(v: Value, second: int, new: Value, more: bool) -> Value:
+    """A value with another one on the diagonal of an axis and the one before it, or added there."""
+    (x,), (y,) = v.axes[second - 1], v.axes[second]
+    new = replace(new, axes=((),) * (len(v.axes) - 1 - len(new.axes)) + new.axes)
+    new = ax.insert(new, second)
+    axes = tuple((x,) if n == second - 1 else (y,) if n == second else () for n in range(len(v.axes)))
+    there = Value(axes, (Term(1, indicators=frozenset({Affine(0, {x: 1, y: -1}), Affine(0, {x: -1, y: 1})})),))
+    zero = Value(((),) * len(v.axes), ())
+    return al.add(v, masks.where(there, new, zero)) if more else masks.where(there, new, v)
 
 
 @rule("logical_not", "bitwise_not")

@@ -1,7 +1,9 @@
 """Rules for what moves elements and leaves them as they are: views, windows, concatenation."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -75,6 +77,8 @@ def looked_up(c: Call) -> Value:
     v = c.open("self")
     indices = [None] * c.dim() + [c.args["index"]] if c.name == "index_select" else list(c.args["indices"])
     given = [d for d, x in enumerate(indices) if x is not None]
+    if (both := on_diagonal(c, v, indices)) is not None:
+        return ax.diagonal(v, *both)
     if len(given) != 1 or indices[given[0]].dim() != 1 or indices[given[0]].dtype == torch.bool or len(v.axes[given[0]]) != 1:
         raise Unknown("elements picked along several axes")
     d, where = given[0], c.table.value(indices[given[0]])
@@ -87,6 +91,20 @@ def looked_up(c: Call) -> Value:
     if len(at.coef) == 1 and set(at.coef.values()) == {1}:
         where.axes[0][0].slice_of(x, at.const, 1)
     return v.substitute({x: at}, v.axes[:d] + (where.axes[0],) + v.axes[d + 1:])
+
+
+def on_diagonal(c: Call, v: Value, indices: Sequence[Any]) -> tuple[int, int] | None:
+    """Two axes that follow each other, of which the same positions are picked: all, in order."""
+    given = [(d, x) for d, x in enumerate(indices) if x is not None]
+    if len(given) != 2 or given[0][0] + 1 != given[1][0]:
+        return None
+    for d, x in given:
+        if x.dtype == torch.bool or x.dim() != 1 or len(v.axes[d]) != 1 or not same(v.axes[d][0].size, size_of(x.shape[0])):
+            return None
+        where = c.table.value(x)
+        if len(where.axes[0]) != 1 or masks.affine(where) != var(where.axes[0][0]):
+            return None
+    return given[0][0], given[1][0]
 
 
 @rule("split", "split_with_sizes", "chunk", "unbind")

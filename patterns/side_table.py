@@ -463,3 +463,6 @@ class _Closed:
 
     def settled(self, x: Any) -> bool:
         return False
+
+    def made_of(self, t: torch.Tensor) -> Value | None:
+        return self.table.made_of(t)

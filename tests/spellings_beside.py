@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -171,3 +172,53 @@ def window_across_what_was_joined(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Values without the first feature, and the sum of keys behind them."""
     both = torch.cat([k[..., :, None] * v[..., None, :], k[..., :, None]], -1).cumsum(2)
     return torch.einsum("bhnd,bhnde->bhne", q, both[..., 1:])
+
+
+# ------------------------------------------------------------------------------------------ what is put on the diagonal of scores
+def _on_the_diagonal(name: str, put: Callable[[Tensor, Tensor], Tensor], sites: int | None = 1) -> None:
+    def program(q: Tensor, k: Tensor, v: Tensor, d: Tensor) -> Tensor:
+        return put((q @ k.mT).tril(), d) @ v
+
+    program.__name__ = f"scores_with_a_diagonal_{name}"
+    spelling(lambda: [*qkv(), random(H)], sites)(program)
+
+
+def _added_by_index(s: Tensor, d: Tensor) -> Tensor:
+    s[:, :, torch.arange(N), torch.arange(N)] += d[:, None]
+    return s
+
+
+def _set_by_index(s: Tensor, d: Tensor) -> Tensor:
+    here = torch.arange(N)
+    s[..., here, here] = d[:, None].expand(H, N)
+    return s
+
+
+def _beside_the_diagonal(s: Tensor, d: Tensor) -> Tensor:
+    """Another pair of a position: no diagonal."""
+    s[:, :, torch.arange(N), torch.arange(N).flip(0)] += d[:, None]
+    return s
+
+
+_on_the_diagonal("of_one", lambda s, d: s + torch.eye(N, dtype=s.dtype))
+_on_the_diagonal("of_numbers_of_heads", lambda s, d: s + d[:, None, None] * torch.eye(N, dtype=s.dtype))
+_on_the_diagonal("embedded", lambda s, d: s + torch.diag_embed(s.diagonal(dim1=-2, dim2=-1).sigmoid()), None)
+_on_the_diagonal("added_by_index", _added_by_index)
+_on_the_diagonal("set_by_index", _set_by_index)
+_on_the_diagonal("of_the_other_kind", _beside_the_diagonal, 0)
+
+
+@spelling(lambda: [random(B, N, H), random(B, N, H, D), random(B, N, H, D), random(H), random(B, N, H, E)])
+def mixer_that_is_made_a_matrix(a: Tensor, b: Tensor, c: Tensor, d: Tensor, x: Tensor) -> Tensor:
+    """As of Mamba-2, to be compared with an attention's."""
+    sums = (-F.softplus(a)).transpose(1, 2).cumsum(-1)
+    between = (sums[..., :, None] - sums[..., None, :]).masked_fill(~torch.ones(N, N).tril().bool(), -torch.inf).exp()
+    matrix = torch.einsum("blhn,bshn,bhls->bhsl", c, b, between)
+    matrix[:, :, torch.arange(N), torch.arange(N)] += d.view(1, H, 1)
+    return torch.einsum("bhlz,bzhp->blhp", matrix.transpose(-1, -2), x)
+
+
+@spelling(lambda: [*qkv(), random(H)])
+def residual_behind_an_attention(q: Tensor, k: Tensor, v: Tensor, d: Tensor) -> Tensor:
+    """The sum is none of the site."""
+    return (q @ k.mT).tril() @ v + d[:, None, None] * v

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -155,3 +156,21 @@ def channels_that_see_all_times(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 @spelling(qkv)
 def mask_of_numpy(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k.mT * torch.as_tensor(np.tril(np.ones((N, N))))) @ v
+
+
+# ---------------------------------------------------- a decay up to a position, by something else than which another is divided
+def _by_products_of_gates(name: str, below: Callable[[Tensor], Tensor], masked: bool) -> None:
+    def program(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+        decay = f.sigmoid().cumprod(2)
+        if masked:
+            return (q @ k.mT * (decay[..., :, None] / below(decay)[..., None, :]).tril()) @ v
+        states = (k[..., None] * v[..., None, :] / below(decay)[..., None, None]).cumsum(2)
+        return torch.einsum("bhnd,bhnde->bhne", q, decay[..., None, None] * states)
+
+    program.__name__ = f"products_of_gates_divided_by_{name}{'_in_a_mask' * masked}"
+    spelling(gated)(program)
+
+
+_by_products_of_gates("more_than_they_are", lambda a: a + 1e-8, False)
+_by_products_of_gates("at_least_a_little", lambda a: a.clamp_min(1e-12), False)
+_by_products_of_gates("more_than_they_are", lambda a: a + 1e-8, True)

@@ -241,9 +241,10 @@ def own_step_with_a_bonus_and_a_decay_of_features(q: Tensor, k: Tensor, v: Tenso
     return torch.stack(out, 2)
 
 
-@spelling(gated, sites=0)
+@spelling(gated)
 def products_of_gates_with_a_floor(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
-    """The floor in the ratio is no rounding: it changes what long products are divided by."""
+    """The floor in the ratio is no rounding: it changes what long products are divided by. They are weights,
+    no decay."""
     a = torch.sigmoid(f - 2).cumprod(-1)
     return ((q @ k.mT) * (a[..., :, None] / (a[..., None, :] + 1e-3)).tril()) @ v
 
