@@ -23,7 +23,7 @@ from .patterns.clock import OutOfTime, limited, without_collection
 from .patterns.codes import NearMiss, near_miss
 from .patterns.constants import static
 from .patterns.islands import CAUSAL, may_match
-from .patterns.signatures import name_of
+from .patterns.names import name_of
 from .report import Report
 from .rewrite import Outcome, about_the_rest, rewrite
 from .sources import source_hash

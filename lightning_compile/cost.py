@@ -17,6 +17,7 @@ import torch.fx as fx
 from .emit import Site
 from .patterns.index import hint
 from .patterns.interpret import example_of
+from .patterns.names import operator_name
 from .patterns.polynomial import width
 from .patterns.records import Record
 from .patterns.side_table import SideTable
@@ -89,7 +90,7 @@ def original(table: SideTable, records: Sequence[Record], machine: Machine, back
     """Of the user's operations, pointwise ones fused away."""
     moved, multiplied, added, launched, computing = 0, 0, 0, 0, 0.0
     for r in records:
-        name = r.func._schema.name.split("::")[1]
+        name = operator_name(r.func)
         launched += name in _SUMS
         if name not in _KEPT:
             continue

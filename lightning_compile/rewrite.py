@@ -24,9 +24,9 @@ from .patterns.index import Index, product, same
 from .patterns.interpret import without_guards
 from .patterns.islands import CAUSAL, Islands, islands
 from .patterns.match import Match, parts_of
+from .patterns.names import name_of
 from .patterns.normal_form import Leaf, Read, Term, Value
 from .patterns.records import Key
-from .patterns.signatures import name_of
 from .patterns.states import final_state
 from .patterns.transforms import regions, suspect
 from .replay import leaf_keys, region

@@ -14,7 +14,7 @@ import torch
 import torch.fx as fx
 
 from .compat import FakeTensor, FakeTensorMode, make_fx, pytree, transforms_popped
-from .patterns.signatures import name_of
+from .patterns.names import name_of
 from .patterns.transforms import regions
 
 log = logging.getLogger("lightning_compile")

@@ -16,10 +16,10 @@ from .interpret import GraphInterpreter
 from .islands import Islands
 from .loop_normaliser import divided
 from .match import Match
+from .names import name_of
 from .normal_form import Value
 from .recognise import recognise
 from .records import Key
-from .signatures import name_of
 from .step_outputs import between, outputs_of_steps
 from .unrolled import recognise_pieces
 

@@ -8,7 +8,7 @@ import torch
 import torch.fx as fx
 
 from ..compat import DTENSOR_CALLS, HigherOrderOperator, OpOverload, OpOverloadPacket
-from .signatures import name_of
+from .names import name_of
 
 # Operations through which an attention stays an attention. What a view makes of it is not a new candidate; a sum may be.
 VIEWS = frozenset({

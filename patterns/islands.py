@@ -28,8 +28,9 @@ import torch.fx as fx
 from ..compat import HigherOrderOperator, OpOverload, OpOverloadPacket, pytree
 from .constants import static
 from .functions import OPAQUE, across_devices, dropout_is_active, example_of, is_scalar
+from .names import name_of, named
 from .ranges import Ranges, unit
-from .signatures import BUFFER, CONSTANT, LEAF, OPEN, READ, Island, Signer, TooStrange, counterparts, name_of, named
+from .signatures import BUFFER, CONSTANT, LEAF, OPEN, READ, Island, Signer, TooStrange, counterparts
 from .transforms import FEWEST, loops, regions, suspect
 
 # Without one of these an island has no order of positions.

@@ -17,6 +17,7 @@ from .fakes import tensors_in
 from .functions import VIEWS
 from .index import Index, Size, product, same, size_of
 from .match import Match
+from .names import operator_name
 from .normal_form import Leaf, Read, definition_or_value
 from .pieces import Piece, Pieces
 from .records import Key, Record
@@ -132,7 +133,7 @@ class _Columns:
                 return None
             args = tuple(None if p in places else a for p, a in enumerate(record.args))
             return x, Step(func, args, tuple(sorted(record.kwargs.items())), places[0])
-        if func._schema.name.split("::")[1] not in _IN_ORDER:
+        if operator_name(func) not in _IN_ORDER:
             return None
         return x, None if before.dtype == out.dtype else Step(torch.Tensor.to, (None, out.dtype), (), 0)
 
@@ -141,7 +142,7 @@ def _without_writing(func: OpOverload) -> OpOverload | None:
     """An operation itself, or the one that returns what this one writes to its first argument."""
     if not func._schema.is_mutable:
         return func
-    name = func._schema.name.split("::")[1]
+    name = operator_name(func)
     plain = getattr(torch.ops.aten, name[:-1], None) if func.namespace == "aten" and name.endswith("_") else None
     return getattr(plain, func._overloadname, None)
 

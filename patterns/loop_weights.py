@@ -16,7 +16,7 @@ from .recurrence import Array, Atom, Chain, Tables, atoms_of, divided, fit, samp
 from .slots import Slot
 from .weights import causality
 
-ROOM = 1e-6   # weights may be off by so much
+ROOM = 1e-9   # weights may be off by so much, beside the rounding of tables
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def weighed(forms: Sequence[Form], states: Mapping[StateKey, Sequence[Update | C
     queries that see no key; gates are `late` or not (see `Density`). `whole`: all rows of a piece are looked at, which numbers of
     positions are told by."""
     probe = Tables(frame, weights, 0, at.n)
-    columns = sample(at.n, forms, at.stride)
+    columns = sample(at.n, forms, at.stride, weights)
     rows, values = _rows(forms, frame, whole)
     count = len(rows)
     atoms = atoms_of(probe, weights, at.low[0], late)
@@ -171,7 +171,8 @@ def _rows(forms: Sequence[Form], frame: Frame, whole: bool) -> tuple[Array, list
     rows: list[Array] = []
     values: list[list[Array]] = []
     for f in forms:
-        chosen = [(np.arange if whole else some)(int(hint(x.size))) for x in f.digits]
+        parts = [p.weight for p in f.parts]
+        chosen = [np.arange(int(hint(x.size))) if whole else some(x, parts) for x in f.digits]
         lengths = [f.length, *(int(hint(s)) for s in frame.sizes)]
         below = [int(np.prod(lengths[n + 1:], dtype=int)) for n, s in enumerate(lengths) if s > 1]
         at = np.zeros(1, dtype=int)

@@ -12,15 +12,12 @@ from .clock import look
 from .codes import near_miss
 from .evaluate import Array, Grid
 from .index import Affine, Index
-from .normal_form import Factor, Read, Term
+from .normal_form import Factor, Numbers, Position, Read, Term
 from .sizes import hint_of
 
 CELLS = 1 << 22  # pairs (times further bound variables) of one term
-
 SPARE = 4        # positions that a grid has beyond the largest constant
-
 ROWS = 24        # sizes up to this are taken whole
-
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,6 @@ class Part:
         return [*self.indicators, self.query, *([self.key] if self.key is not None else [])]
 
 
-
 @dataclass(frozen=True)
 class Problem:
     """All parts; `i` are the digits of the query's position, `batch` the variables of heads and batches, `lengths` of the
@@ -51,7 +47,6 @@ class Problem:
     batch: tuple[Index, ...]
     lengths: tuple[Any, Any]
     prefix: Any = 0
-
 
 
 def symbols_of(problem: Problem) -> dict[Any, int]:
@@ -74,7 +69,6 @@ def symbols_of(problem: Problem) -> dict[Any, int]:
     return found
 
 
-
 class Sizes(Grid):
     """How many positions to look at: all, or as many as decide where every position is one variable."""
 
@@ -84,7 +78,10 @@ class Sizes(Grid):
         tensors = [t for p in problem.parts for t in p.exponent]
         nested = [*expressions, *(e for t in tensors for e in t.indicators),
                   *(a for t in tensors for f in t.factors for a in (f.index if isinstance(f, Read) else (f.at,)))]
-        simple = all(isinstance(c, int) and abs(c) == 1 for e in nested for c in e.coef.values()) and all(
+        # what a table or a polynomial says of a position is not said of others by it
+        self.whole = {x for t in tensors for x in by_numbers(t)} | {
+            x for p in problem.parts for x in by_numbers(Term(1, p.factors))} - set(problem.batch)
+        simple = not self.whole and all(isinstance(c, int) and abs(c) == 1 for e in nested for c in e.coef.values()) and all(
             isinstance(e.const, int) for e in nested) and all(len(p.query.coef) <= 1 for p in problem.parts)
         self.need = max([abs(e.const) for e in nested if isinstance(e.const, int)], default=0) + SPARE if simple else None
         self.i = problem.i
@@ -100,11 +97,23 @@ class Sizes(Grid):
         n = self.number(x.size)
         if self.need is not None:
             return np.arange(min(n, self.need))
-        if bound or n <= ROWS:
+        if bound or n <= ROWS or x in self.whole:
             return np.arange(n)
         near = {m + d for m in (0, n // 2, n - 1, *(m % n for m in self.marks)) for d in (-1, 0, 1)} | {2, n - 3}
         return np.array(sorted(m for m in near if 0 <= m < n))
 
+
+def by_numbers(t: Term) -> set[Index]:
+    """Variables of positions that a term depends on otherwise than linearly: by a table, or by a product of positions."""
+    places = [f for f in t.factors if isinstance(f, Position)]
+    found = {x for f in t.factors if isinstance(f, Numbers) or len(places) > 1 and f in places for x in f.variables()}
+    return found.union(*(by_numbers(e) for e in t.exponent))
+
+
+def breaks(t: Term, x: Index) -> set[int]:
+    """Values of a digit at which the conditions of a term may begin to hold, or end."""
+    found = {abs(e.const // e.coef[x]) for e in t.indicators if isinstance(e.const, int) and isinstance(e.coef.get(x), int)}
+    return found.union(*(breaks(e, x) for e in t.exponent))
 
 
 @dataclass(frozen=True)
@@ -114,7 +123,6 @@ class Atom:
     reads: tuple[Read, ...]
     at: frozenset[tuple[int, int]]
     terms: tuple[tuple[Term, ...], ...]  # of each part
-
 
 
 def atoms_of(problem: Problem) -> list[Atom]:
@@ -142,7 +150,6 @@ def atoms_of(problem: Problem) -> list[Atom]:
             entry = groups.setdefault(tuple(signature), (reads, frozenset(at), [[] for _ in problem.parts]))
             entry[2][n].append(t)
     return [Atom(reads, at, tuple(map(tuple, terms))) for reads, at, terms in groups.values()]
-
 
 
 class Pairs:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import torch.fx as fx
 
+from .names import named
+
 Range = tuple[float, float]
 TINY = 1e-300
 ALL: Range = (-math.inf, math.inf)
@@ -25,6 +27,7 @@ _KNOWN: dict[str, Range] = {
     **dict.fromkeys(("tanh", "sin", "cos", "sign"), (-1.0, 1.0)),
     **dict.fromkeys(("logsigmoid", "log_sigmoid", "log_sigmoid_forward", "log_softmax", "_log_softmax"), (-math.inf, 0.0)),
     "elu": (-1.0, math.inf)}
+_NUMBERED = frozenset({"elu", "softplus"})  # by which they are told what their range is
 _VIEWS = frozenset({
     "view", "reshape", "transpose", "permute", "contiguous", "to", "float", "half", "bfloat16", "double", "squeeze", "type_as",
     "unsqueeze", "flatten", "unflatten", "chunk", "split", "unbind", "narrow", "getitem", "expand", "expand_as", "repeat",
@@ -43,12 +46,14 @@ def unit(x: Range) -> bool:
 
 
 def by_name(name: str) -> Range:
-    """The range of a function's results, whatever goes in."""
-    return _KNOWN.get(name, ALL)
+    """The range of a function's results, whatever goes in, numbers of its own among it."""
+    return ALL if name in _NUMBERED else _KNOWN.get(name, ALL)
 
 
 def _name(n: fx.Node) -> str:
     name = n.target if isinstance(n.target, str) else getattr(n.target, "__name__", "")
+    if not isinstance(n.target, str) and "::" in (own := named(n.target)):
+        return own                                          # somebody else's, of which nothing is known
     return name.split(".")[0].removeprefix("special_").removeprefix("__").removesuffix("__")
 
 
@@ -87,7 +92,13 @@ class Ranges:
         if name in ("tensor", "as_tensor") and n.args and (numbers := _numbers(n.args[0])):
             return min(numbers), max(numbers)
         if name in _VIEWS and n.args:
-            return self.of(n.args[0], depth)
+            low, high = self.of(n.args[0], depth)
+            return (low, high) if _holds(example, low, high) else ALL
+        if name in _NUMBERED and (len(n.args) > 1 or n.kwargs):
+            return _with_number(n, name)
+        if name in ("log", "log2", "log10"):                # of what may be 0, infinite
+            low, high = self.of(n.args[0], depth)
+            return -math.inf if low <= 0 else getattr(math, name)(low), math.inf
         if name in _KNOWN:
             low, high = _KNOWN[name]
             if name in ("exp", "exp2"):                     # not above 1 where the exponent is not above 0
@@ -121,12 +132,35 @@ class Ranges:
         low, high = self.of(n.args[0], depth)
         names = {"clamp_min": ("min",), "clamp_max": ("max",)}.get(name, ("min", "max"))
         given = {**dict(zip(names, n.args[1:])), **n.kwargs}
-        for key, bound in given.items():
+        for key in ("min", "max"):                          # in this order, whatever order they are given in
+            bound = given.get(key)
             if bound is not None and not isinstance(bound, (int, float)):
                 return ALL
             if bound is not None:
                 low, high = (max(low, bound), max(high, bound)) if key == "min" else (min(low, bound), min(high, bound))
         return low, high
+
+
+def _holds(example: Any, low: float, high: float) -> bool:
+    """Whether a tensor's type has the values of a range: whole numbers of few bits wrap around."""
+    if not isinstance(example, torch.Tensor) or example.is_floating_point() or example.is_complex():
+        return not isinstance(example, torch.Tensor) or not example.is_complex()
+    if example.dtype == torch.bool:
+        return True
+    info = torch.iinfo(example.dtype)
+    return info.min <= low and high <= info.max
+
+
+def _with_number(n: fx.Node, name: str) -> Range:
+    """Of a function with a number of its own, where that is known: `elu(x, alpha)` is above -alpha, `softplus(x, beta)` has
+    the sign of beta."""
+    names = ("input", "alpha", "inplace") if name == "elu" else ("input", "beta", "threshold")
+    given = {**dict(zip(names, n.args)), **n.kwargs}
+    number = given.get(names[1], 1.0)
+    if not isinstance(number, (int, float)) or number <= 0 or set(given) - set(names) or len(n.args) > len(names) or \
+            not isinstance(given.get("inplace", False), bool):
+        return ALL
+    return (-float(number), math.inf) if name == "elu" else POSITIVE
 
 
 def _numbers(x: Any) -> list[float]:

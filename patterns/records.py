@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..compat import OpOverload
+from .names import operator_name
 from .normal_form import Value
 
 
@@ -50,8 +51,7 @@ _descriptions: dict[int, tuple[str, bool, tuple[str, ...], OpOverload]] = {}  # 
 
 
 def _described(func: OpOverload) -> tuple[str, bool, tuple[str, ...]]:
-    schema = func._schema
-    name = schema.name.split("::")[1]
+    schema, name = func._schema, operator_name(func)
     written = schema.is_mutable and name.endswith("_")
     return name[:-1] if written else name, schema.is_mutable, tuple(a.name for a in schema.arguments)
 

@@ -23,12 +23,14 @@ from .evaluate import Array, Grid
 from .index import Affine, Index, hint
 from .loop_forms import Carry, Form, Frame, StateKey, Update
 from .normal_form import Factor, Leaf, Numbers, Read, Term
+from .pair_weights import breaks, by_numbers
 from .sizes import hint_of
 from .slots import Slot
 from .weights import Density
 
 COLUMNS = 256    # of key positions that are looked at
 ALL = 512        # positions that are all looked at
+MOST = 1 << 14   # ... where weights are tables
 VANISHED = 1e-200
 LARGEST = 64     # log-decay that all steps come to where the same number is read at each
 
@@ -203,20 +205,31 @@ def _flat(x: Array, values: Sequence[Array]) -> Array:
     return x.reshape(x.shape[0], -1, *x.shape[1 + n:])
 
 
-def sample(n: int, forms: Sequence[Form], stride: int) -> Array:
-    """Columns to look at."""
+def sample(n: int, forms: Sequence[Form], stride: int, weights: Sequence[Term]) -> Array:
+    """Columns to look at: all, if some weights are told by tables, for which nothing follows from others."""
     if n <= ALL:
+        return np.arange(n)
+    if any(map(by_numbers, weights)):
+        if n > MOST:
+            raise near_miss("LC201", seen=f"numbers for {n} positions, too many to look at")
         return np.arange(n)
     chosen = {0, 1, 2, n - 1, n - 2}
     for f in forms[::max(1, 4 * len(forms) // COLUMNS)]:
         start = f.start * stride
         chosen |= {start - 1, start, start + 1, start + f.length * stride // 2}
+    for t in weights:
+        for x in t.bound:
+            chosen |= {m + d for m in breaks(t, x) for d in (-1, 0, 1)}
     return np.array(sorted(x for x in chosen if 0 <= x < n))
 
 
-def some(n: int) -> Array:
+def some(x: Index, weights: Sequence[Term]) -> Array:
     """Values of a digit to look at."""
-    return np.arange(n) if n <= 8 else np.array([0, 1, n // 2, n - 2, n - 1])
+    n = int(hint(x.size))
+    if n <= 8 or any(x in by_numbers(t) for t in weights):
+        return np.arange(n)
+    chosen = {0, 1, n // 2, n - 2, n - 1, *(m + d for t in weights for m in breaks(t, x) for d in (-1, 0, 1))}
+    return np.array(sorted(m for m in chosen if 0 <= m < n))
 
 
 # --------------------------------------------------------------------------------------------------------------- decay

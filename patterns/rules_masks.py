@@ -1,6 +1,7 @@
 """Rules for constants, positions, and masks made of them."""
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -11,6 +12,7 @@ from . import masks
 from .calls import Call, number_value, rule
 from .index import Affine, Index, Unknown, mixed_radix, same, size_of, var
 from .maxima import greatest_of_rows
+from .names import name_of
 from .normal_form import Leaf, Position, Read, Term, Value, constant
 from .rules_views import on_diagonal
 
@@ -62,9 +64,16 @@ def comparison(c: Call) -> Value:
 
 def _is_number_everywhere(v: Value) -> bool:
     """Finite, where it is not infinite by a mask: the overflows that user code repairs do not occur in a normal form. A
-    tensor that is read may hold NaN."""
+    tensor that is read may hold NaN, and sums of logarithms of what may be 0 differ by that."""
     return not any(isinstance(f, Read) for t in v.terms for f in t.factors) and not any(
-        isinstance(f, Read) and not e.bound and f.leaf.real is None for t in v.terms for e in t.exponent for f in e.factors)
+        isinstance(f, Read) and (not e.bound and f.leaf.real is None or _may_be_infinite(f))
+        for t in v.terms for e in t.exponent for f in e.factors)
+
+
+def _may_be_infinite(r: Read) -> bool:
+    node = r.leaf.node
+    return r.function in ("log", "log_complement") and not r.leaf.positive or \
+        node is not None and name_of(node) in ("log", "log2", "log10") and r.leaf.bounds[0] == -math.inf
 
 
 @rule("isnan")

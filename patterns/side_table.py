@@ -26,6 +26,7 @@ from .fakes import call, tensors_in, with_tensors
 from .functions import REDUCTIONS, SUMS, VIEWS, under_mask
 from .index import Affine, Index, Unknown, mixed_radix, product, same, size_of
 from .leaves import are_scores
+from .names import operator_name
 from .normal_form import Leaf, Read, Value, definition_or_value, leaf_value, whole_tensor
 from .pointwise import table
 from .ranges import ALL, Range, by_name
@@ -199,7 +200,7 @@ class SideTable(Assembled):
         given = list(tensors_in((args, kwargs)))
         inputs, keywords = with_tensors(args, self._key), with_tensors(kwargs, self._key)
         out = call(func, args, kwargs, given)
-        name = func._schema.name.split("::")[1]
+        name = operator_name(func)
         mutates = func._schema.is_mutable
         outs = list(tensors_in(out))
         if mutates and name.endswith("_"):

@@ -33,26 +33,6 @@ class Island:
     order: list[fx.Node] = field(default_factory=list)      # all that its signature names, by first use
 
 
-# PyTorch's other names for functions
-ALIASES = {
-    **dict.fromkeys(("concat", "concatenate", "hstack", "vstack", "dstack", "row_stack", "column_stack"), "cat"),
-    "linalg_matmul": "matmul", "special_expit": "sigmoid", "special_exp2": "exp2", "multiply": "mul", "divide": "div",
-    "true_divide": "div", "truediv": "div", "subtract": "sub", "negative": "neg", "clip": "clamp", "swapaxes": "transpose",
-    "swapdims": "transpose", "ger": "outer", "less": "lt", "less_equal": "le", "greater": "gt", "greater_equal": "ge",
-    "not_equal": "ne"}
-
-
-def name_of(n: fx.Node) -> str:
-    """`add` for operator.add, torch.add and Tensor.add, `cat` for torch.concat."""
-    return ALIASES.get(n.target, n.target) if isinstance(n.target, str) else named(n.target)
-
-
-@functools.cache
-def named(target: Any) -> str:
-    name = str(getattr(target, "__name__", "")).split(".")[0].removeprefix("wrapped_")  # Dynamo's for numpy's
-    return ALIASES.get(name, name)
-
-
 class Signer:
     """Signatures of islands: equal ones are the same calls on tensors of the same make."""
 

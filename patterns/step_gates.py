@@ -11,8 +11,8 @@ import torch.fx as fx
 from .codes import NearMiss, near_miss
 from .index import Affine, Index, hint, mixed_radix, product, same, var
 from .loop_forms import Carry, Form, StateKey, Update
+from .names import name_of
 from .normal_form import Leaf, Read, Term
-from .signatures import name_of
 
 States = Mapping[StateKey, Sequence[Update | Carry]]
 

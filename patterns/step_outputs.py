@@ -19,8 +19,8 @@ from .codes import near_miss
 from .functions import dropout_is_active, foreign
 from .islands import FEWEST
 from .match import Match, parts_of
+from .names import name_of
 from .normal_form import Leaf, Term
-from .signatures import name_of
 from .step_gates import kind
 from .unrolled import recognise_pieces
 

@@ -11,7 +11,7 @@ from collections.abc import Collection
 
 import torch.fx as fx
 
-from .signatures import name_of
+from .names import name_of
 
 FEWEST = 4  # steps that are a loop
 _PUSH, _POP = "_increment_nesting", "_decrement_nesting"

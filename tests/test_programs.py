@@ -25,7 +25,7 @@ from torch import Tensor
 
 import lightning_compile
 from lightning_compile import testing
-from lightning_compile.patterns.signatures import name_of
+from lightning_compile.patterns.names import name_of
 from lightning_compile.testing import (
     Program,
     Spec,
