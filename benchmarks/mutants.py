@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reach import Place, Reach, place
+from reach import Place, Reach, place, statement
 from seeded import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -131,13 +131,19 @@ def _reaching(folder: Path, suite: str, part: int, parts: int, result: Path) -> 
     mine = [m for m in MUTANTS if m.suite == suite]
     plugin = Reach(ROOT, {where(m) for m in mine}, {m.file: installed(folder, m.file) for m in mine})
     _pytest(folder, suite, [Part(part, parts), plugin])
-    result.write_text(json.dumps(plugin.quickest()))
+    result.write_text(json.dumps(plugin.quickest(ROOT)))
     return 0
 
 
 def where(m: Mutant) -> Place:
     text = (ROOT / m.file).read_text()
     return place(m.file, text, m.apply(text))
+
+
+def _reaching_tests(m: Mutant, reached: dict[tuple[str, str, str], list[tuple[float, str]]]) -> list[str]:
+    file, line = where(m)
+    said = statement((ROOT / file).read_text(), line)
+    return [name for _, name in sorted(reached.get((m.suite, file, said), ()))]
 
 
 def reach(part: int, parts: int) -> list[Any]:
@@ -241,11 +247,10 @@ def main() -> int:
     chosen = [m for m in MUTANTS if args.only in m.file][part::parts]
     known = read(args.json or ())
     killers = {(m.file, m.old, m.new): r.killed_by for m, r in read(args.first or ()).items()}
-    reached: dict[tuple[str, Place], list[tuple[float, str]]] = {}
-    for suite, at, tests in (row for file in args.reached or () for row in json.loads(file.read_text())):
-        reached.setdefault((suite, (at[0], at[1])), []).extend((seconds, name) for name, seconds in tests)
-    first = {m: [killers.get((m.file, m.old, m.new), ""), *(name for _, name in sorted(reached.get((m.suite, where(m)), ())))]
-             for m in chosen}                               # finds their places, before an hour has passed
+    reached: dict[tuple[str, str, str], list[tuple[float, str]]] = {}
+    for suite, home, said, tests in (row for file in args.reached or () for row in json.loads(file.read_text())):
+        reached.setdefault((suite, home, said), []).extend((seconds, name) for name, seconds in tests)
+    first = {m: [killers.get((m.file, m.old, m.new), ""), *_reaching_tests(m, reached)] for m in chosen}  # finds all places
     for suite in sorted({m.suite for m in chosen if m not in known}) if not args.trust else ():
         with tempfile.TemporaryDirectory() as name:
             lay_out(Path(name))

@@ -31,6 +31,12 @@ def place(file: str, text: str, changed: str) -> Place:
     return file, max(starts, default=1)
 
 
+def statement(text: str, line: int) -> str:
+    """What the statement says that begins in a line: its name when others move it."""
+    head = _heads(text).get(line, range(line, line + 1))
+    return " ".join(" ".join(text.splitlines()[head.start - 1:head.stop - 1]).split())
+
+
 def _heads(text: str) -> dict[int, range]:
     """The lines of each statement, by its first one."""
     heads = {}
@@ -82,6 +88,7 @@ class Reach:
             for at in self._hit:
                 self.found[at][item.nodeid.split("/")[-1]] = time.monotonic() - started
 
-    def quickest(self) -> list[tuple[Place, list[tuple[str, float]]]]:
-        """Each place with the tests that reach it, the quickest first, at most `KEPT`."""
-        return [(at, sorted(tests.items(), key=lambda x: x[1])[:KEPT]) for at, tests in sorted(self.found.items())]
+    def quickest(self, root: Path) -> list[tuple[str, str, list[tuple[str, float]]]]:
+        """Each place, by its file and its statement's text, with the tests that reach it, the quickest first, at most `KEPT`."""
+        return [(file, statement((root / file).read_text(), line), sorted(tests.items(), key=lambda x: x[1])[:KEPT])
+                for (file, line), tests in sorted(self.found.items())]

@@ -15,19 +15,22 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Assumption:
-    """Input number `index` still is this tensor, and nobody has written to it."""
+    """Input number `index` still is this tensor, in the same memory, and nobody has written to it (but through `.data`, NumPy or
+    its storage, which leave no trace)."""
 
     index: int
     tensor: weakref.ref[torch.Tensor]
     version: int
+    memory: int
 
     @classmethod
     def of(cls, index: int, tensor: torch.Tensor) -> Assumption:
-        return cls(index, weakref.ref(tensor), tensor._version)
+        return cls(index, weakref.ref(tensor), tensor._version, tensor.data_ptr())
 
     def holds(self, args: Sequence[Any]) -> bool:
         held = self.tensor()
-        return held is not None and held is args[self.index] and held._version == self.version
+        return held is not None and held is args[self.index] and held._version == self.version and \
+            held.data_ptr() == self.memory
 
 
 def guarded(assumptions: Sequence[Assumption], fast: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:

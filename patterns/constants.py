@@ -87,7 +87,7 @@ def _powers(x: Tensor, eps: float, tiny: float) -> tuple[Tensor, Tensor] | None:
     offset = a - slope * first
     exponent = slope[:, None] * torch.arange(x.shape[1]) + offset[:, None]
     wanted = exponent.exp()
-    room = wanted * eps * (8 + 4 * exponent.abs()) + 8 * tiny
+    room = wanted * eps * (2 + 2 * exponent.abs()) + 8 * tiny
     return (slope, offset) if bool(((x - wanted).abs() <= room).all()) else None
 
 
@@ -198,7 +198,7 @@ def _rates(x: Tensor, inside: Tensor) -> Tensor | None:
     distance = (i[:, None] - i[None, :]).double()
     for h in range(count):
         wanted = torch.where(inside, (rates[h] * distance).exp(), 0.0)
-        room = wanted * eps * (8 + 4 * (rates[h] * distance).abs()) + 8 * tiny
+        room = wanted * eps * (2 + 2 * (rates[h] * distance).abs()) + 8 * tiny
         if bool(((x[h].double() - wanted).abs() > room).any()):
             return None
     return rates.cpu()

@@ -137,6 +137,8 @@ class GraphInterpreter(fx.Interpreter):
         """A fresh fake tensor: the graph's own may carry state of Dynamo's run."""
         t = torch.empty_strided(example.shape, example.stride(), dtype=example.dtype, device=example.device)
         parameter = isinstance(example, torch.nn.Parameter) or isinstance(real, torch.nn.Parameter)
+        if isinstance(real, torch.Tensor) and real.is_inference():
+            real = None                                      # whether it is written to cannot be told
         for leaf in self.table.cut(t, node, parameter, bounds=self.ranges.of(node)).leaves():
             leaf.real = real if static(node) and not parameter else None
         self.table.node_of[id(t)] = node

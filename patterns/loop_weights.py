@@ -14,9 +14,7 @@ from .loop_numbers import Explained, explained
 from .normal_form import Read, Term
 from .recurrence import Array, Atom, Chain, Tables, atoms_of, divided, fit, sample, some
 from .slots import Slot
-from .weights import causality
-
-ROOM = 1e-9   # weights may be off by so much, beside the rounding of tables
+from .weights import ROOM, causality
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ def _mask(pairs: Sequence[tuple[Array, Sequence[Array]]], ratios: Sequence[Array
     norms = [divided(u, levels, rows, columns, ratios, room) for u, levels in pairs]
     if any(not np.allclose(x, norms[0], rtol=0, atol=ROOM * np.abs(norms[0]).max()) for x in norms):
         raise near_miss("LC201", seen="the weight of a pair is another function of its positions")
-    return causality(norms[0], rows, columns, any(np.any(r) for r in ratios))
+    return causality(norms[0], rows, columns, any(np.any(r) for r in ratios), room)
 
 
 def _of_all_rows(u: Array, rows: Array) -> Array:

@@ -89,6 +89,25 @@ def where(c: Value, x: Value, y: Value) -> Value:
 
 
 
+def held(v: Value, dtype: torch.dtype) -> bool:
+    """Whether a type has all values of an expression of positions: bfloat16 has whole numbers up to 256, int8 up to 127. Sizes
+    that are not known while compiling do not exceed what 24 bits hold."""
+    most = torch.iinfo(dtype).max if not dtype.is_floating_point and not dtype.is_complex and dtype != torch.bool else \
+        round(2 / torch.finfo(dtype).eps) if dtype.is_floating_point else 1 << 24
+    places = [f.at for t in v.terms for f in t.factors if isinstance(f, Position)]
+    if most >= 1 << 24 or not places:
+        return True
+    if any(not isinstance(x.size, int) for a in places for x in a.coef):
+        return False
+    try:
+        a = affine(v)
+    except Unknown:
+        return False
+    ends = [int(c) * (x.size - 1) for x, c in a.coef.items()]
+    high, low = (a.const + sum(e for e in ends if (e > 0) == up) for up in (True, False))
+    return isinstance(a.const, int) and max(high, -low) <= most
+
+
 def triangle(v: Value, diagonal: Size, lower: bool) -> Value:
     """tril keeps j <= i + diagonal, triu keeps j >= i + diagonal."""
     rows, columns = v.axes[-2:]

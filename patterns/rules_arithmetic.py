@@ -30,6 +30,8 @@ def cast(c: Call) -> Value:
         raise Unknown("complex numbers")
     if not target.is_floating_point and source.is_floating_point and not masks.is_indicator(v):
         masks.affine(v)
+    if target == torch.bool and not masks.held(v, source):
+        raise Unknown("positions that their type does not hold")
     if target == torch.bool and source != torch.bool:
         return masks.compare("ne", v, constant(0))
     return v
@@ -96,7 +98,9 @@ def quotient(c: Call) -> Value:
         raise Unknown("division that rounds")
     below = c.table.value(c.args["other"])
     number = below.number()
-    if number is not None and number != 0:
+    if number == 0:
+        raise Unknown("a division by zero")
+    if number is not None:
         return al.multiply(c.open("self"), constant(1 / number))
     if (inverse := pointwise.inverse_of_exponential(below)) is not None:
         return al.multiply(c.table.value(c.args["self"]), inverse)

@@ -59,6 +59,9 @@ def spaced(c: Call) -> Value:
 def comparison(c: Call) -> Value:
     if c.args["other"] is c.args["self"] and c.name in ("eq", "ne") and _is_number_everywhere(c["self"]):
         return replace(constant(int(c.name == "eq"), len(c["self"].axes)), axes=c["self"].axes)   # x != x asks for NaN
+    for name in ("self", "other"):
+        if isinstance(x := c.args[name], torch.Tensor) and not masks.held(c.table.value(x), x.dtype):
+            raise Unknown("positions that their type does not hold")
     return masks.compare(c.name, c["self"], c["other"])
 
 

@@ -93,6 +93,19 @@ def looked_up(c: Call) -> Value:
     return v.substitute({x: at}, v.axes[:d] + (where.axes[0],) + v.axes[d + 1:])
 
 
+@rule("diagonal")
+def of_diagonal(c: Call) -> Value:
+    """What stands on the diagonal of two axes, behind all others."""
+    v, rank = c.open("self"), c.args["self"].dim()
+    first, second = (c.get(name, default) % rank for name, default in (("dim1", 0), ("dim2", 1)))
+    if c.get("offset", 0) != 0 or any(len(v.axes[d]) != 1 for d in (first, second)) or \
+            not same(v.axes[first][0].size, v.axes[second][0].size):
+        raise Unknown("another diagonal than the main one of a square")
+    v = ax.diagonal(v, first, second)
+    at = first - (second < first)
+    return replace(v, axes=(*v.axes[:at], *v.axes[at + 1:], v.axes[at]))
+
+
 def on_diagonal(c: Call, v: Value, indices: Sequence[Any]) -> tuple[int, int] | None:
     """Two axes that follow each other, of which the same positions are picked: all, in order."""
     given = [(d, x) for d, x in enumerate(indices) if x is not None]

@@ -20,6 +20,8 @@ from .index import Index, product
 from .normal_form import Read
 from .pair_weights import Pairs, Problem, Sizes, atoms_of, symbols_of
 
+ROOM = 1e-9  # weights may be off by so much, beside the rounding of tables
+
 
 @dataclass(frozen=True)
 class Density:
@@ -108,7 +110,7 @@ def _squeeze(x: Array, batch: Sequence[Index]) -> tuple[Array, tuple[Index, ...]
     return x[index], tuple(batch[p] for p in keep)
 
 
-def causality(u: Array, rows: Array, columns: Array, decayed: bool) -> tuple[float, bool, bool]:
+def causality(u: Array, rows: Array, columns: Array, decayed: bool, room: float = ROOM) -> tuple[float, bool, bool]:
     """(coefficient, reverse, strict) of the weights; NearMiss where they are none of the operator's."""
     scale = float(np.abs(u).max(initial=0.0))
     if scale == 0:
@@ -121,7 +123,7 @@ def causality(u: Array, rows: Array, columns: Array, decayed: bool) -> tuple[flo
     w = u / sign
     masks = ((False, False, p <= i), (False, True, p < i), (True, False, p >= i), (True, True, p > i))
     for reverse, strict, mask in masks:
-        if np.allclose(w, mask, rtol=0, atol=1e-6 if decayed else 1e-9):
+        if np.allclose(w, mask, rtol=0, atol=room):
             return sign, reverse, strict
     on = np.abs(w) > 1e-6
     binary = np.allclose(w, on, rtol=0, atol=1e-6)

@@ -251,7 +251,7 @@ def gates_kept_for_a_second_use(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> P
 
 
 # ------------------------------------------------------------------------------------------------------ near misses
-@spelling(qkv, sites=0)
+@spelling(qkv)
 def own_position_counted_twice(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     s = q @ k.mT
     return (s.tril() + torch.diag_embed(s.diagonal(dim1=-2, dim2=-1))) @ v

@@ -441,11 +441,10 @@ def test_every_seeded_mistake_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["keys_without_the_last", "scores_of_the_first_keys_alone", "fewer_keys_than_queries"])
 def test_small_sizes_have_as_few_keys(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that would see keys which are not there are the last ones: the check must have them, too."""
-    from lightning_compile.patterns import weights
-
+    from lightning_compile.patterns import pair_weights
     monkeypatch.setattr(passed, "_here", set())
     monkeypatch.setattr(passed, "folder", lambda: None)
-    monkeypatch.setattr(weights._Pairs, "_all", lambda self, lengths: [0, 0])
+    monkeypatch.setattr(pair_weights.Pairs, "_all", lambda self, lengths: [0, 0])
     one = spelling.SPELLINGS[name]
     report = lightning_compile.explain(one.program, *one.inputs(), options={"when": "always"})
     assert {c.code for c in report.candidates} <= {"LC501", "LC502", "LC503"}, str(report)

@@ -25,7 +25,7 @@ from lightning_compile.kernels import chunked, fallback, tiles, trial
 from lightning_compile.kernels.errors import WrongKernel
 from lightning_compile.kernels.plan import Plan
 from lightning_compile.patterns import candidates, clock, interpret, rules
-from lightning_compile.patterns import weights as small_grid
+from lightning_compile.patterns import pair_weights as small_grid
 from lightning_compile.report import describe
 
 ALWAYS = {"when": "always"}
@@ -91,7 +91,7 @@ STAGES: dict[str, tuple[Any, str, str]] = {
     "interpretation": (interpret.GraphInterpreter, "run_node", "LC901"),
     "a rule": (rules.RULES, "tril", "LC901"),
     "recognition": (candidates, "recognise", "LC901"),
-    "the small grid": (small_grid._Pairs, "total", "LC901"),
+    "the small grid": (small_grid.Pairs, "total", "LC901"),
     "states": (rewrite, "final_state", "LC901"),
     "a normaliser of pieces": (rewrite, "divided_by", "LC901"),
     "the name of a check": (verify, "signature", "LC503"),

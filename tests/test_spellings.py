@@ -33,6 +33,7 @@ import spellings_states  # noqa: F401
 import spellings_steps  # noqa: F401
 import spellings_vmap  # noqa: F401
 import spellings_writes  # noqa: F401
+import spellings_wrong  # noqa: F401
 import torch
 import torch.fx as fx
 from spelling import SPELLINGS, B, H, N, Spelling

@@ -1,0 +1,197 @@
+"""Programs that were once rewritten to something else: what differs stands where nobody had looked."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from spelling import D, E, gated, qkv, random, spelling
+from torch import Tensor, nn
+
+N, C = 32, 16
+
+
+def longer(n: int = N) -> list[Tensor]:
+    return qkv(n=n)
+
+
+# ------------------------------------------------------------------------- a table or a polynomial is another one further on
+def _decay(name: str, levels: Tensor) -> None:
+    def masked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k.mT * (levels[:, None] - levels).exp().tril()) @ v
+
+    def running(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        states = ((k * (-levels).exp()[:, None])[..., :, None] * v[..., None, :]).cumsum(2) * levels.exp()[:, None, None]
+        return torch.einsum("bhnd,bhnde->bhne", q, states)
+
+    for program in (masked, running):
+        program.__name__ = f"decay_that_is_another_from_a_position_on_{name}_{program.__name__}"
+        spelling(longer, sites=0)(program)
+
+
+_position = torch.arange(N, dtype=torch.float64)
+_decay("by_a_table", torch.where(_position == 22, 0.3, 0.9).log().cumsum(0))
+_decay("by_a_rate", torch.where(_position >= 16, 0.5, 0.9).log().cumsum(0))
+_decay("by_a_logarithm", (_position - 10).clamp(min=1).log())
+
+
+class DecayInABuffer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.levels: Tensor
+        self.register_buffer("levels", -0.1 * _position - 3 * (_position >= 20))
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k.mT * (self.levels[:, None] - self.levels).exp().tril()) @ v
+
+
+spelling(longer, sites=0)(DecayInABuffer)
+
+
+@spelling(longer, sites=0)
+def weight_by_a_polynomial_that_begins_with_zeros(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    i = torch.arange(N).double()
+    return (q @ k.mT * (-1e-7 * i * (i - 1) * (i - 2) * (i - 3) * (i - 4))[:, None].exp()).tril() @ v
+
+
+@spelling(lambda: longer(256), keeps=True)
+def row_of_each_chunk_by_a_table(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """An odd row among many; numbers of rows are a factor."""
+    w = torch.tensor([0.0] * 5 + [1.0] + [0.0] * 26, dtype=torch.float64)
+    q, k, v = (x.unflatten(2, (8, 32)) for x in (q, k, v))
+    states = (k.mT @ v).cumsum(2)
+    states = torch.cat([torch.zeros_like(states[:, :, :1]), states[:, :, :-1]], 2)
+    return (((q @ k.mT).tril() @ v + q @ states) * w.exp()[:, None]).flatten(2, 3)
+
+
+# --------------------------------------------------------------------------------------------- one row of one block of many
+def _block(name: str, sites: int | None = 0) -> None:
+    def program(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        state, found, i = q.new_zeros(2, 2, D, E), [], torch.arange(C)
+        for n in range(256 // C):
+            a, b, c = (x[:, :, n * C: n * C + C] for x in (q, k, v))
+            scores, read = (a @ b.mT).tril(), a @ state
+            if n == 4 and name == "scores":
+                scores = scores.masked_fill((i == 5)[:, None], 0)
+            if n == 4 and name == "pair":
+                scores = scores.masked_fill((i[:, None] == 5) & (i == 5), 0)
+            if n == 4 and name == "state":
+                read = read.masked_fill((i == 5)[:, None], 0)
+            out = scores @ c + read
+            if n == 4 and name == "output":
+                out = out * torch.tensor([0.0] * 5 + [1.0] + [0.0] * 10, dtype=q.dtype).exp()[:, None]
+            found.append(out)
+            state = state + b.mT @ c
+        return torch.cat(found, 2)
+
+    program.__name__ = f"odd_row_of_one_block_in_its_{name}"
+    spelling(lambda: longer(256), sites)(program)
+
+
+for _name in ("scores", "pair", "state"):
+    _block(_name)
+_block("output", None)
+
+
+@spelling(longer, None)
+def gate_of_one_step_that_is_next_to_the_others(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    state, found = q.new_zeros(2, 2, D, E), []
+    for t in range(N):
+        state = state * (0.9 if t != 17 else 0.9000001) + k[:, :, t, :, None] * v[:, :, t, None, :]
+        found.append((q[:, :, t, None] @ state)[:, :, 0])
+    return torch.stack(found, 2)
+
+
+# ------------------------------------------------------------------------------------ gates that are not above 0, or are 0
+def _steps(name: str, gate: object, sites: int = 0) -> None:
+    def program(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+        a, state, found = gate(f), q.new_zeros(2, 2, D, E), []  # type: ignore[operator]
+        for t in range(24):
+            state = state * a[:, :, t, None, None] + k[:, :, t, :, None] * v[:, :, t, None, :]
+            found.append((q[:, :, t, None] @ state)[:, :, 0])
+        return torch.stack(found, 2)
+
+    program.__name__ = f"steps_with_gates_{name}"
+    spelling(gated, sites)(program)
+
+
+_steps("of_elu_with_another_alpha", lambda f: F.elu(f, alpha=3.0) + 1)
+_steps("of_elu_with_a_smaller_alpha", lambda f: F.elu(f, alpha=0.9) + 1, 1)
+_steps("of_softplus_with_a_negative_beta", lambda f: F.softplus(f, beta=-1.0))
+_steps("of_softplus_with_a_beta", lambda f: F.softplus(f, beta=2.0) * 0.3, 1)
+_steps("between_bounds_that_cross", lambda f: f.clamp(max=-0.5, min=0.5))
+_steps("of_numbers_that_wrap", lambda f: (f.abs() * 100).to(torch.int8).to(f.dtype) * 0.01)
+
+
+@spelling(gated, sites=0)
+def not_a_number_between_gates_of_zero(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+    g = F.hardsigmoid(3 * f).log().cumsum(-1)
+    return (q @ k.mT * (g[..., :, None] - g[..., None, :]).exp().tril().nan_to_num()) @ v
+
+
+@spelling(gated)
+def not_a_number_that_does_not_occur(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+    g = f.sigmoid().log().cumsum(-1)
+    return (q @ k.mT * (g[..., :, None] - g[..., None, :]).exp().tril().nan_to_num()) @ v
+
+
+# --------------------------------------------------------------------------------------- positions that their type does not hold
+def _positions(name: str, make: object, n: int, sites: int) -> None:
+    def program(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        i: Tensor = make(n)  # type: ignore[operator]
+        return (q @ k.mT).masked_fill(i[:, None] < i, 0) @ v
+
+    program.__name__ = f"positions_in_{name}"
+    spelling(lambda: qkv(1, 1, n), sites)(program)
+
+
+_positions("bfloat16", lambda n: torch.arange(n, dtype=torch.bfloat16), 600, 0)
+_positions("bfloat16_that_are_few", lambda n: torch.arange(n, dtype=torch.bfloat16), 200, 1)
+_positions("int8", lambda n: torch.arange(n).to(torch.int8), 200, 0)
+_positions("int8_times_7", lambda n: torch.arange(n, dtype=torch.int8) * 7, 40, 0)
+
+
+# --------------------------------------------------------------------------------- operators of others, with PyTorch's names
+def _doubled(self: Tensor, other: Tensor) -> Tensor:
+    return self * other * 2 + 1
+
+
+def _bounded(self: Tensor) -> Tensor:
+    return self.clamp(-1, 1).exp()
+
+
+_mul = torch.library.custom_op("spellings_of_others::mul", _doubled, mutates_args=())
+_mul.register_fake(lambda self, other: torch.empty_like(self))
+_mul.register_autograd(lambda ctx, g: (2 * g * ctx.saved_tensors[1], 2 * g * ctx.saved_tensors[0]),
+                       setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
+_exp = torch.library.custom_op("spellings_of_others::exp", _bounded, mutates_args=())
+_exp.register_fake(lambda self: torch.empty_like(self))
+_exp.register_autograd(lambda ctx, g: g * ctx.saved_tensors[0].clamp(-1, 1).exp() * (ctx.saved_tensors[0].abs() < 1),
+                       setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
+
+
+@spelling(qkv)
+def product_of_another_kind(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.mT).tril() @ torch.ops.spellings_of_others.mul(v, v)
+
+
+@spelling(gated, sites=0)
+def exponential_of_another_kind(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+    g = F.logsigmoid(f).cumsum(-1)
+    return (q @ k.mT * torch.ops.spellings_of_others.exp(g[..., :, None] - g[..., None, :]).tril()) @ v
+
+
+# ----------------------------------------------------------------------------------------------- decays in a type of 8 bits
+_BETWEEN = (0.9 ** (_position[:, None] - _position)).tril().bfloat16()
+_ODD = _BETWEEN.clone()
+_ODD[20, 19] *= 1.05
+
+
+@spelling(longer, sites=0)
+def odd_pair_of_rounded_decays(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.mT * _ODD.double()) @ v
+
+
+@spelling(lambda: [*longer(), random(1)], None)
+def no_step_at_all(q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
+    """Nothing divided by a length of 0."""
+    return ((q[:, :, :0] @ k[:, :, :0].mT).tril() @ v[:, :, :0] / q[:, :, :0].shape[2]).sum() + x
