@@ -51,16 +51,18 @@ def table_value(real: Any) -> Value | None:
     """The normal form of a tensor with one axis of numbers, or with two where x[h, l] = exp(s[h] l + c[h])."""
     if not isinstance(real, Tensor) or not real.is_floating_point() or real.requires_grad or real.numel() > MAX_ELEMENTS:
         return None
-    long = [d for d, s in enumerate(real.shape) if s != 1]
+    with no_modes(), torch.no_grad():
+        long = [d for d, s in enumerate(real.shape) if s != 1 and bool((real != real.narrow(d, 0, 1)).any())]
     if not 1 <= len(long) <= 2 or max(real.shape) > MAX_ROWS:
         return None
     with no_modes(), torch.no_grad():
-        x = real.detach().double().cpu().reshape([real.shape[d] for d in long])
+        every = real.detach().double().cpu()[tuple(slice(None) if d in long else slice(0, 1) for d in range(real.dim()))]
+        x = every.reshape([real.shape[d] for d in long])
         eps = torch.finfo(real.dtype).eps
         if not bool(torch.isfinite(x).all()):
             return None
         variables = [Index(s) for s in x.shape]
-        axes = tuple((variables[long.index(d)],) if d in long else () for d in range(real.dim()))
+        axes = tuple((variables[long.index(d)] if d in long else Index(s),) if s != 1 else () for d, s in enumerate(real.shape))
         if x.dim() == 1:
             return Value(axes, (Term(1, (Numbers(tuple(x.tolist()), var(variables[0]), eps),)),))
         powers = _powers(x, eps, torch.finfo(real.dtype).tiny)

@@ -18,6 +18,7 @@ from .constants import MAX_ELEMENTS, static
 # Methods and functions that take no more than shape, dtype and device of a tensor (number of the argument).
 _SHAPE_ONLY = {"to": 1, "type_as": 1, "zeros_like": 0, "ones_like": 0, "full_like": 0, "new_zeros": 0, "new_ones": 0,
                "new_full": 0, "new_tensor": 0, "expand_as": 1, "view_as": 1}
+_FILLED = frozenset({"zeros", "ones", "full", "zeros_like", "ones_like", "new_zeros", "new_ones", "new_full"})
 _RANDOM = ("rand", "dropout", "normal", "bernoulli", "multinomial", "uniform", "exponential_", "empty")
 
 
@@ -82,11 +83,16 @@ class Folder:
         x = _example(n)
         return isinstance(x, Tensor) and x.dim() >= 2 and x.shape[-1] == x.shape[-2] and x.shape[-1] > 1
 
+    def _assigned(self, n: fx.Node) -> bool:
+        """Whether a node is a constant, of one number everywhere, that numbers were written into."""
+        return bool(self.known.get(n)) and _name(n) in _FILLED and any(m.args and m.args[0] is n for m in self.mutates)
+
     def meets(self, n: fx.Node) -> list[fx.Node]:
-        """The masks among the inputs of a node that is no constant. A write of data into a constant ends the knowledge."""
+        """The masks among the inputs of a node that is no constant, and what was put together by assignments. A write of data
+        into a constant ends the knowledge."""
         if self.known.get(n, True):
             return []
-        found = [] if self.written else [m for m in n.all_input_nodes if self.square(m)]
+        found = [] if self.written else [m for m in n.all_input_nodes if self.square(m) or self._assigned(m)]
         if self._writes(n) and n.args and isinstance(n.args[0], fx.Node) and self.known.get(n.args[0]):
             self.written = True
         return found

@@ -6,7 +6,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from spelling import B, D, H, N, qkv, random, short, spelling
+from spelling import B, D, E, H, N, qkv, random, short, spelling
 from torch import Tensor, nn
 
 Pair = tuple[Tensor, Tensor]
@@ -312,3 +312,27 @@ def chunks_that_forget_a_step_of_decay(q: Tensor, k: Tensor, v: Tensor) -> Tenso
         states.append(state)
         state = state * math.exp(rate * c) + kv[:, :, m]
     return (inner + (q * torch.exp(rate * i)[:, None]) @ torch.stack(states, 2)).flatten(2, 3)
+
+
+def _assigned(name: str, batch: bool, odd: bool) -> None:
+    """Chunks whose decays of rows are filled in by a loop."""
+    def program(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        c, g, i = 4, 0.9, torch.arange(4)
+        between = (g ** (i[:, None] - i).to(q.dtype)) * (i[:, None] >= i)
+        state, found = q.new_zeros(B, H, D, E), []
+        for s in range(0, N, c):
+            a, b, x = q[:, :, s: s + c], k[:, :, s: s + c], v[:, :, s: s + c]
+            rows = torch.zeros(B, 1, c, 1, dtype=q.dtype) if batch else torch.zeros(c, 1, dtype=q.dtype)
+            for n in range(c):
+                rows[..., n, :] = g ** (n + 1 + (odd and s == 8 and n == 2))
+            found.append((a @ b.mT * between) @ x + (a @ state) * rows)
+            state = b.mT @ (x * between[-1][:, None]) + state * g ** c
+        return torch.cat(found, 2)
+
+    program.__name__ = f"rows_of_chunks_that_are_assigned_{name}"
+    spelling(qkv, sites=None if odd else 1)(program)
+
+
+_assigned("for_all", False, False)
+_assigned("for_each_batch", True, False)
+_assigned("with_another_one", False, True)
