@@ -17,7 +17,6 @@ import torch.fx as fx
 from .clock import OutOfTime
 from .codes import near_miss
 from .functions import dropout_is_active, foreign
-from .islands import FEWEST
 from .match import Match, parts_of
 from .names import name_of
 from .normal_form import Leaf, Term
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("lightning_compile")
 
 DEPTH = 2   # how far back the expressions of two steps are compared
+FEWEST = 2  # steps that are put side by side
 
 
 Known = tuple[fx.Node, torch.Tensor, Match]  # an attention, and the node that leaves it in a tensor
@@ -49,16 +49,17 @@ def outputs_of_steps(interpreter: GraphInterpreter, known: Iterable[Known]
             value = table.made_of(t)
             if value is None or value.masked is not None or not _contractions(value.terms):
                 continue
-            alike = n.target, tuple(map(str, t.shape)), t.dtype
+            alike = tuple(map(str, t.shape)), t.dtype
             contractions.setdefault(alike, []).append(n)
             if _reads_a_state(value.terms):
                 loops.join(n, value.terms)
-                groups.setdefault((kind(n, DEPTH), *alike), []).append(n)
+                groups.setdefault((kind(n, DEPTH), n.target, *alike), []).append(n)
     found: dict[Any, list[tuple[Sequence[fx.Node], torch.Tensor, Match]]] = {}
-    for (_, *of), group in groups.items():
+    for (_, _, *of), group in groups.items():
         for loop, nodes in loops.apart(group).items():
             # a first step has no state before it, or one that is given, and is another expression: a projection may follow it
-            before = [n for n in contractions[tuple(of)] if n < nodes[0]]
+            parts = _made_of(nodes[0], {n for n in contractions[tuple(of)] if n < nodes[0]})
+            before = [n for n in contractions[tuple(of)] if n < nodes[0] and n not in parts]
             every = [*([n, *nodes] for n in before[:-3:-1]), nodes]
             matches = ((own, _side_by_side(interpreter, own)) for own in every if len(own) >= FEWEST)
             one = next(((own, *x) for own, x in matches if x is not None), None)
@@ -79,6 +80,17 @@ def between(known: Iterable[Known], interpreter: GraphInterpreter) -> set[fx.Nod
                 seen.add(n)
                 todo += n.all_input_nodes
     return seen
+
+
+def _made_of(n: fx.Node, among: Collection[fx.Node]) -> set[fx.Node]:
+    """Of some nodes those that are summands of another one."""
+    found, todo = set[fx.Node](), list(n.all_input_nodes)
+    while todo:
+        m = todo.pop()
+        if m in among and m not in found:
+            found.add(m)
+            todo += m.all_input_nodes
+    return found
 
 
 def _side_by_side(interpreter: GraphInterpreter, nodes: Sequence[fx.Node]) -> tuple[torch.Tensor, Match] | None:

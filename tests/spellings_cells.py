@@ -248,3 +248,26 @@ def _chunks(name: str, n: int, groups: int, skip: bool) -> None:
 
 _chunks("with_a_skip", 4 * C, 1, True)
 _chunks("of_groups", 5 * C, 2, False)
+
+
+# ----------------------------------------------------------------------- few chunks, and a first one that has no state before it
+def _chunks_that_go_on(name: str, n: int, first: bool, after: Any, sites: int = 1) -> None:
+    def program(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        state, found = None if first else q.new_zeros(B, H, D, E), []
+        for s in range(0, n * C, C):
+            a, b, x = q[:, :, s: s + C], k[:, :, s: s + C], v[:, :, s: s + C]
+            out = (a @ b.mT).tril() @ x
+            if state is not None:
+                out = out + a @ state
+            state = b.mT @ x if state is None else state + b.mT @ x
+            found.append(after(out, x))
+        return torch.cat(found, 2)
+
+    program.__name__ = f"chunks_that_go_on_{name}"
+    spelling(lambda: qkv(n=n * C), sites)(program)
+
+
+_chunks_that_go_on("with_a_gate", 3, True, lambda out, x: out * x.sigmoid())
+_chunks_that_go_on("with_a_norm", 5, True, lambda out, x: F.layer_norm(out, (E,)))
+_chunks_that_go_on("with_a_skip_of_two", 2, False, lambda out, x: out + x)
+_chunks_that_go_on("with_a_function_of_three", 3, False, lambda out, x: out.tanh())
