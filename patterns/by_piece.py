@@ -97,6 +97,10 @@ class _At:
     def scored(self) -> bool:
         return self.table.scored()
 
+    def made_of(self, t: torch.Tensor) -> Value | None:
+        made = self.table.made_of(t)
+        return None if made is None else self.window(t, made)
+
 
 def _elementwise(name: str, args: Mapping[str, Any], lead: torch.Tensor, pieces: Pieces, out: torch.Tensor, table: Table,
                  known: Mapping[int, Pieces]) -> Pieces | None:

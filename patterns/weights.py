@@ -67,6 +67,8 @@ def solve(problem: Problem) -> Weights:
 def _solve(problem: Problem, late: bool) -> Weights:
     symbols = symbols_of(problem)
     sizes = Sizes(problem, symbols)
+    if any(sizes.number(x.size) == 0 for x in problem.batch):
+        raise near_miss("LC106", seen="no batch, or no head")
     atoms = atoms_of(problem)
     numbers: list[Array] = [np.zeros(())] * len(atoms)
     assignments = [dict.fromkeys(problem.batch, 0)] if not atoms else [

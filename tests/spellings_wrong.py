@@ -195,3 +195,9 @@ def odd_pair_of_rounded_decays(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def no_step_at_all(q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
     """Nothing divided by a length of 0."""
     return ((q[:, :, :0] @ k[:, :, :0].mT).tril() @ v[:, :, :0] / q[:, :, :0].shape[2]).sum() + x
+
+
+@spelling(lambda: [*qkv(0, 2, 8), random(1)], sites=0)
+def no_batch_at_all(q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
+    i = torch.arange(8).double()
+    return ((q @ k.mT * (-0.1 * (i[:, None] - i)).exp().tril()) @ v).sum() + x
