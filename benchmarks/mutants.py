@@ -53,7 +53,7 @@ SUITES: dict[str, tuple[str, ...]] = {
 }
 INTERPRETED = ("tiles", "wide")
 SLOW = {"test_laws.py": 0, "test_checks.py": 4, "test_loops.py": 4}  # about 10 s a test, where others take one; 0: the first
-TIMEOUT = 1800  # seconds of one mutant
+LIMIT = 1800  # seconds of one mutant
 
 
 def lay_out(folder: Path) -> None:
@@ -189,19 +189,19 @@ def child(words: Sequence[str]) -> int:
     return _reaching(Path(folder), suite, part, parts, Path(folder) / "result")
 
 
-def run_tests(folder: Path, suite: str, first: Sequence[str] = ()) -> str:
+def run_tests(folder: Path, suite: str, first: Sequence[str] = (), limit: float = LIMIT) -> str:
     """The first test that fails, `first` before others; empty if none does, or if the tests do not end, which says nothing."""
-    return forked(folder, suite, ["--child", str(folder), suite, json.dumps(list(first))], TIMEOUT)
+    return forked(folder, suite, ["--child", str(folder), suite, json.dumps(list(first))], limit)
 
 
-def try_one(m: Mutant, first: Sequence[str] = ()) -> Result:
+def try_one(m: Mutant, first: Sequence[str], limit: float) -> Result:
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         lay_out(folder)
         file = installed(folder, m.file)
         file.write_text(m.apply(file.read_text()))
-        return Result(m, run_tests(folder, m.suite, first), time.monotonic() - started)
+        return Result(m, run_tests(folder, m.suite, first, limit), time.monotonic() - started)
 
 
 def read(files: Sequence[Path]) -> dict[Mutant, Result]:
@@ -231,6 +231,7 @@ def main() -> int:
     parser.add_argument("--part", default="0/1", help="which part of how many")
     parser.add_argument("--reach", type=Path, help="write there which tests reach the lines of mutants, and end")
     parser.add_argument("--reached", type=Path, action="append", help="what --reach has written (repeatable, of several parts)")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds of one mutant, after which it counts as surviving")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--reach-child", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, action="append", help="where results are; the first file is written (repeatable)")
@@ -259,7 +260,7 @@ def main() -> int:
                 return 2
     results = []
     for m in chosen:
-        r = known.get(m) or try_one(m, first[m])
+        r = known.get(m) or try_one(m, first[m], args.limit)
         results.append(r)
         if m in known:
             continue

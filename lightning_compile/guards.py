@@ -25,12 +25,20 @@ class Assumption:
 
     @classmethod
     def of(cls, index: int, tensor: torch.Tensor) -> Assumption:
-        return cls(index, weakref.ref(tensor), tensor._version, tensor.data_ptr())
+        return cls(index, weakref.ref(tensor), tensor._version, _memory(tensor))
 
     def holds(self, args: Sequence[Any]) -> bool:
         held = self.tensor()
         return held is not None and held is args[self.index] and held._version == self.version and \
-            held.data_ptr() == self.memory
+            _memory(held) == self.memory
+
+
+def _memory(t: torch.Tensor) -> int:
+    """Where its elements lie; 0 of a tensor that has no memory of its own."""
+    try:
+        return t.data_ptr()
+    except RuntimeError:
+        return 0
 
 
 def guarded(assumptions: Sequence[Assumption], fast: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:

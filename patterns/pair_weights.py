@@ -217,7 +217,7 @@ class Pairs:
         over = part.variables
         shape = [len(grid.of(x)) for x in over]
         count = int(np.prod(shape))
-        if count > CELLS * 8:
+        if count > CELLS * (1 if self.sizes.whole else 8):
             raise near_miss("LC106", seen=f"{count} pairs are too many to check")
         holds = np.ones(shape, dtype=bool)
         for e in part.indicators:
