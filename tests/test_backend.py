@@ -302,6 +302,15 @@ def test_a_changed_mask_buffer_is_noticed() -> None:
     agree()
 
 
+def test_a_mask_buffer_with_other_memory_is_noticed() -> None:
+    model = Masked()
+    fast = compiled(model)
+    fast(*qkv())
+    assert counters["lightning"]["rewritten"] == 1
+    model.mask.data = torch.ones(N, N, dtype=torch.float64)
+    torch.testing.assert_close(fast(*qkv()), model(*qkv()), rtol=1e-9, atol=1e-9)
+
+
 # ------------------------------------------------------------------------------------------------ aliases and mutations
 def view_written_after(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     k = k.clone()
