@@ -6,7 +6,8 @@
     python benchmarks/mutants.py --only algebra     those of one file
     python benchmarks/mutants.py --json out.json    with the results; those that the file already holds are not run again
     python benchmarks/mutants.py --part 2/8         every eighth, from the third on: parts may run beside each other
-    python benchmarks/mutants.py --first old.json   the test that killed a mutant in an earlier run is the first to run
+    python benchmarks/mutants.py --first old.json   the test that killed a mutant in that run is the first to run; of
+                                                    results/mutants.json, unless given
 
 A mutant is one replacement in one file. The fast tests that concern it run against the copy, in a fork of this process that has
 imported PyTorch already; it is killed if one of them fails.
@@ -51,6 +52,7 @@ SUITES: dict[str, tuple[str, ...]] = {
               KERNELS + "test_kernels_tiles_numbers.py"),
     "wide": (KERNELS + "test_kernels_tiles_wide.py",),
 }
+KILLERS = ROOT / "benchmarks/results/mutants.json"
 INTERPRETED = ("tiles", "wide")
 SLOW = {"test_laws.py": 0, "test_checks.py": 4, "test_loops.py": 4}  # about 10 s a test, where others take one; 0: the first
 LIMIT = 1800  # seconds of one mutant
@@ -247,7 +249,7 @@ def main() -> int:
         return 0
     chosen = [m for m in MUTANTS if args.only in m.file][part::parts]
     known = read(args.json or ())
-    killers = {(m.file, m.old, m.new): r.killed_by for m, r in read(args.first or ()).items()}
+    killers = {(m.file, m.old, m.new): r.killed_by for m, r in read(args.first or (KILLERS,)).items()}
     reached: dict[tuple[str, str, str], list[tuple[float, str]]] = {}
     for suite, home, said, tests in (row for file in args.reached or () for row in json.loads(file.read_text())):
         reached.setdefault((suite, home, said), []).extend((seconds, name) for name, seconds in tests)

@@ -35,4 +35,3 @@ def never(e: Affine) -> bool:
 def negation(e: Affine) -> Affine:
     """not [e <= 0] is [1 - e <= 0], for integers."""
     return Affine(1) - e
-

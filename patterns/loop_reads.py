@@ -33,11 +33,9 @@ def through(r: Read, decays: set[Leaf]) -> Read:
     return replace(s if e.coef == 1 else scaled(s, e.coef), function="exp", detached=s.detached or r.detached)
 
 
-
 def added(p: Update | Carry) -> set[Leaf]:
     """Keys and values of an update."""
     return {r.leaf for r in (*p.k, *p.v)} if isinstance(p, Update) else set()
-
 
 
 def of_products(r: Read) -> bool:
@@ -46,11 +44,9 @@ def of_products(r: Read) -> bool:
     return not r.function and d is not None and d.masked is None and all(len(t.reads()) > 1 for t in d.terms)
 
 
-
 def expression_of(r: Read, depth: int) -> Any:
     """Equal for the same number at another step."""
     return kind(r.leaf.node, depth), r.function, tuple(str(a.const) for a in r.index if not a.coef)
-
 
 
 def order_of(r: Read) -> Any:
@@ -58,12 +54,10 @@ def order_of(r: Read) -> Any:
     return (r.leaf.node is None, r.leaf.node)
 
 
-
 def pairs_of(mine: tuple[Index, ...], theirs: tuple[Index, ...]) -> list[tuple[Index, Index]]:
     if len(mine) != len(theirs) or not all(same(x.size, y.size) for x, y in zip(mine, theirs)):
         raise NotUnrolled
     return list(zip(mine, theirs))
-
 
 
 def same_place(r: Read, keys: Sequence[Read]) -> bool:
@@ -79,11 +73,9 @@ def same_place(r: Read, keys: Sequence[Read]) -> bool:
     return any(at(r) & at(k) for k in keys)
 
 
-
 def in_order(reads: Sequence[Read]) -> tuple[Read, ...]:
     """An order that equal products share."""
     return tuple(sorted(reads, key=lambda r: (r.function, [len(a.coef) for a in r.index], id(r.leaf))))
-
 
 
 def shares(t: Term, state: Read, terms: Sequence[Term]) -> bool:
@@ -91,4 +83,3 @@ def shares(t: Term, state: Read, terms: Sequence[Term]) -> bool:
     others = [set(x.reads()) for x in terms if x is not t]
     own = set(t.reads())
     return any(len((set(x.reads()) - own) & other) > 1 for x in expand(t, state) for other in others)
-

@@ -24,7 +24,6 @@ def complement(v: Value) -> Value:
     return add(constant(1), v.finite(), -1)
 
 
-
 def affine(v: Value) -> Affine:
     """The integer index expression that a value is; Unknown if it is none."""
     result = Affine()
@@ -43,14 +42,12 @@ def affine(v: Value) -> Affine:
     return result
 
 
-
 def is_indicator(v: Value) -> bool:
     """One term that is only a number times indicators: it takes that number and 0."""
     return v.masked is None and len(v.terms) == 1 and not (
         v.terms[0].factors or v.terms[0].exponent or v.terms[0].bound)
 
 _MIRROR = {"gt": "lt", "lt": "gt", "ge": "le", "le": "ge", "eq": "eq", "ne": "ne"}
-
 
 
 def compare(op: str, a: Value, b: Value) -> Value:
@@ -72,7 +69,6 @@ def compare(op: str, a: Value, b: Value) -> Value:
     return complement(mask) if op == "ne" else mask
 
 
-
 def where(c: Value, x: Value, y: Value) -> Value:
     """c x + (1 - c) y; a branch that is infinite everywhere turns the condition into the mask of infinity."""
     axes, (c, n, x, y) = align(c, complement(c), x, y)
@@ -86,7 +82,6 @@ def where(c: Value, x: Value, y: Value) -> Value:
     chosen = multiply(c, x) if x.terms or x.masked else Value(axes, ())
     rest = multiply(n, y) if y.terms or y.masked else Value(axes, ())
     return add(chosen, rest)
-
 
 
 def held(v: Value, dtype: torch.dtype) -> bool:
@@ -122,4 +117,3 @@ def triangle(v: Value, diagonal: Size, lower: bool) -> Value:
             raise Unknown("triangle of a value that is partly infinite")
         return Value(v.axes, (), frozenset({negation(e)}), v.sign)  # zero outside, infinite inside
     return replace(v, terms=tuple(replace(t, indicators=t.indicators | {e}) for t in v.terms))
-

@@ -370,4 +370,3 @@ class Pairs:
         if not np.allclose(seen, seen[0], rtol=0, atol=1e-6 * max(1.0, abs(seen[0]))):
             raise near_miss("LC201", seen="the state before the first position decays otherwise than the keys")
         return float(seen[0])
-

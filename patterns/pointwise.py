@@ -20,7 +20,6 @@ from .normal_form import Factor, Numbers, Position, Read, Term, Value, constant
 VANISHES = -1e4  # exp of this is zero in every dtype, whatever a log-decay adds to it
 
 
-
 def masked_numbers(v: Value, leaf: Value) -> Value | None:
     """A product of tables of numbers, each of some axes, under a mask, of which a tensor holds the whole: w[i, j] = a[i] b[j]
     wherever the mask holds is w[i, n] w[m, j] / w[m, n], of a row m and a column n, the first or the last, that the mask leaves
@@ -55,12 +54,10 @@ def masked_numbers(v: Value, leaf: Value) -> Value | None:
     return replace(v, terms=(replace(t, coef=1, factors=factors, indicators=masks),))
 
 
-
 def _not_zero(f: Factor) -> bool:
     """Whether numbers, read at one place, are not zero."""
     at = None if isinstance(f, Read) else f.at.const
     return isinstance(at, int) and (f.values[at] if isinstance(f, Numbers) else at) != 0
-
 
 
 def exponential(v: Value) -> Value:
@@ -77,14 +74,12 @@ def exponential(v: Value) -> Value:
     return Value(v.axes, (Term(1, indicators=frozenset(holds), exponent=tuple(exponent)),))
 
 
-
 def inverse_of_exponential(v: Value) -> Value | None:
     """1 / exp(x) = exp(-x), where v is an exponential."""
     if v.masked is None and len(v.terms) == 1 and v.terms[0].pure_exponent():
         t = v.terms[0]
         return replace(v, terms=(replace(t, exponent=tuple(replace(e, coef=-e.coef) for e in t.exponent)),))
     return None
-
 
 
 def clamp(v: Value, low: Any, high: Any) -> Value:
@@ -109,13 +104,11 @@ def clamp(v: Value, low: Any, high: Any) -> Value:
     return result
 
 
-
 def absolute(v: Value) -> Value:
     """|x| of an expression of positions, or of one whose sign is that of such."""
     e = monotone.sign(v)
     negative = Value(v.axes, (Term(1, indicators=frozenset({(affine(v) if e is None else e).shift(1)})),))
     return add(v, multiply(negative, v), -2)
-
 
 
 def table(numbers: Any, v: Value) -> Value:
@@ -133,7 +126,6 @@ def table(numbers: Any, v: Value) -> Value:
     return Value(v.axes, (Term(1, (Numbers(tuple(map(float, flat)), mixed_radix(variables)),)),))
 
 
-
 def logarithm(v: Value) -> Value | None:
     """The logarithm of a value that is an exponential, or of positive numbers; None for any other."""
     if v.masked is None and len(v.terms) == 1 and v.terms[0].pure_exponent():
@@ -142,4 +134,3 @@ def logarithm(v: Value) -> Value | None:
     if numbers is None or not (numbers > 0).all():
         return None
     return table(np.log(numbers), v)
-
