@@ -79,8 +79,9 @@ class Sizes(Grid):
         nested = [*expressions, *(e for t in tensors for e in t.indicators),
                   *(a for t in tensors for f in t.factors for a in (f.index if isinstance(f, Read) else (f.at,)))]
         # what a table or a polynomial says of a position is not said of others by it
-        self.whole = {x for t in tensors for x in by_numbers(t)} | {
-            x for p in problem.parts for x in by_numbers(Term(1, p.factors))} - set(problem.batch)
+        told = {x for t in tensors for x in by_numbers(t)} | {x for p in problem.parts for x in by_numbers(Term(1, p.factors))}
+        self.whole = told - set(problem.batch)
+        self.heads = [x for x in problem.batch if x in told] if self.whole else []  # nor of other heads
         simple = not self.whole and all(isinstance(c, int) and abs(c) == 1 for e in nested for c in e.coef.values()) and all(
             isinstance(e.const, int) for e in nested) and all(len(p.query.coef) <= 1 for p in problem.parts)
         self.need = max([abs(e.const) for e in nested if isinstance(e.const, int)], default=0) + SPARE if simple else None

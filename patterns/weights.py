@@ -9,6 +9,7 @@ no match. The tensors that exponents read are random numbers here, so equal weig
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from .index import Index, product
 from .normal_form import Read
 from .pair_weights import Pairs, Problem, Sizes, atoms_of, symbols_of
 
+HEADS = 64   # that are all looked at, where tables are of positions and of heads
 ROOM = 1e-9  # weights may be off by so much, beside the rounding of tables
 
 
@@ -71,8 +73,13 @@ def _solve(problem: Problem, late: bool) -> Weights:
         raise near_miss("LC106", seen="no batch, or no head")
     atoms = atoms_of(problem)
     numbers: list[Array] = [np.zeros(())] * len(atoms)
-    assignments = [dict.fromkeys(problem.batch, 0)] if not atoms else [
-        dict.fromkeys(problem.batch, 0), {x: sizes.number(x.size) - 1 for x in problem.batch}]
+    first = dict.fromkeys(problem.batch, 0)
+    assignments = [first] if not atoms else [first, {x: sizes.number(x.size) - 1 for x in problem.batch}]
+    if sizes.heads:                                         # tables of positions may be others for each head
+        every = list(itertools.product(*(range(sizes.number(x.size)) for x in sizes.heads)))
+        if len(every) > HEADS:
+            raise near_miss("LC201", seen=f"numbers of positions for {len(every)} heads, too many to look at")
+        assignments = [first | dict(zip(sizes.heads, at)) for at in every]
     summed = [False] * len(atoms)
     result: tuple[float, bool, bool, float] | None = None
     for n, fixed in enumerate(assignments):

@@ -201,3 +201,11 @@ def no_step_at_all(q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
 def no_batch_at_all(q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
     i = torch.arange(8).double()
     return ((q @ k.mT * (-0.1 * (i[:, None] - i)).exp().tril()) @ v).sum() + x
+
+
+@spelling(lambda: [random(2, 3, N, D), random(2, 3, N, D), random(2, 3, N, E)], sites=0)
+def decay_of_one_head_that_is_another_from_a_position_on(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Neither the first head nor the last."""
+    odd = (torch.arange(3)[:, None] == 1) & (torch.arange(N) >= 20)
+    levels = torch.where(odd, 0.5, 0.9).double().log().cumsum(1)
+    return (q @ k.mT * (levels[:, :, None] - levels[:, None]).exp().tril()) @ v
