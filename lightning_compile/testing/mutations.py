@@ -90,6 +90,15 @@ MUTATIONS: dict[str, Mutation] = {
                                       argument=True),
     "argument decay misplaced": Mutation(SCORES, "masked", "s = s * torch.exp(-m[0].cumsum(0)[:, None] + m[1].cumsum(0))",
                                          argument=True),
+    "decay that changes": Mutation(SCORES, "masked", "w = torch.where(i >= 6, -0.5, -0.1).to(s.dtype).cumsum(0); "
+                                   "s = s * (w[:, None] - w).exp()"),
+    "decay of one step": Mutation(SCORES, "masked", "w = (-0.1 - 0.3 * (i == n - 2)).to(s.dtype).cumsum(0); "
+                                  "s = s * (w[:, None] - w).exp()"),
+    "decay by a logarithm": Mutation(SCORES, "masked", "w = (i - 5).clamp(min=1).to(s.dtype).log(); "
+                                     "s = s * (w[:, None] - w).exp()"),
+    "weight of one row": Mutation(SCORES, "masked", "s = s * torch.where(i == n - 2, 2.0, 1.0).to(s.dtype)[:, None]"),
+    "weight by a polynomial": Mutation(SCORES, "masked", "w = i.to(s.dtype); "
+                                       "s = s * (-1e-3 * w * (w - 1) * (w - 2) * (w - 3) * (w - 4)).exp()[:, None]"),
     "cumulative scores": Mutation(SCORES, "masked", "s = s.cumsum(-1)"),
     "cumulative rows": Mutation(SCORES, "masked", "s = s.cumsum(-2)"),
     # ------------------------------------------------------------------------------------------------------------ writes
@@ -126,6 +135,8 @@ MUTATIONS: dict[str, Mutation] = {
     # ------------------------------------------------------------------------------------------------------------ chunks
     "chunks that see no diagonal": Mutation(CHUNKS, "inside", "inside = inside.tril(-1)"),
     "chunks that see too little": Mutation(CHUNKS, "inside", "inside = inside.triu(-1)"),
+    "one row of each chunk": Mutation(CHUNKS, "inside", "w = torch.arange(inside.shape[-1]) == 1; "
+                                      "inside = inside * torch.where(w, 0.5, 1.0).to(inside.dtype)[:, None]"),
     "chunks halved inside": Mutation(CHUNKS, "inside", "inside = inside * 0.5"),
     "chunks of nonlinear scores": Mutation(CHUNKS, "inside", "inside = inside.relu()"),
     "own chunk counted twice": Mutation(CHUNKS, "before", "before = before + states"),
