@@ -1,7 +1,7 @@
 """Seeded mistakes in rules, checks and kernels: which of them do the tests notice?
 
     python benchmarks/mutants.py                    every mutant, in a copy of the package; an hour on one core
-    python benchmarks/mutants.py --reach r.json     once, a quarter of an hour: which tests reach the lines of mutants
+    python benchmarks/mutants.py --reach r.json     once, most of an hour: which tests reach the lines of mutants
     python benchmarks/mutants.py --reached r.json   these run first, the quickest of them before the others
     python benchmarks/mutants.py --only algebra     those of one file
     python benchmarks/mutants.py --json out.json    with the results; those that the file already holds are not run again

@@ -21,6 +21,7 @@ from .loop_numbers import read_of
 from .loop_weights import Sequenced, Weighed, weighed
 from .match import MAX_FEATURES, Match
 from .normal_form import Leaf, Read, Term, Value
+from .pair_weights import ROOM
 from .piece_gates import joined
 from .pieces import Pieces
 from .recurrence import Tables
@@ -156,7 +157,7 @@ def _started(match: Match, states: States, found: Weighed) -> Match:
         return match
     initial = [key for key, parts in states.items() if not parts]
     if len(initial) != 1 or initial[0][0].node is None or initial[0][0].dirty or not all(
-            np.allclose(w, median, rtol=1e-6 + 16 * match.room, atol=0) for w in weights):
+            np.allclose(w, median, rtol=ROOM + 16 * match.room, atol=0) for w in weights):
         raise near_miss("LC113", leaf=initial[0][0] if initial else "a state")
     return replace(match, state=(Read(*initial[0]),), entering=median / match.coef)
 

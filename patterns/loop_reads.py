@@ -8,13 +8,7 @@ from typing import Any
 
 from .exponents import scaled
 from .index import Index, same
-from .loop_forms import (
-    Carry,
-    NotUnrolled,
-    Update,
-    expand,
-    substituted,
-)
+from .loop_forms import Carry, NotUnrolled, Update, expand, substituted
 from .normal_form import Leaf, Read, Term
 from .step_gates import kind
 

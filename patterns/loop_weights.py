@@ -12,9 +12,10 @@ from .index import hint
 from .loop_forms import Carry, Form, Frame, StateKey, Update
 from .loop_numbers import Explained, explained
 from .normal_form import Read, Term
+from .pair_weights import ROOM
 from .recurrence import Array, Atom, Chain, Tables, atoms_of, divided, fit, sample, some
 from .slots import Slot
-from .weights import ROOM, causality
+from .weights import causality
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from .sizes import hint_of
 CELLS = 1 << 22  # pairs (times further bound variables) of one term
 SPARE = 4        # positions that a grid has beyond the largest constant
 ROWS = 24        # sizes up to this are taken whole
+ROOM = 1e-9      # weights may be off by so much, beside the rounding of tables
 
 
 @dataclass(frozen=True)
@@ -368,6 +369,6 @@ class Pairs:
                 on = query < len(u)
                 np.add.at(u, query[on], w[on])
         seen = u[self.rows]
-        if not np.allclose(seen, seen[0], rtol=0, atol=1e-6 * max(1.0, abs(seen[0]))):
+        if not np.allclose(seen, seen[0], rtol=0, atol=ROOM * max(1.0, abs(seen[0]))):
             raise near_miss("LC201", seen="the state before the first position decays otherwise than the keys")
         return float(seen[0])

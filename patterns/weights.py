@@ -19,10 +19,9 @@ from .codes import NearMiss, near_miss
 from .evaluate import Array
 from .index import Index, product
 from .normal_form import Read
-from .pair_weights import Pairs, Problem, Sizes, atoms_of, symbols_of
+from .pair_weights import ROOM, Pairs, Problem, Sizes, atoms_of, symbols_of
 
 HEADS = 64   # that are all looked at, where tables are of positions and of heads
-ROOM = 1e-9  # weights may be off by so much, beside the rounding of tables
 
 
 @dataclass(frozen=True)

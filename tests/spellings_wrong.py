@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from spelling import D, E, gated, qkv, random, spelling
@@ -102,9 +104,9 @@ def gate_of_one_step_that_is_next_to_the_others(q: Tensor, k: Tensor, v: Tensor)
 
 
 # ------------------------------------------------------------------------------------ gates that are not above 0, or are 0
-def _steps(name: str, gate: object, sites: int = 0) -> None:
+def _steps(name: str, gate: Callable[[Tensor], Tensor], sites: int = 0) -> None:
     def program(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
-        a, state, found = gate(f), q.new_zeros(2, 2, D, E), []  # type: ignore[operator]
+        a, state, found = gate(f), q.new_zeros(2, 2, D, E), []
         for t in range(24):
             state = state * a[:, :, t, None, None] + k[:, :, t, :, None] * v[:, :, t, None, :]
             found.append((q[:, :, t, None] @ state)[:, :, 0])
@@ -135,9 +137,9 @@ def not_a_number_that_does_not_occur(q: Tensor, k: Tensor, v: Tensor, f: Tensor)
 
 
 # --------------------------------------------------------------------------------------- positions that their type does not hold
-def _positions(name: str, make: object, n: int, sites: int) -> None:
+def _positions(name: str, make: Callable[[int], Tensor], n: int, sites: int) -> None:
     def program(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        i: Tensor = make(n)  # type: ignore[operator]
+        i = make(n)
         return (q @ k.mT).masked_fill(i[:, None] < i, 0) @ v
 
     program.__name__ = f"positions_in_{name}"
