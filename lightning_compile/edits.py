@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.fx as fx
@@ -41,8 +42,10 @@ class GraphEdits:
         """Writes a site in front of what it replaces; what is in the way, where it cannot be written."""
         first = min((c.node for c in members), key=lambda n: self.order[n])
         try:
-            steps, written = members[0].steps, set(self.replaced.values())
-            moved = to_be_moved(site.main, self.interpreter, steps, written) if steps else []
+            steps, written = sorted(n for c in members for n in c.steps), set(self.replaced.values())
+            # what is read behind the call is there where an attention that a tensor holds is finished
+            early = [m if c.steps else replace(m, out=(), beside=()) for c, m in zip(members, site.matches())]
+            moved = to_be_moved(early, self.interpreter, steps, written) if steps else []
         except NearMiss as e:
             return e
         device = self.table.tensors[members[0].key.tensor].device

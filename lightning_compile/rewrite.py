@@ -161,7 +161,7 @@ class _Pass:
         single = {c.node for c, _ in attentions}
         whole = [(c, m) for c, m in outputs if single.intersection(c.steps)]
         for c, m in whole:                                  # a loop before its blocks, which are attentions themselves
-            if c.node in live and self._site((c,), Site(m), told=False):
+            if c.node in live and self._outputs(c, m, normalisers, live, told=False):
                 live = self.edits.live()
         for c, m in reversed(attentions):
             if c.node in live and self._blocks(m):
@@ -169,7 +169,7 @@ class _Pass:
             elif c.node in live and self._attention(c, m, normalisers, live):
                 live = self.edits.live()
         for c, m in outputs:                                # in order: a layer reads what those before it give, step by step
-            if c.node in live and c.node not in self.edits.replaced and self._site((c,), Site(m), told=not c.more):
+            if c.node in live and c.node not in self.edits.replaced and self._outputs(c, m, normalisers, live, told=not c.more):
                 live = self.edits.live()                   # what the outputs were made of is none any more
         for c, m in reversed(normalisers):
             if c.node in live and c.node not in self.edits.replaced and "cumsum" not in m.via:
@@ -229,7 +229,7 @@ class _Pass:
         site = Site(m)
         inside = divided_by(m)
         for z, n in normalisers:
-            if z.node in live and (both := joined(m, n)) is not None and self._values_before((c, z), both):
+            if z.node in live and (both := joined(m, n)) is not None and (z.steps or self._values_before((c, z), both)):
                 members, site = (c, z), both
                 break
         ends = self._ends(site.main, live)
@@ -247,6 +247,15 @@ class _Pass:
         for end, state in ends if written else ():
             self._site((end,), Site(state), told=False)
         return written
+
+    def _outputs(self, c: cand.Candidate, m: Match, normalisers: Sequence[tuple[cand.Candidate, Match]],
+                 live: set[fx.Node], told: bool) -> bool:
+        """Writes an attention that no tensor holds, with the normaliser of its steps."""
+        for z, n in normalisers:
+            if len(z.steps) == len(c.steps) and z.node in live and z.node not in self.edits.replaced and (
+                    both := joined(m, n)) is not None and self._site((c, z), both, told=False):
+                return True
+        return self._site((c,), Site(m), told=told)
 
     def _ends(self, m: Match, live: set[fx.Node]) -> list[tuple[cand.Candidate, Match]]:
         """The nodes that are the attention's final state. Views of these are none of their own."""

@@ -223,14 +223,17 @@ class Assembled(TorchDispatchMode):
         """Notes that a window of `whole` was written: its pieces, and a record from which it can be made again. `written` are the
         pieces of what was written, if it was put together itself."""
         self.versions[id(whole)] = before.version + 1
-        source = torch.ops.aten.select_scatter.default if gone == (dim,) else torch.ops.aten.slice_scatter.default
+        key, value, source = (id(whole), before.version + 1), self.values[view.tensor], view
+        func = torch.ops.aten.select_scatter.default if gone == (dim,) else torch.ops.aten.slice_scatter.default
         bounds = (dim, start) if gone == (dim,) else (dim, start, start + length)
-        key = (id(whole), before.version + 1)
-        if gone in ((), (dim,)):
-            self.records[key] = Record(source, (before, view, *bounds), {}, (key,), (self.values[id(whole)],), len(self.records))
-        value = self.values[view.tensor]
-        for d in gone:
-            value = insert(value, d)
+        if gone == (dim,):
+            value = insert(value, dim)
+        else:
+            for n, d in enumerate(gone):                    # axes of one element that were selected beside it
+                value, own = insert(value, d), (id(whole), -(key[1] * whole.dim() + n))
+                self.records[own] = Record(torch.ops.aten.unsqueeze.default, (source, d), {}, (own,), (value,), len(self.records))
+                source = Key(*own)
+        self.records[key] = Record(func, (before, source, *bounds), {}, (key,), (self.values[id(whole)],), len(self.records))
         for tied in (was, self.values[id(whole)]):
             self._tie(tied, value, dim)
             self._tie_window(tied, value, dim, start)

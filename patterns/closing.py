@@ -34,6 +34,9 @@ def closable(v: Value, t: torch.Tensor) -> int:
         return 0                                            # a product of tensors that have other axes each: keys and values
     if exponents:                                           # a weight of a position, and no decay
         return 2 * (not any(e.leaves() for e in exponents))
+    if any(len(x.factors) > 1 and isinstance(f, Read) and (d := f.leaf.definition) is not None and d.terms and not d.leaves()
+           for x in v.terms for f in x.factors):
+        return 2                                            # by a table of numbers, which is a leaf
     return int(len(v.terms) > 1 or any(len(axis) > 1 for axis in v.axes) and len(v.terms[0].reads()) == 1 or _moved(v.terms[0]))
 
 

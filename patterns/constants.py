@@ -40,6 +40,16 @@ def static(node: fx.Node) -> bool:
     return not (isinstance(x, Tensor) and (x.requires_grad or sum(s != 1 for s in x.shape) > 3))
 
 
+def rates(real: Any) -> tuple[float, float] | None:
+    """Between which numbers those of a parameter lie that is not trained, where they may be decays."""
+    if not isinstance(real, Tensor) or not real.is_floating_point() or real.requires_grad or \
+            real.is_meta or not 0 < real.numel() <= MAX_ROWS:
+        return None
+    with no_modes(), torch.no_grad():
+        low, high = float(real.min()), float(real.max())
+    return (low, high) if 0 < low <= high < 1 else None
+
+
 def known_value(real: Any) -> Value | None:
     """The normal form of a tensor whose values are known: a mask or decay of pairs of positions, powers by position, or a row
     of numbers; None for any other tensor."""

@@ -11,7 +11,7 @@ import torch.fx as fx
 from ..compat import FakeTensorMode, HigherOrderOperator, enable_python_dispatcher, enter_autocast, exit_autocast, pytree
 from .clock import look
 from .closing import closable
-from .constants import known_value, static
+from .constants import known_value, rates, static
 from .folding import Folder
 from .functions import DETACH, apart, example_of, foreign, is_scalar, opaque
 from .index import same, size_of
@@ -139,8 +139,10 @@ class GraphInterpreter(fx.Interpreter):
         parameter = isinstance(example, torch.nn.Parameter) or isinstance(real, torch.nn.Parameter)
         if isinstance(real, torch.Tensor) and real.is_inference():
             real = None                                      # whether it is written to cannot be told
-        for leaf in self.table.cut(t, node, parameter, bounds=self.ranges.of(node)).leaves():
-            leaf.real = real if static(node) and not parameter else None
+        known = rates(real) if parameter and static(node) else None
+        for leaf in self.table.cut(t, node, parameter, bounds=known or self.ranges.of(node)).leaves():
+            leaf.real = real if static(node) and (not parameter or known) else None
+            leaf.relied = known is not None
         self.table.node_of[id(t)] = node
         if not parameter and (v := self.constants(node, real)) is not None:
             self.table.put(t, v)

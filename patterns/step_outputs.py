@@ -38,7 +38,8 @@ Known = tuple[fx.Node, torch.Tensor, Match]  # an attention, and the node that l
 def outputs_of_steps(interpreter: GraphInterpreter, known: Iterable[Known]
                      ) -> list[list[tuple[Sequence[fx.Node], torch.Tensor, Match]]]:
     """Of each loop, in the graph's order, the tensors of steps which side by side are an attention, with the tensor that would
-    hold them all: those first that are made of the others. What belongs to attentions that are `known` is none of theirs."""
+    hold them all: those first that are made of the others. Normalisers are by themselves, in front of all attentions. What
+    belongs to attentions that are `known` is none of theirs."""
     taken = between(known, interpreter)
     groups: dict[Any, list[fx.Node]] = {}
     contractions: dict[Any, list[fx.Node]] = {}
@@ -55,17 +56,20 @@ def outputs_of_steps(interpreter: GraphInterpreter, known: Iterable[Known]
                 loops.join(n, value.terms)
                 groups.setdefault((kind(n, DEPTH), n.target, *alike), []).append(n)
     found: dict[Any, list[tuple[Sequence[fx.Node], torch.Tensor, Match]]] = {}
+    normalisers: list[list[tuple[Sequence[fx.Node], torch.Tensor, Match]]] = []
     for (_, _, *of), group in groups.items():
         for loop, nodes in loops.apart(group).items():
             # a first step has no state before it, or one that is given, and is another expression: a projection may follow it
             parts = _made_of(nodes[0], {n for n in contractions[tuple(of)] if n < nodes[0]})
             before = [n for n in contractions[tuple(of)] if n < nodes[0] and n not in parts]
-            every = [*([n, *nodes] for n in before[:-3:-1]), nodes]
+            every = [*([n, *nodes] for n in before[:-3:-1]), nodes, nodes[1:]]
             matches = ((own, _side_by_side(interpreter, own)) for own in every if len(own) >= FEWEST)
             one = next(((own, *x) for own, x in matches if x is not None), None)
-            if one is not None:
+            if one is not None and one[2].kind == "normaliser":
+                normalisers.append([one])
+            elif one is not None:
                 found.setdefault(loop, []).insert(0, one)
-    return sorted(found.values(), key=lambda families: families[-1][0][0])
+    return normalisers + sorted(found.values(), key=lambda families: families[-1][0][0])
 
 
 def between(known: Iterable[Known], interpreter: GraphInterpreter) -> set[fx.Node]:
@@ -103,13 +107,14 @@ def _side_by_side(interpreter: GraphInterpreter, nodes: Sequence[fx.Node]) -> tu
         return None
     pieces = interpreter.table.pieces.get(id(whole))
     match = recognise_pieces(pieces.filled()) if pieces is not None else None
-    return (whole, match) if isinstance(match, Match) and match.kind == "attention" else None
+    return (whole, match) if isinstance(match, Match) and match.kind in ("attention", "normaliser") else None
 
 
 def _reads_a_state(terms: Sequence[Term]) -> bool:
-    """Whether all of it are sums over queries and a state, one of them over keys and values or over a state that is carried."""
+    """Whether all of it are sums over queries and a state, one of them over keys and their positions, or over a state that is
+    carried."""
     return _contractions(terms) and any(
-        len(t.reads()) > 2 or any(r.leaf.definition is not None for r in t.reads()) for t in terms)
+        len(t.reads()) > 2 or len(t.bound) > 1 or any(r.leaf.definition is not None for r in t.reads()) for t in terms)
 
 
 def _contractions(terms: Sequence[Term]) -> bool:
@@ -149,9 +154,9 @@ class _Loops:
         return groups
 
 
-def to_be_moved(m: Match, interpreter: GraphInterpreter, nodes: Sequence[fx.Node],
+def to_be_moved(matches: Sequence[Match], interpreter: GraphInterpreter, nodes: Sequence[fx.Node],
                 written: Collection[fx.Node]) -> list[fx.Node]:
-    """What the attention reads, and what that is made of, as far as it comes behind the first step's output. NearMiss where some
+    """What attentions read, and what that is made of, as far as it comes behind the first step's output. NearMiss where some
     of it is made of what a step reads of a state, unless that is `written` already: then the loop is no attention of given
     tensors; or where it is drawn at random, or written to meanwhile, in the program's order."""
     first, table = nodes[0], interpreter.table
@@ -165,7 +170,7 @@ def to_be_moved(m: Match, interpreter: GraphInterpreter, nodes: Sequence[fx.Node
     def waits(n: fx.Node) -> bool:
         return reads_a_state(n) and not any(x in written or reads_a_state(x) and not waits(x) for x in n.all_input_nodes)
 
-    todo = [r.leaf.node for s in m.every() for r in parts_of(s) if r.leaf.node is not None]
+    todo = [r.leaf.node for m in matches for s in m.every() for r in parts_of(s) if r.leaf.node is not None]
     while todo:
         n = todo.pop()
         if n in nodes or waits(n):

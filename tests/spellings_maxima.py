@@ -156,4 +156,4 @@ def _steps(name: str, sites: int | None, divided: bool = True, wrong: bool = Fal
 
 _steps("and_a_normaliser", 1)
 _steps("alone", 1, divided=False)
-_steps("and_a_step_that_differs", 0, wrong=True)
+_steps("and_a_step_that_differs", 1, wrong=True)  # the normaliser

@@ -9,6 +9,7 @@ import pytest
 import spellings_adverse  # noqa: F401
 import spellings_beside  # noqa: F401
 import spellings_cells  # noqa: F401
+import spellings_cells_normalised  # noqa: F401
 import spellings_chunks  # noqa: F401
 import spellings_closed  # noqa: F401
 import spellings_conditions  # noqa: F401
