@@ -19,6 +19,7 @@ from .patterns.codes import NearMiss, near_miss
 from .patterns.index import product
 from .patterns.interpret import GraphInterpreter
 from .patterns.islands import Islands
+from .patterns.match import Match, parts_of
 from .patterns.step_outputs import to_be_moved
 from .strides import restore
 from .twins import Edit
@@ -46,6 +47,7 @@ class GraphEdits:
             # what is read behind the call is there where an attention that a tensor holds is finished
             early = [m if c.steps else replace(m, out=(), beside=()) for c, m in zip(members, site.matches())]
             moved = to_be_moved(early, self.interpreter, steps, written) if steps else []
+            first = self._before_writes(site.main, first)
         except NearMiss as e:
             return e
         device = self.table.tensors[members[0].key.tensor].device
@@ -88,6 +90,21 @@ class GraphEdits:
             replaced.append((old, value))
         self.sites.append(Edit(tuple((n, b.before) for b in builders for n in b.made), tuple(replaced)))
         return None
+
+    def _before_writes(self, m: Match, first: fx.Node) -> fx.Node:
+        """Where a call reads a given state that the program writes to later: `first`, or before that write, with gradients as
+        there. NearMiss where other operands do not exist yet."""
+        given = {r.leaf.tensor.untyped_storage()._cdata: r.leaf for r in m.state if r.leaf.dirty}
+        writes = [n for s, n in self.table.mutations if s in given and n is not None and self.order[n] < self.order[first]]
+        if not writes:
+            return first
+        place, without = min(writes, key=lambda n: self.order[n]), self.interpreter.without_gradients
+        while (place in without) != (first in without):
+            place = place.prev
+        reads = (*m.q, *m.k, *m.v, *m.state, *(r for g in m.decay for r in g.reads))
+        if any(r.leaf.node is None or self.order[r.leaf.node] >= self.order[place] for s in reads for r in parts_of(s)):
+            raise near_miss("LC113", leaf=next(iter(given.values())))
+        return place
 
     def _write_steps(self, c: cand.Candidate, whole: fx.Node, builders: list[GraphBuilder]) -> list[tuple[fx.Node, fx.Node]]:
         """Each step's output is its element of all of them."""

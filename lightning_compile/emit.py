@@ -170,6 +170,8 @@ def initial_state(b: Builder, m: Match, at: Layout) -> Any:
     for r in m.state:
         y = read(b, r, order)
         x = y if x is None else b.call(torch.mul, x, y)
+    if any(r.leaf.dirty for r in m.state):
+        x = b.call(torch.clone, x)                          # the operator keeps it for the backward
     if m.entering != 1:
         x = b.call(torch.mul, x, m.entering)
     x = b.call(torch.Tensor.expand, x, tuple(b.size(y) for y in order))

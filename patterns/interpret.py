@@ -226,20 +226,20 @@ class GraphInterpreter(fx.Interpreter):
         return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device)
 
     def _switch_gradients(self, enabled: bool) -> None:
-        """Through what is made in a no_grad region no gradient goes back. Where the region writes to a tensor, values do not look
-        across its borders."""
+        """Through what is made in a no_grad region no gradient goes back. Where the region writes to a tensor, values of that
+        memory and of what the region made do not look across its borders."""
         table = self.table
         if enabled != self.grad_enabled:
             self.switched = True
             tensors = [(id(t), t) for t in self.env.values() if isinstance(t, torch.Tensor)]
             if not enabled:
                 self.before, self.writes = {number for number, _ in tensors}, len(table.mutations)
-            wrote = len(table.mutations) > self.writes
+            written = {storage for storage, _ in table.mutations[self.writes:]}
             for number, t in tensors if enabled else ():
-                own = number not in self.before
+                own, wrote = number not in self.before, t.untyped_storage()._cdata in written
                 if (v := table.value(t)).leaves() and (own or wrote):
                     read = whole_tensor(v, t)
-                    if wrote:
+                    if written:
                         table.cut(t, table.node_of.get(number))
                     elif read is None or read.leaf.sum_of is not None:
                         table.put(t, detached(v))

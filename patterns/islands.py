@@ -282,8 +282,10 @@ class Partition:
         """How a member takes an argument: as a part of its own island, or as a leaf, a constant, a scalar."""
         kind = self.kind[arg]
         if kind in (READ, OPEN):
-            # where something is written without gradients, values do not look across the borders
-            return LEAF if self.unlooked and self.state[n][0] != self.state[arg][0] else OPEN
+            # where something is written without gradients, values of that memory do not look across the borders, nor do those of
+            # what has no gradients
+            (epoch, enabled, _), (before, had, _) = self.state[n], self.state[arg]
+            return LEAF if self.unlooked and epoch != before and not (enabled and had and arg not in self.touched) else OPEN
         return kind
 
     def _islands(self) -> list[Island]:

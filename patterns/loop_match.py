@@ -156,7 +156,8 @@ def _started(match: Match, states: States, found: Weighed) -> Match:
     if not weights:
         return match
     initial = [key for key, parts in states.items() if not parts]
-    if len(initial) != 1 or initial[0][0].node is None or initial[0][0].dirty or not all(
+    # one that is written to afterwards is read before that
+    if len(initial) != 1 or initial[0][0].node is None or initial[0][0].dirty and initial[0][0].version or not all(
             np.allclose(w, median, rtol=ROOM + 16 * match.room, atol=0) for w in weights):
         raise near_miss("LC113", leaf=initial[0][0] if initial else "a state")
     return replace(match, state=(Read(*initial[0]),), entering=median / match.coef)

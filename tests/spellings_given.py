@@ -75,3 +75,52 @@ def two_tensors_of_positions(q: Tensor, k: Tensor, v: Tensor, g: Tensor, other: 
 def given_sums_and_a_state_that_starts_elsewhere(q: Tensor, k: Tensor, v: Tensor, g: Tensor, start: Tensor) -> Tensor:
     """The state decays otherwise: what it gives is no part of the site."""
     return (q @ k.mT * between(g)) @ v + (q @ start) * (2 * g).exp()[..., None]
+
+
+# ---------------------------------------------------------------------------------------- given states that are written to later
+def _written(name: str, write: str, sites: int | None = 1, length: int = 12, chunk: int = 1, trained: bool = False) -> None:
+    """A cache that the program starts from, and leaves its last state in. Most have no gradients: eager mode refuses them."""
+    def program(q: Tensor, k: Tensor, v: Tensor, start: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        if not trained:
+            q, k, v, start = (x.detach() for x in (q, k, v, start))
+        cache, out = start * 1, []
+        state = cache
+        for t in range(0, length, chunk):
+            if write == "in the middle" and t == 5:
+                cache.mul_(2)
+                state = state + cache
+            a, b, c = (x[:, :, t:t + chunk] for x in (q, k, v))
+            new = b.mT @ c
+            if chunk > 1:
+                out.append((a @ b.mT).tril() @ c + a @ state)
+            if write == "each step":
+                cache.mul_(0.9).add_(new)
+                state = cache
+            elif write == "each step, at once":
+                cache.copy_(0.9 * cache + new)
+                state = cache
+            else:
+                state = (1.0 if chunk > 1 else 0.9) * state + new
+            if chunk == 1:
+                out.append(a @ state)
+        if write == "at the end":
+            cache.copy_(state)
+        elif write == "at the end, without gradients":
+            with torch.no_grad():
+                cache.copy_(state)
+        elif write == "before it is read again":
+            cache.copy_(state)
+            out[-1] = out[-1] + q[:, :, -1:] @ cache
+        return w * torch.cat(out, 2), cache
+
+    program.__name__ = "given_state_written_" + name
+    spelling(lambda: [*qkv(n=length), random(B, H, D, E), random(1)], sites=sites, keeps=True, slow=name != "at_the_end")(program)
+
+
+_written("at_the_end", "at the end", trained=True)
+_written("at_the_end_without_gradients", "at the end, without gradients", trained=True)
+_written("at_the_end_of_chunks", "at the end", length=24, chunk=4)
+_written("in_each_step", "each step")
+_written("in_each_step_at_once", "each step, at once")
+_written("in_the_middle", "in the middle", sites=None)
+_written("before_it_is_read_again", "before it is read again", sites=None)
