@@ -16,7 +16,7 @@ from . import ahead, compat
 from .announce import announce
 from .compat import CustomGraphPass, RestartAnalysis, SkipFrame, TracingContext, counters, detect_fake_mode
 from .errors import TooFewRewrites, UnknownArgument
-from .guards import Assumption, guarded
+from .guards import Assumption, guarded, plainly_compiled
 from .kernels.sharding import ensure_registered
 from .options import Options, inductor_config, split
 from .patterns.clock import OutOfTime, limited, without_collection
@@ -75,7 +75,7 @@ def lightning(gm: fx.GraphModule, example_inputs: Sequence[Any], *, mode: str | 
     if compiled is None:
         compiled = _inductor(outcome.graph or gm, example_inputs, config, own, name)
     if outcome.graph is not None and assumptions:
-        return guarded(assumptions, compiled, gm.forward)
+        return guarded(assumptions, compiled, plainly_compiled(gm, config))
     return compiled
 
 
@@ -84,7 +84,7 @@ def _assumptions(outcome: Outcome) -> list[Assumption]:
     if outcome.graph is None:
         return []
     placeholders = [n for n in outcome.graph.graph.nodes if n.op == "placeholder"]
-    return [Assumption.of(placeholders.index(n), n.meta["grapharg"].example) for n in outcome.inputs if n.op == "placeholder"]
+    return [Assumption(placeholders.index(n), n.meta["grapharg"].example) for n in outcome.inputs if n.op == "placeholder"]
 
 
 def _given_up(report: Report, why: NearMiss) -> Report:

@@ -45,7 +45,7 @@ __all__ = [
     "cache_folder", "call_as", "compile_fx", "copy_calling_convention", "counters", "cuobjdump", "detect_fake_mode", "empty_cuda",
     "enable_python_dispatcher", "enable_single_level_autograd_function", "enter_autocast", "exit_autocast",
     "fresh_fake", "inductor_names", "inductor_setting", "inductor_settings", "int_oo", "launcher", "lower_as", "make_fx",
-    "no_modes", "observed", "other_driver", "pytree", "release", "same_geometry", "shard", "short_searches",
+    "no_hooks", "no_modes", "observed", "other_driver", "pytree", "release", "same_geometry", "shard", "short_searches",
     "statically_known_true", "tangents_are_on", "trace_structured", "transforms_popped", "with_tangents"]
 
 OLDEST_TORCH = (2, 11)
@@ -53,6 +53,21 @@ OLDEST_TORCH = (2, 11)
 no_modes = _disable_current_modes
 # Inductor's own allocation of (shape, strides, dtype): half the time of new_empty. None: this release has none
 empty_cuda: Callable[..., torch.Tensor] | None = getattr(torch._C._dynamo.guards, "_empty_strided_cuda", None)
+
+
+@contextmanager
+def no_hooks() -> Iterator[None]:
+    """What autograd saves meanwhile is none of the business of hooks that the caller has set, as a checkpoint does."""
+    mine = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
+    try:
+        mine.__enter__()
+    except RuntimeError:                                    # where transforms of functions run nobody's hooks are asked
+        yield
+        return
+    try:
+        yield
+    finally:
+        mine.__exit__()
 
 
 def aot_eager(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], run: Callable[..., Any] | None = None) -> Any:

@@ -1,36 +1,63 @@
-"""Values that the rewritten graph relies on, checked at each call."""
+"""Values that the rewritten graph relies on, checked at each call.
+
+Dynamo gives one compiled graph to all instances of a module, and to a copy of it: another buffer with the same values is as good
+as the one that was there while compiling. So is one that was written to and has the same values again, as by `load_state_dict`.
+"""
 
 from __future__ import annotations
 
 import logging
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
 log = logging.getLogger(__name__)
 
+KEPT = 1 << 20  # numbers of a tensor of which a copy is kept; larger ones are compared with the first while that is as it was
+KNOWN = 64      # tensors that are remembered
 
-@dataclass(frozen=True)
+_Seen = tuple[weakref.ref[torch.Tensor], int, int]  # a tensor, the number of writes to it, its memory
+
+
 class Assumption:
-    """Input number `index` still is this tensor, in the same memory, and nobody has written to it (but through `.data`, NumPy or
-    its storage, which leave no trace)."""
+    """Input number `index` has the values of this tensor. A write through `.data`, NumPy or its storage leaves no trace."""
 
-    index: int
-    tensor: weakref.ref[torch.Tensor]
-    version: int
-    memory: int
-
-    @classmethod
-    def of(cls, index: int, tensor: torch.Tensor) -> Assumption:
-        return cls(index, weakref.ref(tensor), tensor._version, _memory(tensor))
+    def __init__(self, index: int, tensor: torch.Tensor) -> None:
+        self.index = index
+        self.first = _seen(tensor)
+        with torch.no_grad():
+            self.values = tensor.detach().clone() if tensor.numel() <= KEPT else None
+        self.known: list[tuple[_Seen, bool]] = [(self.first, True)]
 
     def holds(self, args: Sequence[Any]) -> bool:
-        held = self.tensor()
-        return held is not None and held is args[self.index] and held._version == self.version and \
-            _memory(held) == self.memory
+        t: Any = args[self.index]
+        for (held, version, memory), same in self.known:
+            if t is not None and held() is t and t._version == version and memory == _memory(t):
+                return same
+        try:
+            own, same = _seen(t), self._same(t)
+        except Exception:                                   # no count of writes, or a CUDA graph is being recorded
+            log.debug("two buffers were not compared", exc_info=True)
+            return False
+        self.known = [*self.known[-KNOWN:], (own, same)]
+        return same
+
+    def _same(self, t: torch.Tensor) -> bool:
+        values = self.values
+        if values is None:
+            held, version, memory = self.first
+            values = held()
+            if values is None or (version, memory) != (values._version, _memory(values)):
+                return False
+        with torch.no_grad():
+            return values.shape == t.shape and values.dtype == t.dtype and values.device == t.device and torch.equal(values, t)
+
+
+def _seen(t: torch.Tensor) -> _Seen:
+    return weakref.ref(t), t._version, _memory(t)
 
 
 def _memory(t: torch.Tensor) -> int:
@@ -50,9 +77,27 @@ def guarded(assumptions: Sequence[Assumption], fast: Callable[..., Any], origina
             if not a.holds(args):
                 if not told:
                     told.append(True)
-                    log.warning("a mask buffer changed after compiling: the original code runs, results stay right. "
-                                "Call torch.compile again after the change to be fast.")
+                    log.warning("a mask or decay that is a buffer has other values than when this was compiled: for these the "
+                                "code runs as it was written, compiled by Inductor, and results stay right. After "
+                                "torch._dynamo.reset() it is compiled for the values that it has then.")
                 return original(*args)
         return fast(*args)
+
+    return run
+
+
+def plainly_compiled(gm: torch.fx.GraphModule, options: dict[str, Any]) -> Callable[..., Any]:
+    """The graph as it was written, compiled by Inductor when it is called for the first time."""
+    compiled = torch.compile(gm, backend="inductor", options=dict(options) or None)
+    failed: list[bool] = []
+
+    def run(*args: Any) -> Any:
+        if not failed:
+            try:
+                return compiled(*args)
+            except TorchDynamoException:
+                log.debug("traceback", exc_info=True)
+                failed.append(True)
+        return gm.forward(*args)
 
     return run

@@ -39,8 +39,8 @@ NAMES = tuple(f.name for f in fields(Options))
 
 def split(options: Mapping[str, Any] | None) -> tuple[Options, dict[str, Any]]:
     """(ours, Inductor's). ValueError for a value that is none of ours."""
-    if not isinstance(options, (Mapping, type(None))):
-        raise WrongOption(name="options", value=options, allowed="a dictionary")
+    if not isinstance(options, (Mapping, type(None))) or not all(isinstance(name, str) for name in options or {}):
+        raise WrongOption(name="options", value=options, allowed="a dictionary with names")
     rest = dict(options or {})
     return Options(**{name: rest.pop(name) for name in NAMES if name in rest}), rest
 

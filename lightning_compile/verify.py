@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import passed
-from .compat import no_modes
+from .compat import no_hooks, no_modes
 from .emit import Site, emit
 from .kernels import reference
 from .kernels.operator import linear_attention
@@ -87,7 +87,7 @@ def check(table: SideTable, site: Site, targets: Sequence[Key]) -> NearMiss | No
         name = passed.name_of(signature(site, table, regions, stop))
         if passed.has_passed(name):
             return None
-        with _collecting_later(), no_modes(), torch.random.fork_rng(devices=()), torch.enable_grad(), \
+        with _collecting_later(), no_modes(), no_hooks(), torch.random.fork_rng(devices=()), torch.enable_grad(), \
                 torch.autocast("cpu", enabled=False):
             failed = _check(table, site, targets, regions)
         if failed is None:

@@ -22,9 +22,11 @@ class Mismatch(UserWarning):
 
 @torch.library.custom_op("lightning::compare", mutates_args=())
 def compare(value: Tensor, original: Tensor, where: str) -> Tensor:
-    """`value`, after a warning if it is not `original`; `original` in that case."""
-    scale = original.abs().max().clamp_min(torch.finfo(original.dtype).tiny)
-    error = float((value - original).abs().max() / scale)
+    """`value`, after a warning if it is not `original`; `original` in that case. Where the original is not finite nothing is
+    compared: a sum in another order may be infinite, or not a number, elsewhere."""
+    finite = original.isfinite()
+    scale = original.abs().where(finite, 0).amax().clamp_min(torch.finfo(original.dtype).tiny) if original.numel() else 1.0
+    error = float((value - original).abs().where(finite, 0).amax() / scale) if original.numel() else 0.0
     if not error <= BUDGET[original.dtype]:
         warnings.warn(f"lightning_compile: at {where} the rewritten value is off by {error:.1e} of the largest element; "
                       "the original is used. Please report it.", Mismatch, stacklevel=2)

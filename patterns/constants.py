@@ -31,6 +31,8 @@ def static(node: fx.Node) -> bool:
         return True
     source: Any = getattr(node.meta.get("grapharg"), "source", None)
     while hasattr(source, "base"):
+        if getattr(source, "member", None) == "_buffers":   # of modules whose identity it does not fix, as those of FSDP
+            return True
         source = source.base
     held = getattr(source, "is_derefed_cell_contents", False) and not getattr(source, "is_input", False)
     if not (type(source).__name__ == "GlobalSource" or held):

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from ..compat import no_modes
 from .constants import MAX_ELEMENTS, static
+from .names import draws
 
 # Methods and functions that take no more than shape, dtype and device of a tensor (number of the argument).
 _SHAPE_ONLY = {"to": 1, "type_as": 1, "zeros_like": 0, "ones_like": 0, "full_like": 0, "new_zeros": 0, "new_ones": 0,
                "new_full": 0, "new_tensor": 0, "expand_as": 1, "view_as": 1}
 _FILLED = frozenset({"zeros", "ones", "full", "zeros_like", "ones_like", "new_zeros", "new_ones", "new_full"})
-_RANDOM = ("rand", "dropout", "normal", "bernoulli", "multinomial", "uniform", "exponential_", "empty")
 
 
 def _name(n: fx.Node) -> str:
@@ -51,7 +51,7 @@ class Folder:
         example = n.meta.get("example_value", n.meta.get("val"))
         if n.op in ("placeholder", "get_attr"):
             return self._real(n) is not None
-        if n.op not in ("call_function", "call_method") or any(w in _name(n) for w in _RANDOM):
+        if n.op not in ("call_function", "call_method") or draws(_name(n)):
             return False
         if isinstance(example, Tensor) and (example.numel().__class__ is not int or example.numel() > MAX_ELEMENTS
                                             or example.requires_grad):

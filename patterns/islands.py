@@ -15,22 +15,22 @@ island with it, never a leaf, and that island is no repetition of another.
 from __future__ import annotations
 
 import functools
-import inspect
 import operator
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.fx as fx
 
-from ..compat import HigherOrderOperator, OpOverload, OpOverloadPacket, pytree
+from ..compat import HigherOrderOperator, pytree
 from .constants import static
 from .functions import OPAQUE, across_devices, dropout_is_active, example_of, is_scalar
-from .names import name_of, named
+from .memory import WRITING, TooStrange, is_torch, storages, written_by
+from .names import draws, name_of
 from .ranges import Ranges, unit
-from .signatures import BUFFER, CONSTANT, LEAF, OPEN, READ, Island, Signer, TooStrange, counterparts
+from .signatures import BUFFER, CONSTANT, LEAF, OPEN, READ, Island, Signer, counterparts
 from .transforms import FEWEST, loops, regions, suspect
 
 # Without one of these an island has no order of positions.
@@ -56,9 +56,6 @@ VIEWS = frozenset({
 PROJECTIONS = frozenset({
     "linear", "layer_norm", "rms_norm", "group_norm", "batch_norm", "embedding", "conv1d", "conv2d", "addmm",
     "scaled_dot_product_attention", "cross_entropy"})
-RANDOM = ("rand", "dropout", "bernoulli", "multinomial", "normal", "empty", "exponential", "uniform", "poisson")
-WRITING = frozenset({"iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor",
-                     "setitem", "delitem", "ilshift", "irshift", "iconcat"})
 
 
 @dataclass(frozen=True)
@@ -124,7 +121,7 @@ class Partition:
         self.ranges = Ranges()
         self.examples = {n: example_of(n) for n in self.nodes}
         self.transformed = frozenset(n for region in regions(gm) for n in region)
-        self.writers = {n: None for n in self.nodes if self._writes(n)}
+        self.writers = {n: None for n in self.nodes if written_by(n)}
         self.touched = self._touched()
         self.sharing: dict[int, list[fx.Node]] = {}
         for n, memory in self.touched.items():
@@ -134,44 +131,12 @@ class Partition:
         self.found = self._islands()
 
     # ------------------------------------------------------------------------------------------------------- writes
-    def _writes(self, n: fx.Node) -> list[fx.Node]:
-        """The tensors that a node writes to."""
-        if n.op not in ("call_function", "call_method"):
-            if n.op in ("placeholder", "get_attr", "output"):
-                return []
-            raise TooStrange(n.op)
-        name = name_of(n)
-        out = n.kwargs.get("out")
-        written = [x for x in pytree.tree_leaves(out) if isinstance(x, fx.Node)]
-        if n.op == "call_method":
-            if name.endswith("_") and not name.endswith("__") or name.startswith("__i") or name == "__setitem__":
-                written += [x for x in n.args[:1] if isinstance(x, fx.Node)]
-            return written
-        if isinstance(n.target, HigherOrderOperator):
-            return written
-        if _mutable(n.target):
-            return list(n.all_input_nodes)
-        if name in WRITING or name.endswith("_") and not name.endswith("__") or _in_place(n):
-            written += [x for x in n.args[:1] if isinstance(x, fx.Node)]
-        if name in ("batch_norm", "instance_norm"):
-            written += [x for x in (*n.args[1:3], n.kwargs.get("running_mean"), n.kwargs.get("running_var"))
-                        if isinstance(x, fx.Node)]
-        return written
-
     def _touched(self) -> dict[fx.Node, int]:
         """Nodes that may share memory with a tensor that is written to, and which memory."""
         if not self.writers:
             return {}
-        written = {s for w in self.writers for n in self._writes(w) for s in self._storages(n)}
-        return {n: s for n in self.nodes for s in self._storages(n) if s in written}
-
-    def _storages(self, n: fx.Node) -> Iterator[int]:
-        for t in pytree.tree_leaves(self.examples[n]):
-            if isinstance(t, torch.Tensor):
-                try:
-                    yield t.untyped_storage()._cdata
-                except Exception as e:                      # a layout without storage
-                    raise TooStrange(str(e)) from e
+        written = {s for w in self.writers for n in written_by(w) for s in storages(self.examples[n])}
+        return {n: s for n in self.nodes for s in storages(self.examples[n]) if s in written}
 
     # -------------------------------------------------------------------------------------------------------- kinds
     def _classify(self) -> None:
@@ -219,11 +184,11 @@ class Partition:
         name = name_of(n)
         arguments = [x for x in n.all_input_nodes if self.kind[x]]
         kinds = {self.kind[x] for x in arguments}
-        if kinds <= {CONSTANT, BUFFER} and _is_torch(n.target) and not any(r in name for r in RANDOM):
+        if kinds <= {CONSTANT, BUFFER} and is_torch(n.target) and not draws(name):
             return CONSTANT
         if across_devices(n) or n.target in OPAQUE and name in PROJECTIONS:
             return LEAF
-        if name in ("addmm", "batch_norm") and _is_torch(n.target):
+        if name in ("addmm", "batch_norm") and is_torch(n.target):
             return LEAF
         if kinds == {LEAF, OPEN} or kinds == {READ, OPEN}:
             return LEAF if self._is_residual(n, name, arguments) else OPEN
@@ -402,42 +367,3 @@ def _gathers(index: Any) -> bool:
     """Whether an index is more than a view: tensors, masks, lists."""
     every = index if isinstance(index, tuple) else (index,)
     return any(isinstance(x, (fx.Node, list, bool)) for x in every)
-
-
-@functools.cache
-def _mutable(target: Any) -> bool:
-    """Whether an operator's schema says that it writes. TooStrange for functions that nothing is known of."""
-    if isinstance(target, OpOverload):
-        return target._schema.is_mutable
-    if isinstance(target, OpOverloadPacket):
-        return any(getattr(target, o)._schema.is_mutable for o in target.overloads())
-    if not _is_torch(target):
-        raise TooStrange(str(target))
-    return False
-
-
-@functools.cache
-def _is_torch(target: Any) -> bool:
-    """Functions of PyTorch and of Python itself; methods are of tensors."""
-    if isinstance(target, str):
-        return True
-    if isinstance(target, OpOverload):
-        return target.namespace in ("aten", "prims", "prim")
-    if isinstance(target, OpOverloadPacket):
-        return target._qualified_op_name.split("::")[0] in ("aten", "prims", "prim")
-    module = getattr(target, "__module__", None) or ""
-    return module.split(".")[0] in ("torch", "_operator", "operator", "builtins", "math", "") or hasattr(operator, named(target))
-
-
-@functools.cache
-def _in_place_at(target: Any) -> int | None:
-    try:
-        parameters = list(inspect.signature(target).parameters)
-    except (TypeError, ValueError):
-        return None
-    return parameters.index("inplace") if "inplace" in parameters else None
-
-
-def _in_place(n: fx.Node) -> bool:
-    at = _in_place_at(n.target)
-    return bool(n.kwargs.get("inplace")) or at is not None and len(n.args) > at and bool(n.args[at])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import re
 from typing import Any
 
 import torch.fx as fx
@@ -42,3 +43,14 @@ def operator_name(func: OpOverload) -> str:
     """The name of an operator, with its namespace if it is none of PyTorch's own."""
     space, name = func._schema.name.split("::")
     return name if space in OWN else func._schema.name
+
+
+# Functions that draw numbers at random, or leave what was in memory.
+_DRAWING = re.compile(
+    "rand|dropout|bernoulli|binomial|multinomial|uniform|exponential|poisson|cauchy|geometric|_gamma|dirichlet|rrelu|gumbel|"
+    "(^|_)normal(_|_functional)?$|kaiming|xavier|orthogonal_|fractional_max_pool|multi_head_attention|lstm|gru|rnn|empty")
+
+
+def draws(name: str) -> bool:
+    """Whether a function of this name draws numbers at random. Two such calls must not change places."""
+    return _DRAWING.search(name) is not None

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import torch.fx as fx
 
+from .functions import example_of
+from .memory import TooStrange, storages, written_memory
 from .names import named
 
 Range = tuple[float, float]
@@ -64,10 +66,11 @@ def _writes(n: fx.Node) -> bool:
 
 
 class Ranges:
-    """Ranges of a graph's nodes, as far as they were asked for."""
+    """Ranges of a graph's nodes, as far as they were asked for. Nothing is known of memory that some node writes to."""
 
     def __init__(self) -> None:
         self.known: dict[fx.Node, Range] = {}
+        self.written: dict[fx.Graph, frozenset[int]] = {}
 
     def of(self, x: Any, depth: int = _DEPTH) -> Range:
         """The range of a node's value, or of a number."""
@@ -76,9 +79,20 @@ class Ranges:
         if not isinstance(x, fx.Node) or depth == 0:
             return ALL
         if x not in self.known:
-            found = ALL if any(map(_writes, x.users)) else self._of(x, depth - 1)
+            found = ALL if self._is_written(x) else self._of(x, depth - 1)
             self.known[x] = ALL if any(map(math.isnan, found)) else found
         return self.known[x]
+
+    def _is_written(self, n: fx.Node) -> bool:
+        if any(map(_writes, n.users)):
+            return True
+        if n.graph not in self.written:
+            self.written[n.graph] = written_memory(n.graph)
+        memory = self.written[n.graph]
+        try:
+            return bool(memory) and not memory.isdisjoint(storages(example_of(n)))
+        except TooStrange:
+            return True
 
     def _of(self, n: fx.Node, depth: int) -> Range:
         example = n.meta.get("example_value", n.meta.get("val"))

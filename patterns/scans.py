@@ -10,6 +10,7 @@ read at, which move by a constant step. The rest of a program then reads a sum w
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -324,9 +325,9 @@ class _Scan:
             y.slice_of(m, 0, 1)
             found = [_counted(Term(math.log(coef)), at, sign) for at, sign in ((var(m), 1), (after, -1)) if coef != 1]
             for n, what in enumerate(family.at(var(y).shift(earliest))):
-                e = _logarithm(what)
-                for at, sign in ((var(m), 1), (after, -1)):
-                    if family.moves(n):
+                moves = family.moves(n)
+                for e, (at, sign) in itertools.product(_logarithms(what, not moves), ((var(m), 1), (after, -1))):
+                    if moves:
                         reach = {z: var(rename(z)) for z in e.bound}
                         up_to = var(y).shift(earliest) - at
                         own = Index(y.size)
@@ -347,14 +348,18 @@ def _counted(e: Term, at: Affine, sign: int) -> Term:
     return replace(e, coef=e.coef * sign, factors=(*e.factors, Position(at)))
 
 
-def _logarithm(what: Any) -> Term:
+def _logarithms(what: Any, opened: bool) -> tuple[Term, ...]:
+    """The logarithm, as a sum. `opened`: that of an exponential is what it is the exponential of; the rest of the program may
+    have others of the same rate."""
     if isinstance(what, Term):
-        return what
+        return (what,)
+    if isinstance(what, Read) and opened and not (rate := as_exponent(Term(1, (what,)))).factors:
+        return rate.exponent
     if isinstance(what, Read) and what.leaf.positive and what.function in LOGARITHMS:
         sign, function = LOGARITHMS[what.function]
-        return Term(sign, (replace(what, function=function),))
+        return (Term(sign, (replace(what, function=function),)),)
     if isinstance(what, Numbers) and min(what.values) > 0:
-        return Term(1, (replace(what, values=tuple(map(math.log, what.values))),))
+        return (Term(1, (replace(what, values=tuple(map(math.log, what.values))),)),)
     raise _NoScan
 
 

@@ -11,15 +11,12 @@ import torch
 import torch.fx as fx
 
 from ..compat import no_modes, pytree
+from .memory import TooStrange
 
 if TYPE_CHECKING:
     from .islands import Partition
 
 LEAF, READ, CONSTANT, BUFFER, OPEN = "leaf", "read", "constant", "buffer", "open"
-
-
-class TooStrange(Exception):
-    """Something that is not understood here; the graph is interpreted as a whole."""
 
 
 @dataclass

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.fx as fx
 
+from ..compat import HigherOrderOperator
 from .clock import OutOfTime
 from .codes import near_miss
 from .functions import dropout_is_active, foreign
 from .match import Match, parts_of
-from .names import name_of
+from .names import draws, name_of
 from .normal_form import Leaf, Term
 from .step_gates import kind
 from .unrolled import recognise_pieces
@@ -43,26 +44,32 @@ def outputs_of_steps(interpreter: GraphInterpreter, known: Iterable[Known]
     taken = between(known, interpreter)
     groups: dict[Any, list[fx.Node]] = {}
     contractions: dict[Any, list[fx.Node]] = {}
+    zeros: dict[Any, list[fx.Node]] = {}
     table, loops = interpreter.table, _Loops()
     for n, t in interpreter.env.items():
         own = isinstance(t, torch.Tensor) and id(t) not in table.viewed and table.node_of.get(id(t)) is n
-        if own and n.op.startswith("call") and n not in taken and t.dim() > 0:
+        if own and n.op.startswith("call") and t.dim() > 0:
             value = table.made_of(t)
-            if value is None or value.masked is not None or not _contractions(value.terms):
+            if value is None or value.masked is not None:
                 continue
             alike = tuple(map(str, t.shape)), t.dtype
+            if not value.terms:
+                zeros.setdefault((n.target, *alike), []).append(n)
+            if n in taken or not _contractions(value.terms):
+                continue
             contractions.setdefault(alike, []).append(n)
             if _reads_a_state(value.terms):
                 loops.join(n, value.terms)
                 groups.setdefault((kind(n, DEPTH), n.target, *alike), []).append(n)
     found: dict[Any, list[tuple[Sequence[fx.Node], torch.Tensor, Match]]] = {}
     normalisers: list[list[tuple[Sequence[fx.Node], torch.Tensor, Match]]] = []
-    for (_, _, *of), group in groups.items():
+    for (_, target, *of), group in groups.items():
         for loop, nodes in loops.apart(group).items():
             # a first step has no state before it, or one that is given, and is another expression: a projection may follow it
             parts = _made_of(nodes[0], {n for n in contractions[tuple(of)] if n < nodes[0]})
             before = [n for n in contractions[tuple(of)] if n < nodes[0] and n not in parts]
-            every = [*([n, *nodes] for n in before[:-3:-1]), nodes, nodes[1:]]
+            empty = [n for n in zeros.get((target, *of), ()) if n < nodes[0]]  # of a state that nothing was added to
+            every = [*([n, *nodes] for n in (*empty[-1:], *before[:-3:-1])), nodes, nodes[1:]]
             matches = ((own, _side_by_side(interpreter, own)) for own in every if len(own) >= FEWEST)
             one = next(((own, *x) for own, x in matches if x is not None), None)
             if one is not None and one[2].kind == "normaliser":
@@ -190,8 +197,10 @@ def to_be_moved(matches: Sequence[Match], interpreter: GraphInterpreter, nodes: 
 
 
 def _is_random(n: fx.Node) -> bool:
+    """Whether a node may draw numbers at random, as the body of a higher-order operator may."""
     name = name_of(n)
-    if "dropout" in name:
+    if name == "scaled_dot_product_attention":
+        return (n.args[4] if len(n.args) > 4 else n.kwargs.get("dropout_p", 0.0)) != 0
+    if n.target is torch.nn.functional.dropout:
         return dropout_is_active(n)
-    return name in ("normal", "normal_") or name.startswith(
-        ("rand", "bernoulli", "multinomial", "poisson", "uniform", "exponential"))
+    return draws(name) or isinstance(n.target, HigherOrderOperator)

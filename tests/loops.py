@@ -163,9 +163,9 @@ def rotated_by_pairs_and_a_table_at_each_step(q: Tensor, k: Tensor, v: Tensor) -
     return torch.stack(out, 2)
 
 
-@no_loop
+@loop
 def scaled_by_other_numbers_of_each_feature_at_each_step(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """A table of steps and features is no number of a position."""
+    """A table of steps and features is no number of a position: what it is multiplied by is an operand."""
     s, out = zeros(q, v), []
     for t in range(q.shape[2]):
         numbers = torch.cos(0.3 * t * torch.arange(q.shape[-1], dtype=q.dtype))

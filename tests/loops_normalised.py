@@ -8,7 +8,7 @@ from loops import BLOCK, LOOPS, zeros
 from torch import Tensor
 
 NORMALISED: list[str] = []   # the normaliser is the operator's too
-LEFT: list[str] = []         # the attention is the operator's, what it is divided by is computed as it was
+APART: list[str] = []        # the normaliser is another one, and a site of its own
 
 
 def normalised(f):
@@ -17,9 +17,9 @@ def normalised(f):
     return f
 
 
-def left(f):
+def apart(f):
     LOOPS[f.__name__] = f
-    LEFT.append(f.__name__)
+    APART.append(f.__name__)
     return f
 
 
@@ -119,7 +119,7 @@ def sums_written_to(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.stack(out, 2)
 
 
-@left
+@normalised
 def another_epsilon_in_one_step(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k = features(q), features(k)
     s, z, out = zeros(q, v), torch.zeros_like(k[:, :, 0]), []
@@ -131,7 +131,7 @@ def another_epsilon_in_one_step(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.stack(out, 2)
 
 
-@left
+@apart
 def sums_that_decay_otherwise(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k = features(q), features(k)
     s, z, out = zeros(q, v), torch.zeros_like(k[:, :, 0]), []
@@ -142,7 +142,7 @@ def sums_that_decay_otherwise(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.stack(out, 2)
 
 
-@left
+@apart
 def one_sum_of_twice_the_key(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k = features(q), features(k)
     s, z, out = zeros(q, v), torch.zeros_like(k[:, :, 0]), []

@@ -188,3 +188,26 @@ def states_of_chunks_whose_gate_each_step_computes(q: Tensor, k: Tensor, v: Tens
         state = state * (log * C).exp() + added[:, :, n]
     inner = (q @ k.mT * ((places[:, None] - places) * log[:, None]).exp().tril()) @ v
     return (inner + (q @ torch.stack(states, 2)) * ((places[:, None] + 1) * log[:, None]).exp()).flatten(2, 3)
+
+
+# ------------------------------------------------------------------ all chunks at once, with the states between them from a loop
+def _at_once(name: str, slope: Callable[[Tensor], Tensor], across: float = C, sites: int | None = 1, slow: bool = True) -> None:
+    """MiniMax's chunks: decays within them, of what they leave and across them are exponentials of one rate a head."""
+    def program(q: Tensor, k: Tensor, v: Tensor, w: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+        rate, i = slope(w)[:, None, None, None], torch.arange(C, dtype=q.dtype) + 1
+        q, k, v = (x.unflatten(2, (N // C, C)) for x in (q, k, v))
+        inside = (q @ k.mT * torch.exp(-rate * (i[:, None] - i)).tril()) @ v
+        new = (k * torch.exp(-rate * (C - i)[:, None])).mT @ v
+        states, state, decay = [], start, torch.exp(-rate * across)[:, 0]
+        for c in range(N // C):
+            states.append(state)
+            state = state * decay + new[:, :, c]
+        return (inside + (q * torch.exp(-rate * i[:, None])) @ torch.stack(states, 2)).flatten(2, 3), state
+
+    program.__name__ = f"chunks_at_once_with_{name}"
+    spelling(lambda: [*qkv(), random(H), random(B, H, D, E)], sites=sites, keeps=True, slow=slow)(program)
+
+
+_at_once("a_rate_of_each_head", torch.exp, slow=False)
+_at_once("a_rate_of_any_sign", lambda w: w)
+_at_once("another_rate_across_chunks", torch.exp, C + 1, sites=None)

@@ -211,3 +211,29 @@ def decay_of_one_head_that_is_another_from_a_position_on(q: Tensor, k: Tensor, v
     odd = (torch.arange(3)[:, None] == 1) & (torch.arange(N) >= 20)
     levels = torch.where(odd, 0.5, 0.9).double().log().cumsum(1)
     return (q @ k.mT * (levels[:, :, None] - levels[:, None]).exp().tril()) @ v
+
+
+# ------------------------------------------------------------------------------------- gates that are written to by another name
+def _gates_written(name: str, write: Callable[[Tensor], object], steps: bool) -> None:
+    """They were positive before that."""
+    def program(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+        g = F.softplus(f)
+        write(g)
+        g = torch.clamp(g, max=3.0)
+        if not steps:
+            c = g.log().cumsum(-1)
+            return (q @ k.mT * (c[..., :, None] - c[..., None, :]).exp().tril()) @ v
+        state, out = q.new_zeros(*q.shape[:2], D, E), []
+        for t in range(q.shape[2]):
+            state = g[:, :, t, None, None] * state + k[:, :, t, :, None] * v[:, :, t, None, :]
+            out.append((q[:, :, t, None] @ state)[:, :, 0])
+        return torch.stack(out, 2)
+
+    program.__name__ = f"gates_written_through_{name}"
+    spelling(lambda: gated(n=9), sites=0 if steps else None, slow=name != "a_view", keeps=not steps)(program)
+
+
+_gates_written("a_view", lambda g: g.view(-1).mul_(-1), True)
+_gates_written("an_element", lambda g: g.select(-1, 3).neg_(), True)
+_gates_written("what_is_detached", lambda g: g.detach().neg_(), True)
+_gates_written("a_view_and_squared", lambda g: g.view(-1).square_(), False)

@@ -1,0 +1,112 @@
+"""Which nodes of a graph write, and to which memory."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.fx as fx
+
+from ..compat import HigherOrderOperator, OpOverload, OpOverloadPacket, pytree
+from .functions import example_of
+from .names import name_of, named
+
+WRITING = frozenset({"iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor",
+                     "setitem", "delitem", "ilshift", "irshift", "iconcat"})
+
+
+class TooStrange(Exception):
+    """Something that is not understood here; the graph is interpreted as a whole."""
+
+
+def written_by(n: fx.Node) -> list[fx.Node]:
+    """The tensors that a node writes to. TooStrange for functions that nothing is known of."""
+    if n.op not in ("call_function", "call_method"):
+        if n.op in ("placeholder", "get_attr", "output"):
+            return []
+        raise TooStrange(n.op)
+    name = name_of(n)
+    out = n.kwargs.get("out")
+    written = [x for x in pytree.tree_leaves(out) if isinstance(x, fx.Node)]
+    if n.op == "call_method":
+        if name.endswith("_") and not name.endswith("__") or name.startswith("__i") or name == "__setitem__":
+            written += [x for x in n.args[:1] if isinstance(x, fx.Node)]
+        return written
+    if isinstance(n.target, HigherOrderOperator):
+        return written
+    if _mutable(n.target):
+        return list(n.all_input_nodes)
+    if name in WRITING or name.endswith("_") and not name.endswith("__") or _in_place(n):
+        written += [x for x in n.args[:1] if isinstance(x, fx.Node)]
+    if name in ("batch_norm", "instance_norm"):
+        written += [x for x in (*n.args[1:3], n.kwargs.get("running_mean"), n.kwargs.get("running_var"))
+                    if isinstance(x, fx.Node)]
+    return written
+
+
+def storages(example: Any) -> Iterator[int]:
+    """Where the tensors of an example value lie."""
+    for t in pytree.tree_leaves(example):
+        if isinstance(t, torch.Tensor):
+            try:
+                yield t.untyped_storage()._cdata
+            except Exception as e:                          # a layout without storage
+                raise TooStrange(str(e)) from e
+
+
+def written_memory(graph: fx.Graph) -> frozenset[int]:
+    """All memory that some node of a graph writes to, or may write to, by whichever of its names."""
+    found = set[int]()
+    for n in graph.nodes:
+        try:
+            written = written_by(n)
+        except TooStrange:
+            written = n.all_input_nodes
+        for x in written:
+            with contextlib.suppress(TooStrange):           # without memory it has no other name
+                found.update(storages(example_of(x)))
+    return frozenset(found)
+
+
+@functools.cache
+def _mutable(target: Any) -> bool:
+    """Whether an operator's schema says that it writes."""
+    if isinstance(target, OpOverload):
+        return target._schema.is_mutable
+    if isinstance(target, OpOverloadPacket):
+        return any(getattr(target, o)._schema.is_mutable for o in target.overloads())
+    if not is_torch(target):
+        raise TooStrange(str(target))
+    return False
+
+
+@functools.cache
+def is_torch(target: Any) -> bool:
+    """Functions of PyTorch and of Python itself; methods are of tensors."""
+    if isinstance(target, str):
+        return True
+    if isinstance(target, OpOverload):
+        return target.namespace in ("aten", "prims", "prim")
+    if isinstance(target, OpOverloadPacket):
+        return target._qualified_op_name.split("::")[0] in ("aten", "prims", "prim")
+    module = getattr(target, "__module__", None) or ""
+    return module.split(".")[0] in ("torch", "_operator", "operator", "builtins", "math", "") or hasattr(operator, named(target))
+
+
+@functools.cache
+def _in_place_at(target: Any) -> int | None:
+    try:
+        parameters = list(inspect.signature(target).parameters)
+    except (TypeError, ValueError):
+        return None
+    return parameters.index("inplace") if "inplace" in parameters else None
+
+
+def _in_place(n: fx.Node) -> bool:
+    at = _in_place_at(n.target)
+    return bool(n.kwargs.get("inplace")) or at is not None and len(n.args) > at and bool(n.args[at])
