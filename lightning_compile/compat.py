@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch._dispatch.python import enable_python_dispatcher
-from torch._dynamo.exc import RestartAnalysis, SkipFrame
+from torch._dynamo.exc import RestartAnalysis, SkipFrame, TorchDynamoException
 from torch._dynamo.utils import counters
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch._guards import TracingContext, detect_fake_mode
@@ -41,7 +41,7 @@ from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 __all__ = [
     "DTENSOR_CALLS", "OLDEST_TORCH", "CustomGraphPass", "FakeTensor", "FakeTensorMode", "FloorDiv",
     "HigherOrderOperator", "Max", "Min", "Mod", "OpOverload", "OpOverloadPacket", "RestartAnalysis", "ShapeEnv",
-    "SingleLevelFunction", "SkipFrame", "TorchDispatchMode", "TracingContext", "ValueRanges", "aot_eager", "bound_sympy", "boxed",
+    "SingleLevelFunction", "SkipFrame", "TorchDispatchMode", "TorchDynamoException", "TracingContext", "ValueRanges", "aot_eager", "bound_sympy", "boxed",
     "cache_folder", "call_as", "compile_fx", "copy_calling_convention", "counters", "cuobjdump", "detect_fake_mode", "empty_cuda",
     "enable_python_dispatcher", "enable_single_level_autograd_function", "enter_autocast", "exit_autocast",
     "fresh_fake", "inductor_names", "inductor_setting", "inductor_settings", "int_oo", "launcher", "lower_as", "make_fx",

@@ -40,11 +40,16 @@ def explain(model: Callable[..., Any], *inputs: Any, options: Mapping[str, Any] 
         results = torch.fx.node.map_arg(outputs, lambda n: n.meta.get("example_value"))
         return lambda *args: pytree.tree_map_only(torch.Tensor, _zeros, _numbers(results))
 
-    plain = getattr(model, "_orig_mod", model)
+    plain: Any = getattr(model, "_orig_mod", model)
+    own_call = getattr(plain, "_compiled_call_impl", None)  # of a module that has been compiled in place
     torch.compiler.reset()
     try:
+        if own_call is not None:
+            plain._compiled_call_impl = None
         torch.compile(plain, backend=look)(*inputs, **kwargs)
     finally:
+        if own_call is not None:
+            plain._compiled_call_impl = own_call
         torch.compiler.reset()
     return found
 

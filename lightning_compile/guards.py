@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch._dynamo.exc import TorchDynamoException
+
+from .compat import TorchDynamoException
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,8 @@ class Assumption:
     def holds(self, args: Sequence[Any]) -> bool:
         t: Any = args[self.index]
         for (held, version, memory), same in self.known:
-            if t is not None and held() is t and t._version == version and memory == _memory(t):
+            one = held()
+            if one is not None and one is t and one._version == version and memory == _memory(one):
                 return same
         try:
             own, same = _seen(t), self._same(t)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -65,6 +66,11 @@ class Seen:
 
 
 # ------------------------------------------------------------------------------------------------------------- options
+def test_options_have_names() -> None:
+    with pytest.raises(Exception, match="option 'options' is .*must be a dictionary with names"):
+        torch.compile(causal, backend="lightning", options={1: 2})(*qkv())
+
+
 def test_an_unknown_option_names_the_known_ones() -> None:
     with pytest.raises(Exception, match=r"unknown option 'wen'.*min_rewrites.*verify.*max_autotune"):
         torch.compile(causal, backend="lightning", options={"wen": "always"})(*qkv())
@@ -548,6 +554,19 @@ def test_explain_runs_nothing_and_touches_nothing() -> None:
     assert torch.equal(rng, torch.get_rng_state())
 
 
+def test_explain_of_a_module_that_was_compiled_in_place() -> None:
+    """It is asked about as it was, and stays compiled."""
+    class Model(nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return causal(q, k, v)
+
+    model = Model()
+    model.compile(backend="lightning", options=ALWAYS)
+    own = model._compiled_call_impl
+    assert len(lightning_compile.explain(model, *qkv(), options=ALWAYS).rewritten) == 1
+    assert model._compiled_call_impl is own and not counters["lightning"]["rewritten"]
+
+
 def test_a_report_prints_and_serialises() -> None:
     """str() for people: one row a candidate, in the program's order, with codes and hints; to_json() for tools."""
     def both(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -596,3 +615,12 @@ def test_a_mask_outside_of_the_arguments_is_known_until_it_changes() -> None:
         mask[0, 1] = 1
         torch.testing.assert_close(fast(*qkv()), program(*qkv()))
         counters.clear()
+
+
+def test_what_is_not_finite_is_compared_with_nothing() -> None:
+    """verify="run": eager mode's own NaN are no mistake of the rewritten value's."""
+    q, k, v = qkv()
+    v[..., -1, :] = torch.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Mismatch)
+        torch.compile(causal, backend=Seen(verify="run"))(q, k, v)

@@ -83,7 +83,8 @@ def test_explain_checks_like_a_test(file: str, tmp_path: Path, capsys: pytest.Ca
     (["json"], "there is no colon in it"), ([], "give either MODULE:NAME or --hf TYPE"),
     (["{file}:number", "--shape", "2"], "it is of type int"), (["{file}:attention"], "no inputs are given"),
     (["{file}:attention", "--shape", "2,two"], "no list of sizes"),
-    (["{file}:attention", "--shape", "2,-3"], "no list of sizes"), (["{file}:raising"], "it raised KeyError: 'weights'"),
+    (["{file}:attention", "--shape", "2,-3"], "no list of sizes"),
+    (["{file}:attention", "--shape", "2,16,x"], "no list of sizes"), (["{file}:raising"], "it raised KeyError: 'weights'"),
     (["json:JSONDecodeError", "--shape", "2"], "it needs the arguments")])
 def test_what_is_no_model_has_status_2(words: list[str], says: str, file: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, _, err = run(capsys, "explain", *(w.replace("{file}", file) for w in words))

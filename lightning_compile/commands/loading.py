@@ -107,7 +107,7 @@ def tensor(word: str) -> Tensor:
     sizes, _, name = word.partition(":")
     dtype = getattr(torch, name or "float32", None)
     try:
-        shape = [int(s) for s in sizes.replace("x", ",").split(",") if s]
+        shape = [int(s) for s in sizes.replace("x", ",").split(",")] if sizes else []
     except ValueError:
         shape = None
     if shape is None or min(shape, default=0) < 0 or not isinstance(dtype, torch.dtype):
