@@ -39,14 +39,15 @@ from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
 __all__ = [
-    "DTENSOR_CALLS", "OLDEST_TORCH", "CustomGraphPass", "FakeTensor", "FakeTensorMode", "FloorDiv",
-    "HigherOrderOperator", "Max", "Min", "Mod", "OpOverload", "OpOverloadPacket", "RestartAnalysis", "ShapeEnv",
-    "SingleLevelFunction", "SkipFrame", "TorchDispatchMode", "TorchDynamoException", "TracingContext", "ValueRanges", "aot_eager", "bound_sympy", "boxed",
-    "cache_folder", "call_as", "compile_fx", "copy_calling_convention", "counters", "cuobjdump", "detect_fake_mode", "empty_cuda",
-    "enable_python_dispatcher", "enable_single_level_autograd_function", "enter_autocast", "exit_autocast",
-    "fresh_fake", "inductor_names", "inductor_setting", "inductor_settings", "int_oo", "launcher", "lower_as", "make_fx",
-    "no_hooks", "no_modes", "observed", "other_driver", "pytree", "release", "same_geometry", "shard", "short_searches",
-    "statically_known_true", "tangents_are_on", "trace_structured", "transforms_popped", "with_tangents"]
+    "DTENSOR_CALLS", "OLDEST_TORCH", "CustomGraphPass", "FakeTensor", "FakeTensorMode", "FloorDiv", "HigherOrderOperator",
+    "Max", "Min", "Mod", "OpOverload", "OpOverloadPacket", "RestartAnalysis", "ShapeEnv", "SingleLevelFunction",
+    "SkipFrame", "TorchDispatchMode", "TorchDynamoException", "TracingContext", "ValueRanges", "aot_eager", "bound_sympy",
+    "boxed", "cache_folder", "call_as", "compile_fx", "copy_calling_convention", "counters", "cuobjdump",
+    "detect_fake_mode", "empty_cuda", "enable_python_dispatcher", "enable_single_level_autograd_function", "enter_autocast",
+    "exit_autocast", "fresh_fake", "inductor_names", "inductor_setting", "inductor_settings", "int_oo", "launcher",
+    "lower_as", "make_fx", "no_hooks", "no_modes", "observed", "other_driver", "pytree", "release", "same_geometry",
+    "shard", "short_searches", "statically_known_true", "tangents_are_on", "trace_structured", "transforms_popped",
+    "with_tangents"]
 
 OLDEST_TORCH = (2, 11)
 
