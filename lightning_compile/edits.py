@@ -20,6 +20,7 @@ from .patterns.index import product
 from .patterns.interpret import GraphInterpreter
 from .patterns.islands import Islands
 from .patterns.match import Match, parts_of
+from .patterns.names import name_of
 from .patterns.step_outputs import to_be_moved
 from .strides import restore
 from .twins import Edit
@@ -53,6 +54,8 @@ class GraphEdits:
         device = self.table.tensors[members[0].key.tensor].device
         if any(c.holder is not None and self._seen_otherwise(c) for c in members):
             return near_miss("LC302", leaf=members[0].holder)
+        if any(self._shared(n) for c in members if c.holder is None for n in (c.steps or (c.node,))):
+            return near_miss("LC302", leaf=members[0].node)
         builders = [GraphBuilder(self.interpreter, n, self.replaced, device)
                     for n in (first, *(c.node if c.holder is None else c.node.next for c in members))]
         try:
@@ -136,6 +139,16 @@ class GraphEdits:
         last = self.order[c.node]
         return any(n is not None and n is not c.holder and self.order[n] < last and any(
             self.order.get(u, -1) > last for u in n.users) for n in views)
+
+    def _shared(self, n: fx.Node) -> bool:
+        """Whether a tensor that is written to later has another name, as what `contiguous()` returns of it may be: each of the
+        two would become a tensor of its own."""
+        t = self.interpreter.env[n]
+        storage = t.untyped_storage()._cdata
+        writers = {w for s, w in self.table.mutations if s == storage and w is not None and self.order[w] > self.order[n]}
+        return bool(writers) and any(
+            m is not n and m not in writers and isinstance(x, torch.Tensor) and x.shape == t.shape and name_of(m) != "view"
+            and x.untyped_storage()._cdata == storage and m.op.startswith("call") for m, x in self.interpreter.env.items())
 
     def live(self, without: cand.Candidate | None = None) -> set[fx.Node]:
         """Nodes that an output or an effect on something live depends on, also once a candidate does not depend on any."""

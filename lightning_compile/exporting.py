@@ -12,8 +12,8 @@ from torch.export import ExportedProgram
 
 from .backend import examine, teach_inductor
 from .compat import copy_calling_convention
-from .errors import TooFewRewrites
-from .options import split
+from .errors import TooFewRewrites, UnknownOption
+from .options import NAMES, split
 
 
 def export(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, *, dynamic_shapes: Any = None,
@@ -33,8 +33,11 @@ def export(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | No
     Raises:
         TooFewRewrites: see option `min_rewrites`.
         WrongOption: a value that an option does not take.
+        UnknownOption: an option that is none of these.
     """
-    own, _ = split(options)
+    own, rest = split(options)
+    if rest:
+        raise UnknownOption(name=next(iter(rest)), ours=list(NAMES), inductors=[])
     teach_inductor()                                            # for whoever packs the program later
     program = torch.export.export(model, tuple(args), dict(kwargs or {}), dynamic_shapes=dynamic_shapes)
     graph = program.module(check_guards=False)                  # they would be another reader of each input

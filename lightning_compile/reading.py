@@ -15,6 +15,8 @@ from .patterns.codes import near_miss
 from .patterns.index import Affine, Index, hint, product, same
 from .patterns.normal_form import Leaf, Numbers, Position, Read, Term, Value
 
+NOTHING = -87.0  # a log-decay that leaves nothing, in every type of numbers
+
 
 class Builder(Protocol):
     """Makes calls and knows sizes."""
@@ -161,8 +163,16 @@ def through(b: Builder, function: str, x: Any) -> Any:
     if function == "complement":
         return b.call(torch.rsub, x, 1)
     if function == "log_complement":
-        return b.call(torch.log1p, b.call(torch.neg, x))
+        return _finite(b, b.call(torch.lt, x, 1), x, 0.0, lambda y: b.call(torch.log1p, b.call(torch.neg, y)))
+    if function == "log":
+        return _finite(b, b.call(torch.gt, x, 0), x, 1.0, lambda y: b.call(torch.log, y))
     return b.call(getattr(torch, function), x)
+
+
+def _finite(b: Builder, holds: Any, x: Any, other: float, logarithm: Callable[[Any], Any]) -> Any:
+    """The logarithm of a gate. One that has come to zero, as a saturated sigmoid does, has no gradient, and NaN is none: what
+    passes it decays to nothing."""
+    return b.call(torch.where, holds, logarithm(b.call(torch.where, holds, x, other)), NOTHING)
 
 
 def _split(b: Builder, x: Any, r: Read, axis: int, digits: Sequence[Index]) -> Any:

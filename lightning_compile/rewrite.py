@@ -31,7 +31,7 @@ from .patterns.states import final_state
 from .patterns.transforms import regions, suspect
 from .replay import leaf_keys, region
 from .report import Candidate, Detail, Estimate, Report, describe, sketch
-from .twins import relied_on, renamed, repeat
+from .twins import others_differ, relied_on, renamed, repeat
 from .vmapped import without_vmap
 
 log = logging.getLogger("lightning_compile")
@@ -61,7 +61,8 @@ def rewrite(gm: fx.GraphModule, fake: FakeTensorMode, options: Options, thorough
         return Outcome(None, inside)
     with without_guards(fake):                                  # what is written is run on fake tensors too
         found = cand.find(gm, fake, _constants, parts)
-        if parts is not None and parts.twins and any(c.steps for c in found.candidates):
+        used = (*found.interpreter.by_value, *(n for every in found.interpreter.table.folded.values() for n in every))
+        if parts is not None and parts.twins and (any(c.steps for c in found.candidates) or others_differ(used, parts.twins)):
             # what such a loop reads may be made anywhere, and is moved: each is looked at by itself
             parts = islands(gm, share=False, thorough=thorough)
             found = cand.find(gm, fake, _constants, parts)

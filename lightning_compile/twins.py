@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 import torch.fx as fx
 
+from .compat import no_modes
 from .report import Candidate
 from .report.describe import renamed as described
 
@@ -50,3 +53,18 @@ def renamed(c: Candidate, node: fx.Node, twin: Mapping[fx.Node, fx.Node]) -> Can
 
 def relied_on(nodes: Iterable[fx.Node], twin: Mapping[fx.Node, fx.Node]) -> dict[fx.Node, None]:
     return {twin.get(n, n): None for n in nodes}
+
+
+def others_differ(used: Iterable[fx.Node],
+                  twins: Iterable[tuple[frozenset[fx.Node], Sequence[Mapping[fx.Node, fx.Node]]]]) -> bool:
+    """Whether graph inputs that are known by their values have others in an island that was taken for the same."""
+    def value(n: fx.Node) -> Any:
+        return getattr(n.meta.get("grapharg"), "example", None)
+
+    pairs = ((value(n), value(twin[n])) for n in dict.fromkeys(used) for _, every in twins for twin in every if n in twin)
+    with no_modes(), torch.no_grad():
+        return any(not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor) or not _equal(a, b) for a, b in pairs)
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)

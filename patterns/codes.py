@@ -139,8 +139,9 @@ _TABLE = (
     # ---------------------------------------------------------------------------------- LC3xx: what the program does else
     Code("LC301", "written to after it was read", "{leaf} is changed in place after the attention read it",
          "make a new tensor instead: k = k * 2", "s = q @ k.mT; k.mul_(2)", "s = q @ k.mT; k = k * 2"),
-    Code("LC302", "a view of the output", "a view of {leaf}, which the loop writes piece by piece, is used after the loop",
-         "take views of the output after the loop, or collect the pieces in a list and concatenate them"),
+    Code("LC302", "a view of the output",
+         "a view of {leaf}, or another name of it, was taken before a write, and is used after that",
+         "take views of the output after the last write to it, or collect the pieces in a list and concatenate them"),
     Code("LC303", "dropout inside", "dropout is active on the scores or the state",
          "apply dropout to the output, or train with attention dropout 0",
          "F.dropout((q @ k.mT).tril(), 0.1) @ v", "F.dropout((q @ k.mT).tril() @ v, 0.1)"),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..compat import no_modes
 from .constants import MAX_ELEMENTS, static
+from .memory import may_write
 from .names import draws
 
 # Methods and functions that take no more than shape, dtype and device of a tensor (number of the argument).
@@ -44,8 +45,7 @@ class Folder:
 
     @staticmethod
     def _writes(n: fx.Node) -> bool:
-        name = _name(n)
-        return name == "setitem" or name.endswith("_") and not name.endswith("__") or "out" in n.kwargs
+        return bool(may_write(n))
 
     def _constant(self, n: fx.Node) -> bool:
         example = n.meta.get("example_value", n.meta.get("val"))
@@ -93,7 +93,7 @@ class Folder:
         if self.known.get(n, True):
             return []
         found = [] if self.written else [m for m in n.all_input_nodes if self.square(m) or self._assigned(m)]
-        if self._writes(n) and n.args and isinstance(n.args[0], fx.Node) and self.known.get(n.args[0]):
+        if any(map(self.known.get, may_write(n))):
             self.written = True
         return found
 

@@ -26,6 +26,7 @@ from .leaves import (
     opaque_exponent,
     writable,
 )
+from .memory import may_write
 from .normal_form import Value, detached, whole_tensor
 from .ranges import Ranges
 from .side_table import SideTable
@@ -84,6 +85,7 @@ class GraphInterpreter(fx.Interpreter):
         self.grad_enabled = torch.is_grad_enabled()
         self.autocast: list[Any] = []                            # contexts that have been entered, and not left
         self.without_gradients: set[fx.Node] = set()            # nodes in no_grad regions
+        self.by_value: set[fx.Node] = set()                     # parameters that are not trained, and known to be rates
         self.before: set[int] = set()                           # tensors that are older than a no_grad region,
         self.writes = 0                                         # and the writes before it
         self.switched = False                                    # whether calls differ in gradients or autocast
@@ -140,6 +142,7 @@ class GraphInterpreter(fx.Interpreter):
         if isinstance(real, torch.Tensor) and real.is_inference():
             real = None                                      # whether it is written to cannot be told
         known = rates(real) if parameter and static(node) else None
+        self.by_value |= {node} if known else set()
         for leaf in self.table.cut(t, node, parameter, bounds=known or self.ranges.of(node)).leaves():
             leaf.real = real if static(node) and (not parameter or known) else None
             leaf.relied = known is not None
@@ -187,7 +190,7 @@ class GraphInterpreter(fx.Interpreter):
             super().run_node(n)
             self.autocast.pop()
             return None
-        unseen = opaque(n) and isinstance(example, torch.Tensor) and not self._of_numbers(n)
+        unseen = opaque(n) and isinstance(example, torch.Tensor) and not self._of_numbers(n) and not may_write(n)
         if unseen or isinstance(n.target, HigherOrderOperator):
             out = pytree.tree_map_only(torch.Tensor, self._like, example)
             if isinstance(out, torch.Tensor):
@@ -200,6 +203,9 @@ class GraphInterpreter(fx.Interpreter):
             with self.table:
                 out = super().run_node(n)
             _agree(n, out, example)
+            seen = {storage for storage, by in reversed(self.table.mutations) if by is n} if (written := may_write(n)) else set()
+            self.table.overwrite([t for m in written if isinstance(t := self.env.get(m), torch.Tensor)
+                                  and t.untyped_storage()._cdata not in seen])  # as of running means, which no schema says
         self._settle(n, out)
         return out
 

@@ -62,7 +62,9 @@ def weighed(forms: Sequence[Form], states: Mapping[StateKey, Sequence[Update | C
     queries that see no key; gates are `late` or not (see `Density`). `whole`: all rows of a piece are looked at, which numbers of
     positions are told by."""
     probe = Tables(frame, weights, 0, at.n)
-    columns = sample(at.n, forms, at.stride, weights)
+    updates = [p for parts in (*states.values(), *(f.parts for f in forms)) for p in parts if isinstance(p, Update)]
+    windows = [(keys.position(p.k[keys.number]).shift(-at.low[1]), p.weight) for p in updates]
+    columns = sample(at.n, forms, at.stride, weights, windows)
     rows, values = _rows(forms, frame, whole)
     count = len(rows)
     atoms = atoms_of(probe, weights, at.low[0], late)

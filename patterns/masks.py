@@ -87,10 +87,11 @@ def where(c: Value, x: Value, y: Value) -> Value:
 def held(v: Value, dtype: torch.dtype) -> bool:
     """Whether a type has all values of an expression of positions: bfloat16 has whole numbers up to 256, int8 up to 127. Sizes
     that are not known while compiling do not exceed what 24 bits hold."""
-    most = torch.iinfo(dtype).max if not dtype.is_floating_point and not dtype.is_complex and dtype != torch.bool else \
-        round(2 / torch.finfo(dtype).eps) if dtype.is_floating_point else 1 << 24
+    whole = not dtype.is_floating_point and not dtype.is_complex and dtype != torch.bool
+    most = torch.iinfo(dtype).max if whole else round(2 / torch.finfo(dtype).eps) if dtype.is_floating_point else 1 << 24
+    least = torch.iinfo(dtype).min if whole else -most
     places = [f.at for t in v.terms for f in t.factors if isinstance(f, Position)]
-    if most >= 1 << 24 or not places:
+    if most >= 1 << 24 and least < 0 or not places:
         return True
     if any(not isinstance(x.size, int) for a in places for x in a.coef):
         return False
@@ -100,7 +101,24 @@ def held(v: Value, dtype: torch.dtype) -> bool:
         return False
     ends = [int(c) * (x.size - 1) for x, c in a.coef.items()]
     high, low = (a.const + sum(e for e in ends if (e > 0) == up) for up in (True, False))
-    return isinstance(a.const, int) and max(high, -low) <= most
+    return isinstance(a.const, int) and least <= low and high <= most
+
+
+def kept(v: Value, dtype: torch.dtype) -> bool:
+    """Whether an expression of positions is in a type what it stands for: whole numbers of few bits wrap around, and beside a
+    large constant positions are rounded away."""
+    narrow = not dtype.is_floating_point and not dtype.is_complex and dtype != torch.bool and torch.iinfo(dtype).bits < 32
+    if narrow and v.leaves():                               # arithmetic of tensors, of which nobody knows how large they are
+        return len(v.terms) == 1 and v.terms[0].coef == 1 and len(v.terms[0].factors) == 1 and not v.terms[0].bound
+    if dtype == torch.bool or not any(isinstance(f, Position) for t in v.terms for f in t.factors):
+        return True
+    if not dtype.is_floating_point:
+        return held(v, dtype)
+    try:
+        a = affine(v)
+    except Unknown:
+        return True
+    return not isinstance(a.const, int) or abs(a.const) <= 2 / torch.finfo(dtype).eps
 
 
 def triangle(v: Value, diagonal: Size, lower: bool) -> Value:

@@ -42,11 +42,22 @@ def written_by(n: fx.Node) -> list[fx.Node]:
     if _mutable(n.target):
         return list(n.all_input_nodes)
     if name in WRITING or name.endswith("_") and not name.endswith("__") or _in_place(n):
-        written += [x for x in n.args[:1] if isinstance(x, fx.Node)]
+        first = n.args[0] if n.args else n.kwargs.get("input")
+        written += [x for x in pytree.tree_leaves(first) if isinstance(x, fx.Node)]
+    if name == "embedding" and (n.args[3] if len(n.args) > 3 else n.kwargs.get("max_norm")) is not None:
+        written += [x for x in (n.args[1] if len(n.args) > 1 else n.kwargs.get("weight"),) if isinstance(x, fx.Node)]
     if name in ("batch_norm", "instance_norm"):
         written += [x for x in (*n.args[1:3], n.kwargs.get("running_mean"), n.kwargs.get("running_var"))
                     if isinstance(x, fx.Node)]
     return written
+
+
+def may_write(n: fx.Node) -> list[fx.Node]:
+    """The tensors that a node writes to, or may write to."""
+    try:
+        return written_by(n)
+    except TooStrange:
+        return list(n.all_input_nodes)
 
 
 def storages(example: Any) -> Iterator[int]:
@@ -63,11 +74,7 @@ def written_memory(graph: fx.Graph) -> frozenset[int]:
     """All memory that some node of a graph writes to, or may write to, by whichever of its names."""
     found = set[int]()
     for n in graph.nodes:
-        try:
-            written = written_by(n)
-        except TooStrange:
-            written = n.all_input_nodes
-        for x in written:
+        for x in may_write(n):
             with contextlib.suppress(TooStrange):           # without memory it has no other name
                 found.update(storages(example_of(x)))
     return frozenset(found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,11 @@ from .codes import near_miss
 from .evaluate import Array, Grid
 from .index import Affine, Index
 from .normal_form import Factor, Numbers, Position, Read, Term
-from .sizes import hint_of
 
 CELLS = 1 << 22  # pairs (times further bound variables) of one term
 SPARE = 4        # positions that a grid has beyond the largest constant
 ROWS = 24        # sizes up to this are taken whole
+MARKS = 16       # numbers of a program that are looked at with their sums
 ROOM = 1e-9      # weights may be off by so much, beside the rounding of tables
 
 
@@ -50,26 +50,6 @@ class Problem:
     prefix: Any = 0
 
 
-def symbols_of(problem: Problem) -> dict[Any, int]:
-    """Numbers for the symbols of dynamic sizes: those of the example, made larger than every constant."""
-    expressions = [e for p in problem.parts for e in p.affine()]
-    sizes = [x.size for p in problem.parts for x in p.variables] + [x.size for x in problem.batch] + list(problem.lengths)
-    for p in problem.parts:
-        for t in p.exponent:
-            expressions += [a for f in t.factors if isinstance(f, Read) for a in f.index] + list(t.indicators)
-            sizes += [x.size for x in t.bound] + [s for f in t.factors if isinstance(f, Read) for s in f.leaf.shape]
-    numbers = [c for e in expressions for c in (e.const, *e.coef.values())]
-    largest = max([abs(c) for c in numbers if isinstance(c, int)], default=0)
-    step = max([c for e in expressions for c in e.coef.values() if isinstance(c, int)], default=1)
-    found = {}
-    for s in {x for n in [*sizes, *numbers] for x in getattr(n, "free_symbols", ())}:
-        value = hint_of(s)
-        while value <= largest + SPARE:
-            value += max(step, 1) * max(1, (largest + SPARE) // max(step, 1))
-        found[s] = value
-    return found
-
-
 class Sizes(Grid):
     """How many positions to look at: all, or as many as decide where every position is one variable."""
 
@@ -82,12 +62,18 @@ class Sizes(Grid):
         # what a table or a polynomial says of a position is not said of others by it
         told = {x for t in tensors for x in by_numbers(t)} | {x for p in problem.parts for x in by_numbers(Term(1, p.factors))}
         self.whole = told - set(problem.batch)
-        self.heads = [x for x in problem.batch if x in told] if self.whole else []  # nor of other heads
+        asked = {x for p in problem.parts for e in _conditions(p) for x in e.coef}
+        self.heads = [x for x in problem.batch if x in asked or self.whole and x in told]  # nor of other heads
         simple = not self.whole and all(isinstance(c, int) and abs(c) == 1 for e in nested for c in e.coef.values()) and all(
             isinstance(e.const, int) for e in nested) and all(len(p.query.coef) <= 1 for p in problem.parts)
-        self.need = max([abs(e.const) for e in nested if isinstance(e.const, int)], default=0) + SPARE if simple else None
+        # conditions that hold together may begin where all their constants are added up
+        ends = [abs(e.const) for e in nested if isinstance(e.const, int)] + [
+            sum(abs(e.const) for e in {*p.affine(), *_conditions(p)} if isinstance(e.const, int)) for p in problem.parts]
+        self.need = max(ends, default=0) + SPARE if simple else None
         self.i = problem.i
         self.marks = {abs(self.number(e.const)) for e in nested}
+        self.odd = {x for p in problem.parts for x in _odd(p)}
+        self.conditions = [e for p in problem.parts for e in _conditions(p)]
 
     def extent(self, x: Index) -> int:
         """How many values of a digit are looked at, at most."""
@@ -99,10 +85,33 @@ class Sizes(Grid):
         n = self.number(x.size)
         if self.need is not None:
             return np.arange(min(n, self.need))
-        if bound or n <= ROWS or x in self.whole:
+        if bound or n <= ROWS or x in self.whole or x in self.odd:
             return np.arange(n)
-        near = {m + d for m in (0, n // 2, n - 1, *(m % n for m in self.marks)) for d in (-1, 0, 1)} | {2, n - 3}
+        steps = {abs(self.number(e.const)) // abs(self.number(e.coef[x])) for e in self.conditions if x in e.coef}
+        marks = {m % n for m in self.marks | steps}
+        if len(marks) > MARKS:
+            return np.arange(n)
+        marks |= {(a + b) % n for a in marks for b in marks}  # at a distance from where another condition begins to hold
+        near = {m + d for m in (0, n // 2, n - 1, *marks) for d in (-1, 0, 1)} | {2, n - 3}
         return np.array(sorted(m for m in near if 0 <= m < n))
+
+
+def _conditions(p: Part) -> list[Affine]:
+    return [*p.indicators, *(e for t in p.exponent for e in t.indicators)]
+
+
+def _odd(p: Part) -> set[Index]:
+    """Variables of conditions that are no difference of positions, nor of their digits: they may hold anywhere."""
+    steps = {1, *(abs(c) for a in (p.query, p.key or p.query) for c in a.coef.values() if isinstance(c, int))}
+    return {x for e in _conditions(p) if irregular(e, steps, set(p.query.coef)) for x in e.coef}
+
+
+def irregular(e: Affine, steps: Collection[int] = (1,), together: Collection[Index] = ()) -> bool:
+    """Whether a condition is about several positions, and not about the difference of two: other multiples of them than the
+    `steps` of their digits, or their sum. `together` are digits of one position."""
+    numbers = [c for c in e.coef.values() if isinstance(c, int)]
+    alike = len(numbers) > 1 and (min(numbers) > 0 or max(numbers) < 0) and not set(e.coef) <= set(together)
+    return alike or any(abs(c) not in steps for c in numbers)
 
 
 def by_numbers(t: Term) -> set[Index]:
@@ -113,8 +122,14 @@ def by_numbers(t: Term) -> set[Index]:
 
 
 def breaks(t: Term, x: Index) -> set[int]:
-    """Values of a digit at which the conditions of a term may begin to hold, or end."""
-    found = {abs(e.const // e.coef[x]) for e in t.indicators if isinstance(e.const, int) and isinstance(e.coef.get(x), int)}
+    """Values of a digit at which the conditions of a term may begin to hold, or end, and sums of two such: at a distance from
+    where another condition begins."""
+    found = {m for e in t.indicators if x in e.coef and isinstance(e.const, int) for c in e.coef.values() if isinstance(c, int)
+             for m in (abs(e.const) // abs(c),)}
+    others = {abs(e.const) for e in t.indicators if isinstance(e.const, int)}
+    found |= {abs(e.const // e.coef[x]) for e in t.indicators if isinstance(e.const, int) and isinstance(e.coef.get(x), int)}
+    if len(found) * len(others) <= MARKS ** 2:
+        found |= {a + b for a in found for b in others}
     return found.union(*(breaks(e, x) for e in t.exponent))
 
 

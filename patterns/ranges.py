@@ -80,6 +80,7 @@ class Ranges:
             return ALL
         if x not in self.known:
             found = ALL if self._is_written(x) else self._of(x, depth - 1)
+            found = found if _holds(example_of(x), *found) else ALL  # whole numbers of few bits wrap around
             self.known[x] = ALL if any(map(math.isnan, found)) else found
         return self.known[x]
 
@@ -157,8 +158,10 @@ class Ranges:
 
 def _holds(example: Any, low: float, high: float) -> bool:
     """Whether a tensor's type has the values of a range: whole numbers of few bits wrap around."""
-    if not isinstance(example, torch.Tensor) or example.is_floating_point() or example.is_complex():
-        return not isinstance(example, torch.Tensor) or not example.is_complex()
+    if not isinstance(example, torch.Tensor) or example.is_floating_point():
+        return True
+    if example.is_complex():
+        return False
     if example.dtype == torch.bool:
         return True
     info = torch.iinfo(example.dtype)

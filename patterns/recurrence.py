@@ -23,7 +23,7 @@ from .evaluate import Array, Grid
 from .index import Affine, Index, hint
 from .loop_forms import Carry, Form, Frame, StateKey, Update
 from .normal_form import Factor, Leaf, Numbers, Read, Term
-from .pair_weights import breaks, by_numbers
+from .pair_weights import breaks, by_numbers, irregular
 from .sizes import hint_of
 from .slots import Slot
 from .weights import Density
@@ -56,6 +56,7 @@ class Tables(Grid):
                 else:
                     heads |= f.variables() & self.batch
                     self.eps = max(self.eps, f.eps) if isinstance(f, Numbers) else self.eps
+            heads |= {x for e in _conditions(t) for x in e.coef} & self.batch
         self.heads = tuple(x for x in frame.batch if x in heads)
         for leaf, every in seen.items():
             self.positions[leaf] = tuple(n for n in range(len(leaf.shape)) if any(
@@ -111,6 +112,11 @@ class Tables(Grid):
 def _factors(t: Term) -> list[Factor]:
     """All factors, those of exponents too."""
     return [*t.factors, *(f for e in t.exponent for f in _factors(e))]
+
+
+def _conditions(t: Term) -> list[Affine]:
+    """All conditions, those in exponents too."""
+    return [*t.indicators, *(c for e in t.exponent for c in _conditions(e))]
 
 
 class Chain:
@@ -205,8 +211,9 @@ def _flat(x: Array, values: Sequence[Array]) -> Array:
     return x.reshape(x.shape[0], -1, *x.shape[1 + n:])
 
 
-def sample(n: int, forms: Sequence[Form], stride: int, weights: Sequence[Term]) -> Array:
-    """Columns to look at: all, if some weights are told by tables, for which nothing follows from others."""
+def sample(n: int, forms: Sequence[Form], stride: int, weights: Sequence[Term], windows: Sequence[tuple[Affine, Term]]) -> Array:
+    """Columns to look at: all, if some weights are told by tables, for which nothing follows from others. `windows` are where
+    keys are read, and their weights."""
     if n <= ALL:
         return np.arange(n)
     if any(map(by_numbers, weights)):
@@ -217,16 +224,18 @@ def sample(n: int, forms: Sequence[Form], stride: int, weights: Sequence[Term]) 
     for f in forms[::max(1, 4 * len(forms) // COLUMNS)]:
         start = f.start * stride
         chosen |= {start - 1, start, start + 1, start + f.length * stride // 2}
-    for t in weights:
-        for x in t.bound:
-            chosen |= {m + d for m in breaks(t, x) for d in (-1, 0, 1)}
+    for at, t in windows:
+        for x, c in at.coef.items():
+            odd = any(x in e.coef and irregular(e) for e in _conditions(t))
+            seen = range(int(hint(x.size))) if odd else [m + d for m in breaks(t, x) for d in (-1, 0, 1)]
+            chosen |= {int(hint(at.const)) + m * int(hint(c)) for m in seen}
     return np.array(sorted(x for x in chosen if 0 <= x < n))
 
 
 def some(x: Index, weights: Sequence[Term]) -> Array:
     """Values of a digit to look at."""
     n = int(hint(x.size))
-    if n <= 8 or any(x in by_numbers(t) for t in weights):
+    if n <= 8 or any(x in by_numbers(t) or any(x in e.coef and irregular(e) for e in _conditions(t)) for t in weights):
         return np.arange(n)
     chosen = {0, 1, n // 2, n - 2, n - 1, *(m + d for t in weights for m in breaks(t, x) for d in (-1, 0, 1))}
     return np.array(sorted(m for m in chosen if 0 <= m < n))

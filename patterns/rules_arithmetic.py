@@ -30,7 +30,7 @@ def cast(c: Call) -> Value:
         raise Unknown("complex numbers")
     if not target.is_floating_point and source.is_floating_point and not masks.is_indicator(v):
         masks.affine(v)
-    if target == torch.bool and not masks.held(v, source):
+    if target != source and not masks.held(v, source):
         raise Unknown("positions that their type does not hold")
     if target == torch.bool and source != torch.bool:
         return masks.compare("ne", v, constant(0))

@@ -30,6 +30,9 @@ def filled(c: Call) -> Value:
         v = constant(1 if "ones" in c.name else 0)
     if c.out.dtype == torch.bool and v.number() not in (None, 0):
         v = constant(1)
+    if isinstance(number := v.number(), float) and math.isfinite(number) and not c.out.dtype.is_complex and (
+            not c.out.dtype.is_floating_point or torch.finfo(c.out.dtype).bits < 32):
+        v = constant(torch.tensor(number, dtype=c.out.dtype).item())  # of few bits: what is there, not what it stands for
     if c.name.endswith("_like"):
         return Value(c.open("self").axes, v.terms, v.masked, v.sign)
     return ax.expand(v, c.sizes())

@@ -26,6 +26,7 @@ from .fakes import call, tensors_in, with_tensors
 from .functions import REDUCTIONS, SUMS, VIEWS, under_mask
 from .index import Affine, Index, Unknown, mixed_radix, product, same, size_of
 from .leaves import are_scores
+from .masks import kept
 from .names import operator_name
 from .normal_form import Leaf, Read, Value, definition_or_value, leaf_value, whole_tensor
 from .pointwise import table
@@ -215,6 +216,8 @@ class SideTable(Assembled):
         still = by_piece(name, named, out, self, self.pieces) if self.pieces and isinstance(out, torch.Tensor) else None
         scattered = self._scatter(name, named) if name in SCATTERS else None
         window = old = None
+        if mutates:
+            self.overwrite([t for t in _written(func, args, kwargs) if not any(t is o for o in outs)])
         if mutates and not reshaped:
             scaled = len(outs) == 1 and id(outs[0]) in self.viewed and name not in ("copy", "fill", "zero")
             # a window of an attention, scaled, is no other attention
@@ -267,6 +270,16 @@ class SideTable(Assembled):
             if name in ("fill", "zero") and (assigned := self._assigned(window, old[2], self.values[id(outs[0])])) is not None:
                 self.put(window[0], assigned)
         return out
+
+    def overwrite(self, tensors: list[torch.Tensor]) -> None:
+        """What is written to and not returned holds what nobody knows."""
+        if tensors:
+            self.mutated(tensors)
+        for t in tensors:
+            self.versions[id(t)] = self.versions.get(id(t), 0) + 1
+            for leaf in self.cut(t, self.node_of.get(id(t))).leaves():
+                leaf.dirty = True
+            self.stale.add(id(t))
 
     def _assigned(self, window: Window, was: Value, number: Value) -> Value | None:
         """The value of states or scores of which a window was set to a number."""
@@ -357,7 +370,7 @@ class SideTable(Assembled):
             return None
         for o, v in zip(tensors_in(out), result if isinstance(result, list) else [result]):
             if len(v.axes) != o.dim() or not all(same(product(x.size for x in a), size_of(s))
-                                                 for a, s in zip(v.axes, o.shape)):
+                                                 for a, s in zip(v.axes, o.shape)) or not kept(v, o.dtype):
                 return None
         return result
 
@@ -420,6 +433,13 @@ class SideTable(Assembled):
                 for leaf in v.leaves():
                     leaf.dirty = True
                 self.stale.add(id(other))
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
+    """The tensors that an operator says it writes to."""
+    given = {**dict(zip((a.name for a in func._schema.arguments), args)), **kwargs}
+    return [t for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write
+            for t in tensors_in(given.get(a.name))]
 
 
 def _decided(rule: Rule, c: Call) -> Any:

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from .codes import NearMiss, near_miss
 from .evaluate import Array
 from .index import Index, product
+from .lengths import other_lengths, symbols_of
 from .normal_form import Read
-from .pair_weights import ROOM, Pairs, Problem, Sizes, atoms_of, symbols_of
+from .pair_weights import ROOM, Pairs, Problem, Sizes, atoms_of
 
 HEADS = 64   # that are all looked at, where tables are of positions and of heads
 
@@ -55,18 +57,33 @@ class Weights:
 
 
 def solve(problem: Problem) -> Weights:
-    """The weights of all terms together; NearMiss where they are none of the operator's."""
+    """The weights of all terms together, at all lengths; NearMiss where they are none of the operator's."""
+    symbols = symbols_of(problem)
+    found, late = _soon_or_late(problem, symbols)
+    for other in other_lengths(problem, symbols):
+        if not _alike(found, _solve(problem, late, other)):
+            raise near_miss("LC106", seen="they are others at another length")
+    return found
+
+
+def _soon_or_late(problem: Problem, symbols: Mapping[Any, int]) -> tuple[Weights, bool]:
     try:
-        return _solve(problem, False)
+        return _solve(problem, False, symbols), False
     except NearMiss as e:
         if e.code == "LC201" and any(a.at for a in atoms_of(problem)):
             with contextlib.suppress(NearMiss):
-                return _solve(problem, True)
+                return _solve(problem, True, symbols), True
         raise
 
 
-def _solve(problem: Problem, late: bool) -> Weights:
-    symbols = symbols_of(problem)
+def _alike(a: Weights, b: Weights) -> bool:
+    return (a.reverse, a.strict, a.low, len(a.densities)) == (b.reverse, b.strict, b.low, len(b.densities)) and np.allclose(
+        (a.coef, a.entering), (b.coef, b.entering), rtol=1e-9, atol=0) and all(
+        x.numbers.shape == y.numbers.shape and np.allclose(x.numbers, y.numbers, rtol=1e-9, atol=0)
+        for x, y in zip(a.densities, b.densities))
+
+
+def _solve(problem: Problem, late: bool, symbols: Mapping[Any, int]) -> Weights:
     sizes = Sizes(problem, symbols)
     if any(sizes.number(x.size) == 0 for x in problem.batch):
         raise near_miss("LC106", seen="no batch, or no head")

@@ -237,3 +237,145 @@ _gates_written("a_view", lambda g: g.view(-1).mul_(-1), True)
 _gates_written("an_element", lambda g: g.select(-1, 3).neg_(), True)
 _gates_written("what_is_detached", lambda g: g.detach().neg_(), True)
 _gates_written("a_view_and_squared", lambda g: g.view(-1).square_(), False)
+
+
+# ----------------------------------------------------------------- positions in a type that has not all of them, made wider again
+def _positions(name: str, make: Callable[[int], Tensor], n: int, decayed: bool, slow: bool = True) -> None:
+    def program(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        i = make(n)
+        if decayed:
+            return (q @ k.mT * (-0.02 * (i[:, None] - i)).double().exp().tril()) @ v
+        return (q @ k.mT).masked_fill(i[:, None] < i, 0) @ v
+
+    program.__name__ = f"{'decays' if decayed else 'mask'}_by_positions_{name}"
+    spelling(lambda: qkv(1, 1, n), sites=None if decayed else 0, keeps=True, slow=slow)(program)
+
+
+for _decayed in (False, True):
+    _positions("of_8_bits", lambda n: torch.arange(n).to(torch.int8).long(), 300, _decayed, slow=_decayed)
+    _positions("of_8_bits_doubled", lambda n: (torch.arange(n, dtype=torch.int8) * 2).double(), 90, _decayed)
+    _positions("below_zero_without_a_sign", lambda n: (torch.arange(n).to(torch.uint8) - 5).double(), 40, _decayed)
+    _positions("of_16_bits_from_2000_on", lambda n: (torch.arange(n) + 2000).half().double(), 300, _decayed)
+_positions("rounded_to_bfloat16", lambda n: torch.arange(n, dtype=torch.bfloat16).long(), 600, False)
+_positions("beside_a_large_number", lambda n: torch.arange(n, dtype=torch.float32) + 2.0 ** 26 - 2.0 ** 26, 300, False)
+
+
+@spelling(qkv)
+def scaled_by_a_third_in_bfloat16(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.mT).tril() @ v * torch.full((1,), 1 / 3, dtype=torch.bfloat16)
+
+
+# ------------------------------------------------------------------------------------ conditions that hold at few odd places
+CONDITIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "a_multiple_of_a_row": lambda i, j: 3 * i + 0 * j == 120, "a_band_of_multiples": lambda i, j: (3 * i >= 120) & (3 * i < 126),
+    "two_multiples": lambda i, j: 31 * i + 37 * j == 1980, "a_sum_of_positions": lambda i, j: i + j == 90}
+
+
+def _closed(name: str, where: str) -> None:
+    def program(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        i = torch.arange(64)
+        c, between = CONDITIONS[name](i[:, None], i), -0.02 * (i[:, None] - i).double()
+        if where == "scores":
+            return (q @ k.mT).tril().masked_fill(c, 0.0) @ v
+        if where == "decays":
+            return (q @ k.mT * between.exp().tril().masked_fill(c, 0.0)) @ v
+        return (q @ k.mT * (between - 0.5 * c.double()).exp().tril()) @ v
+
+    program.__name__ = f"{name}_in_{where}"
+    spelling(lambda: qkv(1, 1, 64), sites=0, slow=where != "scores")(program)
+
+
+for _name in CONDITIONS:
+    for _where in ("scores", "decays", "exponents"):
+        _closed(_name, _where)
+
+IN_CHUNKS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "one_pair": lambda i, j: (i == 45) & (j == 33), "one_key": lambda i, j: (j == 33) & (i >= 0),
+    "an_antidiagonal": lambda i, j: i + j == 70, "a_row_by_multiples": lambda i, j: 3 * i + 0 * j == 120}
+
+
+def _in_a_chunk(name: str) -> None:
+    """In the fifth of 16 chunks."""
+    def program(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        state, out, i = q.new_zeros(1, 1, D, E), [], torch.arange(64)
+        for n in range(16):
+            a, b, c = (x[:, :, 64 * n:64 * n + 64] for x in (q, k, v))
+            scores = (a @ b.mT).tril()
+            scores = scores.masked_fill(IN_CHUNKS[name](i[:, None], i), 0) if n == 4 else scores
+            out.append(scores @ c + a @ state)
+            state = state + b.mT @ c
+        return torch.cat(out, 2)
+
+    program.__name__ = f"{name}_left_out_in_a_chunk"
+    spelling(lambda: qkv(1, 1, 1024), sites=0, keeps=True, slow=name != "one_pair")(program)
+
+
+for _name in IN_CHUNKS:
+    _in_a_chunk(_name)
+
+
+# -------------------------------------------------------------------------------------------------- what holds for one head alone
+def _one_head(name: str, sites: int | None) -> None:
+    def program(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        odd, state, out = (torch.arange(7) == 4)[:, None, None], q.new_zeros(1, 7, D, E), []
+        for t in range(12):
+            new = k[:, :, t, :, None] * v[:, :, t, None, :]
+            if name == "another_rate":
+                state = torch.where(odd, 0.5 * state, 0.9 * state) + new
+            elif name == "a_rate_with_a_number":
+                state = state * (1 - 0.1 - 0.5 * odd.to(q.dtype)) + new
+            else:
+                state = 0.9 * state + new.masked_fill(odd, 0)
+            out.append((q[:, :, t, None] @ state)[:, :, 0])
+        return torch.stack(out, 2)
+
+    program.__name__ = f"one_head_has_{name}"
+    spelling(lambda: qkv(1, 7, 12), sites=sites, keeps=not sites, slow=name != "another_rate")(program)
+
+
+_one_head("another_rate", 1)
+_one_head("a_rate_with_a_number", 1)
+_one_head("no_values", 0)
+
+
+# ------------------------------------------------------------------------------------ layers with parameters that are not trained
+class _Fixed(nn.Module):
+    def __init__(self, *rates: float) -> None:
+        super().__init__()
+        self.rates = nn.Parameter(torch.tensor(rates, dtype=torch.float64), requires_grad=False)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        i = torch.arange(q.shape[2])
+        return (q @ k.mT * (self.rates.view(-1, 1, 1) ** (i[:, None] - i)).tril()) @ v
+
+
+class _InSteps(_Fixed):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        state, out = q.new_zeros(*q.shape[:2], D, E), []
+        for t in range(q.shape[2]):
+            state = self.rates.view(-1, 1, 1) * state + k[:, :, t, :, None] * v[:, :, t, None, :]
+            out.append((q[:, :, t, None] @ state)[:, :, 0])
+        return torch.stack(out, 2)
+
+
+class _TwoLayers(nn.Module):
+    layer, second = _Fixed, (0.7, 0.6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList((self.layer(0.9, 0.8), self.layer(*self.second)))
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        for layer in self.layers:
+            v = F.layer_norm(layer(q, k, v), v.shape[-1:])
+        return v
+
+
+@spelling(lambda: qkv(2, 2, 12), sites=2)
+class LayersWithOtherFixedRates(_TwoLayers):
+    pass
+
+
+@spelling(lambda: qkv(2, 2, 12), sites=1, keeps=True, slow=True)
+class LayersOfWhichOneHasARateBelowZero(_TwoLayers):
+    layer, second = _InSteps, (-0.9, 0.8)

@@ -119,3 +119,58 @@ def test_positions_that_start_between_whole_numbers_are_where_they_are() -> None
     torch._dynamo.reset()
     assert off(torch.compile(f, backend=watching(reports))(q, k, v), f(q, k, v)) <= EXACT
     assert len(reports[0].rewritten) == 1, reports[0]
+
+
+Program = Callable[..., torch.Tensor]
+
+
+def _window(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, c: int) -> torch.Tensor:
+    i = torch.arange(q.shape[2])
+    return (q @ k.mT).tril().masked_fill(i[:, None] - i >= c, 0) @ v
+
+
+def _window_by_triangles(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, c: int) -> torch.Tensor:
+    return (q @ k.mT).tril().triu(-c) @ v
+
+
+def _window_of_a_half(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, c: int) -> torch.Tensor:
+    i = torch.arange(q.shape[2])
+    return (q @ k.mT).tril().masked_fill(i[:, None] - i >= max(64, q.shape[2] // 2), 0) @ v
+
+
+def _diagonal_that_moves(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, c: int) -> torch.Tensor:
+    return (q @ k.mT).tril(min(0, 64 - q.shape[2])) @ v
+
+
+def _far_window(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, c: int) -> torch.Tensor:
+    i = torch.arange(q.shape[2])
+    return (q @ k.mT).tril().masked_fill(i[:, None] - i > 700 - q.shape[2], 0) @ v
+
+
+def _rate_from_a_position_on(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, c: int) -> torch.Tensor:
+    g = torch.where(torch.arange(q.shape[2]) >= c, -0.5, -0.1).double().cumsum(0)
+    return (q @ k.mT * (g[:, None] - g).exp().tril()) @ v
+
+
+LEVELS = -0.02 * torch.arange(512, dtype=torch.float64)
+LEVELS[100:] -= 1
+
+
+def _table_of_levels(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, c: int) -> torch.Tensor:
+    g = LEVELS[: q.shape[2]]
+    return (q @ k.mT * (g[:, None] - g).exp().tril()) @ v
+
+
+@pytest.mark.parametrize("dynamic", [True, None])
+@pytest.mark.parametrize("program", [_window, _window_by_triangles, _window_of_a_half, _diagonal_that_moves, _far_window,
+                                     _rate_from_a_position_on, _table_of_levels])
+def test_what_lies_beyond_the_examples_sequence_is_seen(program: Program, dynamic: bool | None) -> None:
+    """A number or a table that says nothing at the length of the example says something at another one."""
+    def inputs(n: int, c: int) -> tuple[Any, ...]:
+        generator = torch.Generator().manual_seed(n)
+        return (*(torch.randn(1, 2, n, 4, generator=generator, dtype=torch.float64) for _ in range(3)), c)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(program, backend=watching([]), dynamic=dynamic)
+    for n, c in ((40, 50), (40, 48), (40, 3), (48, 60), (400, 60)):
+        assert off(compiled(*inputs(n, c)), program(*inputs(n, c))) <= EXACT, (n, c)

@@ -66,7 +66,7 @@ def test_the_operator_says_which_operand_is_no_tensor() -> None:
 
 
 def test_options_are_a_dictionary() -> None:
-    assert raised(lambda: split(3)) == "LE103: option 'options' is 3. It must be a dictionary."  # type: ignore[arg-type]
+    assert raised(lambda: split(3)) == "LE103: option 'options' is 3. It must be a dictionary with names."  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("write", [

@@ -138,7 +138,7 @@ def test_buffers_that_nobody_could_watch(monkeypatch: pytest.MonkeyPatch, caplog
     assert len(report.rewritten) == 1 and not said
     torch._dynamo.reset()
     counters.clear()
-    monkeypatch.setattr(backend.Assumption, "of", broken)
+    monkeypatch.setattr(backend.Assumption, "__init__", broken)
     report, said = run(Masked(), qkv(), caplog)
     assert [c.code for c in report.candidates] == ["LC901"] and len(said) == 1
     assert counters["lightning"] == {"rewritten": 0, "rejected": 1}

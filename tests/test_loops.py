@@ -115,7 +115,7 @@ def test_nothing_of_a_loop_stays(name: str) -> None:
     args = inputs()
     wanted = results(LOOPS[name], args)
     found = results(torch.compile(LOOPS[name], backend=backend), args)
-    assert left[0] < (14 * N if name == "features_and_sums_of_each_step" else 40)
+    assert left[0] < (14 * N if name in ("features_and_sums_of_each_step", "another_epsilon_in_one_step") else 40)
     for w, x in zip(wanted, found):
         torch.testing.assert_close(x, w, rtol=1e-9, atol=1e-9)
 
