@@ -110,7 +110,7 @@ MUTANTS = [
     *_of("patterns/loop_weights.py", "rules", ("np.arange(int(hint(x.size))) if whole else", "")),
     *_of("patterns/recurrence.py", "rules", ("*(m + d for t in weights for m in breaks(t, x) for d in (-1, 0, 1))", "")),
     *_of("patterns/pair_weights.py", "rules",
-         (" or x in self.whole:", ":"),
+         (" or x in self.whole or x in self.odd:", ":"),
          ("simple = not self.whole and all(", "simple = all(")),
     *_of("patterns/closing.py", "rules", ("if all(map(_projected, v.terms)):", "if False:"),
          ("if len(v.terms) == 1 and v.terms[0].pure_exponent():", "if False:")),

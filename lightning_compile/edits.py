@@ -28,6 +28,10 @@ from .watch import watched
 
 log = logging.getLogger("lightning_compile")
 
+# What may return the tensor that it is called on, or another name of it.
+_NAMES = frozenset({"contiguous", "to", "type", "type_as", "real", "detach", "conj", "cpu", "cuda", "float", "double", "half",
+                    "bfloat16", "getattr", "alias", "unfold"})
+
 
 class GraphEdits:
     """A graph that is being rewritten. `order` numbers the nodes as they were, `replaced` says what stands for which of them, and
@@ -147,8 +151,8 @@ class GraphEdits:
         storage = t.untyped_storage()._cdata
         writers = {w for s, w in self.table.mutations if s == storage and w is not None and self.order[w] > self.order[n]}
         return bool(writers) and any(
-            m is not n and m not in writers and isinstance(x, torch.Tensor) and x.shape == t.shape and name_of(m) != "view"
-            and x.untyped_storage()._cdata == storage and m.op.startswith("call") for m, x in self.interpreter.env.items())
+            m is not n and m not in writers and isinstance(x, torch.Tensor) and name_of(m) in _NAMES
+            and x.untyped_storage()._cdata == storage and n in m.all_input_nodes for m, x in self.interpreter.env.items())
 
     def live(self, without: cand.Candidate | None = None) -> set[fx.Node]:
         """Nodes that an output or an effect on something live depends on, also once a candidate does not depend on any."""

@@ -260,11 +260,6 @@ _positions("rounded_to_bfloat16", lambda n: torch.arange(n, dtype=torch.bfloat16
 _positions("beside_a_large_number", lambda n: torch.arange(n, dtype=torch.float32) + 2.0 ** 26 - 2.0 ** 26, 300, False)
 
 
-@spelling(qkv)
-def scaled_by_a_third_in_bfloat16(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return (q @ k.mT).tril() @ v * torch.full((1,), 1 / 3, dtype=torch.bfloat16)
-
-
 # ------------------------------------------------------------------------------------ conditions that hold at few odd places
 CONDITIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "a_multiple_of_a_row": lambda i, j: 3 * i + 0 * j == 120, "a_band_of_multiples": lambda i, j: (3 * i >= 120) & (3 * i < 126),

@@ -148,7 +148,7 @@ def _far_window(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, c: int) -> to
 
 
 def _rate_from_a_position_on(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, c: int) -> torch.Tensor:
-    g = torch.where(torch.arange(q.shape[2]) >= c, -0.5, -0.1).double().cumsum(0)
+    g = torch.where(torch.arange(q.shape[2]) >= c, -0.5, -0.125).double().cumsum(0)
     return (q @ k.mT * (g[:, None] - g).exp().tril()) @ v
 
 
