@@ -151,8 +151,8 @@ class GraphEdits:
         storage = t.untyped_storage()._cdata
         writers = {w for s, w in self.table.mutations if s == storage and w is not None and self.order[w] > self.order[n]}
         return bool(writers) and any(
-            m is not n and m not in writers and isinstance(x, torch.Tensor) and name_of(m) in _NAMES
-            and x.untyped_storage()._cdata == storage and n in m.all_input_nodes for m, x in self.interpreter.env.items())
+            name_of(b) in _NAMES and a in b.all_input_nodes for m, x in self.interpreter.env.items() for a, b in ((m, n), (n, m))
+            if m is not n and m not in writers and isinstance(x, torch.Tensor) and x.untyped_storage()._cdata == storage)
 
     def live(self, without: cand.Candidate | None = None) -> set[fx.Node]:
         """Nodes that an output or an effect on something live depends on, also once a candidate does not depend on any."""
