@@ -374,3 +374,9 @@ class LayersWithOtherFixedRates(_TwoLayers):
 @spelling(lambda: qkv(2, 2, 12), sites=1, keeps=True, slow=True)
 class LayersOfWhichOneHasARateBelowZero(_TwoLayers):
     layer, second = _InSteps, (-0.9, 0.8)
+
+
+@spelling(lambda: [random(1, 1, 24, D), random(1, 1, 24, D), random(1, 1, 24, E)])
+def values_of_the_same_bits(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Whole numbers of 64 bits, which are others."""
+    return (q @ k.mT).tril() @ (v.detach().view(torch.int64).double() * 1e-19)
