@@ -5,6 +5,7 @@ The same code writes nodes into a graph and, for the checks, runs on small tenso
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ from .patterns.codes import near_miss
 from .patterns.index import Affine, Index, hint, product, same
 from .patterns.normal_form import Leaf, Numbers, Position, Read, Term, Value
 
-NOTHING = -87.0  # a log-decay that leaves nothing, in every type of numbers
+NOTHING = -math.inf  # the log-decay of a gate that is 0
 
 
 class Builder(Protocol):

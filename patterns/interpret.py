@@ -26,7 +26,7 @@ from .leaves import (
     opaque_exponent,
     writable,
 )
-from .memory import may_write
+from .memory import UNDECLARED, may_write
 from .names import name_of
 from .normal_form import Value, detached, whole_tensor
 from .ranges import Ranges
@@ -204,7 +204,7 @@ class GraphInterpreter(fx.Interpreter):
             with self.table:
                 out = super().run_node(n)
             _agree(n, out, example)
-            if name_of(n) in ("batch_norm", "instance_norm", "embedding"):  # whose writes no schema says
+            if name_of(n) in UNDECLARED:
                 self.table.overwrite([t for m in may_write(n) if isinstance(t := self.env.get(m), torch.Tensor)])
         self._settle(n, out)
         return out

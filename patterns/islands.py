@@ -262,6 +262,9 @@ class Partition:
         first: dict[int, fx.Node] = {}
         for n, memory in self.touched.items():              # views of one memory, however they came about
             self.parent[self._root(n)] = self._root(first.setdefault(memory, n))
+        for w in self.writers:                              # which may return something else
+            for memory in (s for x in written_by(w) for s in storages(self.examples[x]) if s in first):
+                self.parent[self._root(w)] = self._root(first[memory])
         parts = self._grouped(members)
         interesting = [part for part in parts if self._sums(part)]
         self._join_by_inputs(interesting)

@@ -87,38 +87,43 @@ def where(c: Value, x: Value, y: Value) -> Value:
 def held(v: Value, dtype: torch.dtype) -> bool:
     """Whether a type has all values of an expression of positions: bfloat16 has whole numbers up to 256, int8 up to 127. Sizes
     that are not known while compiling do not exceed what 24 bits hold."""
-    whole = not dtype.is_floating_point and not dtype.is_complex and dtype != torch.bool
-    most = torch.iinfo(dtype).max if whole else round(2 / torch.finfo(dtype).eps) if dtype.is_floating_point else 1 << 24
-    least = torch.iinfo(dtype).min if whole else -most
     places = [f.at for t in v.terms for f in t.factors if isinstance(f, Position)]
-    if most >= 1 << 24 and least < 0 or not places:
+    if not places or dtype == torch.bool or dtype.is_complex:
         return True
-    if any(not isinstance(x.size, int) for a in places for x in a.coef):
-        return False
+    least, most = _whole_numbers(dtype)
+    wide = least < 0 and most >= 1 << 24
     try:
         a = affine(v)
     except Unknown:
-        return False
+        return wide
+    if not isinstance(a.const, int) or any(not isinstance(x.size, int) for at in places for x in at.coef):
+        return wide and (not isinstance(a.const, int) or least <= a.const <= most)
     ends = [int(c) * (x.size - 1) for x, c in a.coef.items()]
     high, low = (a.const + sum(e for e in ends if (e > 0) == up) for up in (True, False))
-    return isinstance(a.const, int) and least <= low and high <= most
+    return least <= low and high <= most
+
+
+def _whole_numbers(dtype: torch.dtype) -> tuple[int, int]:
+    """Between which all whole numbers are there."""
+    if dtype.is_floating_point:
+        most = round(2 / torch.finfo(dtype).eps)
+        return -most, most
+    return torch.iinfo(dtype).min, torch.iinfo(dtype).max
 
 
 def kept(v: Value, dtype: torch.dtype) -> bool:
-    """Whether an expression of positions is in a type what it stands for: whole numbers of few bits wrap around, and beside a
-    large constant positions are rounded away."""
-    narrow = not dtype.is_floating_point and not dtype.is_complex and dtype != torch.bool and torch.iinfo(dtype).bits < 32
-    if narrow and v.leaves():                               # arithmetic of tensors, of which nobody knows how large they are
+    """Whether a result of arithmetic in a type is what it stands for: whole numbers of few bits wrap around, and floats have
+    not all of them. Fractions of positions are rounded as any other number is."""
+    if dtype == torch.bool or dtype.is_complex:
+        return True
+    if not dtype.is_floating_point and torch.iinfo(dtype).bits < 32 and v.leaves():  # nobody knows how large they are
         return len(v.terms) == 1 and v.terms[0].coef == 1 and len(v.terms[0].factors) == 1 and not v.terms[0].bound
-    if dtype == torch.bool or not any(isinstance(f, Position) for t in v.terms for f in t.factors):
-        return True
-    if not dtype.is_floating_point:
-        return held(v, dtype)
-    try:
-        a = affine(v)
-    except Unknown:
-        return True
-    return not isinstance(a.const, int) or abs(a.const) <= 2 / torch.finfo(dtype).eps
+    if dtype.is_floating_point:
+        try:
+            affine(v)
+        except Unknown:
+            return True
+    return held(v, dtype)
 
 
 def triangle(v: Value, diagonal: Size, lower: bool) -> Value:

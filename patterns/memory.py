@@ -19,6 +19,9 @@ from .names import name_of, named
 WRITING = frozenset({"iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor",
                      "setitem", "delitem", "ilshift", "irshift", "iconcat"})
 
+# Functions that write to one of their arguments, of which no schema says so.
+UNDECLARED = frozenset({"batch_norm", "instance_norm", "embedding"})
+
 
 class TooStrange(Exception):
     """Something that is not understood here; the graph is interpreted as a whole."""

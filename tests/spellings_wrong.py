@@ -251,8 +251,9 @@ def _positions(name: str, make: Callable[[int], Tensor], n: int, decayed: bool, 
     spelling(lambda: qkv(1, 1, n), sites=None if decayed else 0, keeps=True, slow=slow)(program)
 
 
+_positions("of_8_bits", lambda n: torch.arange(n).to(torch.int8).long(), 300, False, slow=False)
+_positions("of_32_bits_that_wrap", lambda n: torch.arange(n, dtype=torch.int32) * 2 ** 27, 40, False)
 for _decayed in (False, True):
-    _positions("of_8_bits", lambda n: torch.arange(n).to(torch.int8).long(), 300, _decayed, slow=_decayed)
     _positions("of_8_bits_doubled", lambda n: (torch.arange(n, dtype=torch.int8) * 2).double(), 90, _decayed)
     _positions("below_zero_without_a_sign", lambda n: (torch.arange(n).to(torch.uint8) - 5).double(), 40, _decayed)
     _positions("of_16_bits_from_2000_on", lambda n: (torch.arange(n) + 2000).half().double(), 300, _decayed)
@@ -380,3 +381,70 @@ class LayersOfWhichOneHasARateBelowZero(_TwoLayers):
 def values_of_the_same_bits(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Whole numbers of 64 bits, which are others."""
     return (q @ k.mT).tril() @ (v.detach().view(torch.int64).double() * 1e-19)
+
+
+# ------------------------------------------------------------------------------------------------ conditions that hold together
+SEEN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "sinks_and_a_window": lambda i, j: (j < 4) | (i - j < 64), "late_keys_far_away": lambda i, j: ~((i - j >= 10) & (j >= 20)),
+    "one_pair_at_a_distance": lambda i, j: ~((i - j == 20) & (j == 33))}
+
+
+def _together(name: str, decayed: bool) -> None:
+    def program(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        i = torch.arange(128)
+        seen = (i[:, None] >= i) & SEEN[name](i[:, None], i)
+        if decayed:
+            return (q @ k.mT * (-0.01 * (i[:, None] - i) - (~seen).double()).exp().tril()) @ v
+        return (q @ k.mT).masked_fill(~seen, 0) @ v
+
+    program.__name__ = f"{name}_in_{'a_decay' if decayed else 'a_mask'}"
+    spelling(lambda: qkv(1, 1, 128), sites=0, keeps=True, slow=decayed)(program)
+
+
+for _name in SEEN:
+    for _decayed in (False, True):
+        _together(_name, _decayed)
+
+
+@spelling(lambda: qkv(1, 7, 16), sites=0, keeps=True)
+def one_row_of_one_head_decays_otherwise(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    i = torch.arange(16)
+    odd = (torch.arange(7)[:, None, None] == 4) & (i[:, None] == 7)
+    return (q @ k.mT * (-0.1 * (i[:, None] - i) - odd.double()).exp().tril()) @ v
+
+
+# ------------------------------------------------------------------------------------------------- gates that have come to 0
+def _saturated(name: str, at: float, gate: Callable[[Tensor], Tensor]) -> None:
+    """At one step of all; the gradients of all gates are finite."""
+    def program(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+        g, state, out = gate(torch.where(torch.arange(12) == 7, at, f)), q.new_zeros(*q.shape[:2], D, E), []
+        for t in range(12):
+            state = g[:, :, t, None, None] * state + k[:, :, t, :, None] * v[:, :, t, None, :]
+            out.append((q[:, :, t, None] @ state)[:, :, 0])
+        return torch.stack(out, 2)
+
+    program.__name__ = f"saturated_{name}"
+    spelling(lambda: gated(n=12), slow=name != "sigmoid")(program)
+
+
+_saturated("sigmoid", -800.0, torch.sigmoid)
+_saturated("complement_of_a_sigmoid", 40.0, lambda f: 1 - torch.sigmoid(f))
+_saturated("root_of_a_sigmoid", -900.0, lambda f: torch.sigmoid(f) ** (1 / 16))
+
+
+# ------------------------------------------------------------------------------------------------------ gates of whole numbers
+def _whole_gates(name: str, gate: Callable[[Tensor], Tensor]) -> None:
+    """Of 8 bits, which wrap around."""
+    def program(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+        g, state, out = gate((f.detach().sigmoid() * 127).to(torch.int8)).double() / 200, q.new_zeros(*q.shape[:2], D, E), []
+        for t in range(9):
+            state = g[:, :, t, None, None] * state + k[:, :, t, :, None] * v[:, :, t, None, :]
+            out.append((q[:, :, t, None] @ state)[:, :, 0])
+        return torch.stack(out, 2)
+
+    program.__name__ = f"gates_of_whole_numbers_{name}"
+    spelling(lambda: gated(n=9), sites=0, keeps=True, slow=name != "squared")(program)
+
+
+_whole_gates("squared", torch.square)
+_whole_gates("added_to", lambda g: g.abs() + 100)
