@@ -145,13 +145,15 @@ class GraphEdits:
             self.order.get(u, -1) > last for u in n.users) for n in views)
 
     def _shared(self, n: fx.Node) -> bool:
-        """Whether a tensor that is written to later has another name, as what `contiguous()` returns of it may be: each of the
-        two would become a tensor of its own."""
+        """Whether a tensor is written to after it got another name, as what `contiguous()` returns of it may be: each of the two
+        would become a tensor of its own."""
         t = self.interpreter.env[n]
         storage = t.untyped_storage()._cdata
         writers = {w for s, w in self.table.mutations if s == storage and w is not None and self.order[w] > self.order[n]}
-        return bool(writers) and any(
-            name_of(b) in _NAMES and a in b.all_input_nodes for m, x in self.interpreter.env.items() for a, b in ((m, n), (n, m))
+        last = max((self.order[w] for w in writers), default=-1)
+        return any(
+            name_of(b) in _NAMES and a in b.all_input_nodes and self.order[b] < last
+            for m, x in self.interpreter.env.items() for a, b in ((m, n), (n, m))
             if m is not n and m not in writers and isinstance(x, torch.Tensor) and x.untyped_storage()._cdata == storage)
 
     def live(self, without: cand.Candidate | None = None) -> set[fx.Node]:

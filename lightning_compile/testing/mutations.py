@@ -90,7 +90,7 @@ MUTATIONS: dict[str, Mutation] = {
                                       argument=True),
     "argument decay misplaced": Mutation(SCORES, "masked", "s = s * torch.exp(-m[0].cumsum(0)[:, None] + m[1].cumsum(0))",
                                          argument=True),
-    "decay that changes": Mutation(SCORES, "masked", "w = torch.where(i >= 6, -0.5, -0.1).to(s.dtype).cumsum(0); "
+    "decay that changes": Mutation(SCORES, "masked", "w = torch.where(i >= 6, -0.5, -0.125).to(s.dtype).cumsum(0); "
                                    "s = s * (w[:, None] - w).exp()"),
     "decay of one step": Mutation(SCORES, "masked", "w = (-0.1 - 0.3 * (i == n - 2)).to(s.dtype).cumsum(0); "
                                   "s = s * (w[:, None] - w).exp()"),
