@@ -28,7 +28,8 @@ from .watch import watched
 
 log = logging.getLogger("lightning_compile")
 
-# What may return the tensor that it is called on, or another name of it.
+# What may return the tensor that it is called on, or another name of it that is looked at as a tensor of its own; other views are
+# read back from what was written.
 _NAMES = frozenset({"contiguous", "to", "type", "type_as", "real", "detach", "conj", "cpu", "cuda", "float", "double", "half",
                     "bfloat16", "getattr", "alias", "unfold"})
 

@@ -124,10 +124,10 @@ def by_numbers(t: Term) -> set[Index]:
 def breaks(t: Term, x: Index) -> set[int]:
     """Values of a digit at which the conditions of a term may begin to hold, or end, and sums of two such: at a distance from
     where another condition begins."""
-    found = {m for e in t.indicators if x in e.coef and isinstance(e.const, int) for c in e.coef.values() if isinstance(c, int)
-             for m in (abs(e.const) // abs(c),)}
+    ends = [(e.const, c) for e in t.indicators if isinstance(e.const, int) and x in e.coef
+            for c in e.coef.values() if isinstance(c, int)]
+    found = {abs(const // c) for const, c in ends} | {abs(const) // abs(c) for const, c in ends}
     others = {abs(e.const) for e in t.indicators if isinstance(e.const, int)}
-    found |= {abs(e.const // e.coef[x]) for e in t.indicators if isinstance(e.const, int) and isinstance(e.coef.get(x), int)}
     if len(found) * len(others) <= MARKS ** 2:
         found |= {a + b for a in found for b in others}
     return found.union(*(breaks(e, x) for e in t.exponent))
