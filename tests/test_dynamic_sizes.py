@@ -33,7 +33,7 @@ LEFT_ALONE = {
     # states of a loop over chunks, divided, of a length that the program knows: exponents are sums of a dynamic number of chunks
     *(n for n in SPELLINGS if n.startswith("states_divided_by_") and SPELLINGS[n].sites),
     # a length, or a number of chunks or heads, that the program knows and its inputs have by chance
-    "blocks_of_running_sums", "one_sequence_normalised", "heads_and_batches_merged_step_by_step",
+    "blocks_of_running_sums", "heads_and_batches_merged_step_by_step",
     "given_sums_of_chunks_as_the_tensor_lies", "sums_of_lists_of_states", "states_read_back_in_three_blocks",
     "states_read_back_in_many_blocks", "states_of_blocks_written_into_a_tensor", "reference_of_whole_chunks",
     "reference_of_one_group", "reference_from_a_state", "prefix_and_the_state_after_all",
@@ -46,10 +46,20 @@ LEFT_ALONE = {
     # regions under vmap are traced at the sizes that they have
     *(n for n in SPELLINGS if "vmap" in n and SPELLINGS[n].sites),
     # a decay that is a power of a number which may be negative at the next call
-    "OneHeadAfterAnother",
+    "OneHeadAfterAnother", "chunks_at_once_with_a_rate_of_each_head", "chunks_at_once_with_a_rate_of_any_sign",
+    *(n for n in SPELLINGS if n.startswith("chunks_normalised_and_") and SPELLINGS[n].sites),
+    # loops that go on with each step's output, which at dynamic sizes are not told from each other's steps
+    *(n for n in SPELLINGS if n.startswith("steps_normalised_and_") and SPELLINGS[n].sites),
+    "steps_by_matrices_from_outside_summed", "steps_by_matrices_from_outside_gated",
+    "steps_by_matrices_from_outside_from_a_product", "rows_of_chunks_that_are_assigned_for_all",
+    "rows_of_chunks_that_are_assigned_for_each_batch", "reads_of_states_of_merged_heads_added_to_chunks",
+    "chunks_behind_a_state_of_groups", "strict_sums_up_to_the_step_before", "strict_weights_and_a_normaliser",
+    "padded_with_gates_and_a_normaliser", "halves_of_projections",
+    # a diagonal by indices, and positions of a type that need not have all of them
+    "scores_with_a_diagonal_added_by_index", "scores_with_a_diagonal_set_by_index", "positions_in_bfloat16_that_are_few",
 }
-# before PyTorch 2.13
-OLDER_LEAVE: set[str] = set() if NEW else {"reference_of_a_padded_sequence", "steps_with_a_product_and_a_sum"}
+# left alone or not: by the symbols that sizes get, and before PyTorch 2.13
+SOMETIMES = {"zeros_in_front_of_all"} | (set() if NEW else {"reference_of_a_padded_sequence", "steps_with_a_product_and_a_sum"})
 FOUND = ("SlopesInABuffer", "steps_with_a_gate_each", "windows_before_the_own_position", "chunks_read_by_a_strict_mask",
          "features_of_a_softmax_and_a_detached_maximum", "features_of_second_order", "heads_by_split_and_stack",
          "chunks_of_masked_sums_with_a_first_state", "first_state_put_in_front_of_the_sum")
@@ -72,7 +82,7 @@ def check(name: str) -> None:
     for number, (x, e) in enumerate(zip(results(one, compiled, inputs), results(one, one.program, inputs))):
         assert off(x, e) <= EXACT, f"result {number} is off by {off(x, e):.1e}\n{reports[0]}"
     if len(reports[0].rewritten) != one.sites:
-        assert name in LEFT_ALONE | OLDER_LEAVE, str(reports[0])
+        assert name in LEFT_ALONE | SOMETIMES, str(reports[0])
     elif NEW:                                               # whoever mends one takes it out of the set
         assert name not in LEFT_ALONE, str(reports[0])
     assert not [c for c in reports[0].rejected if c.code in ("LC501", "LC502", "LC901")], str(reports[0])
