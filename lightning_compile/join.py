@@ -9,11 +9,12 @@ import torch
 
 from .emit import Site
 from .patterns.axes import grouped
+from .patterns.evaluate import fold
 from .patterns.index import Affine, Index, hint, mixed_radix, same, var
 from .patterns.match import Match, zeros_in_front
-from .patterns.normal_form import Leaf, Read, rename
+from .patterns.normal_form import Leaf, Read, Value, rename
 
-ROUNDING = 1e-9  # of log-decays that were found from different terms; the checks look at what comes of it
+ROUNDING = 1e-9  # of log-decays, and of numbers, found from different terms; the checks look at what comes of it
 
 
 def joined(main: Match, z: Match) -> Site | None:
@@ -118,10 +119,19 @@ def _same_decay(main: Match, z: Match, mapping: dict[Index, Index]) -> bool:
             return False
         if not np.allclose(a.numbers, b.numbers, rtol=ROUNDING, atol=0):
             return False
-        pairs = [_same(r, s, mapping) for r, s in zip(a.reads, b.reads)]
-        if len(a.reads) != len(b.reads) or not all(x is not None and x.items() <= mapping.items() for x in pairs):
+        if len(a.reads) != len(b.reads) or not all(_same_rate(r, s, mapping) for r, s in zip(a.reads, b.reads)):
             return False
     return True
+
+
+def _same_rate(r: Read, s: Read, mapping: dict[Index, Index]) -> bool:
+    """Whether two reads are one decay's; or may be, where steps have gates of their own: of these the checks see whether they are
+    what they are made of."""
+    if len(s.leaf.parts) > 1 and s.leaf is not r.leaf and not r.detached | s.detached:
+        of = [definition for part, _, _ in s.leaf.parts if (definition := part.leaf.definition) is not None]
+        return len(of) == len(s.leaf.parts) and all(d.leaves() == {r.leaf} for d in of)
+    found = _same(r, s, mapping)
+    return found is not None and found.items() <= mapping.items()
 
 
 def _same(r: Read, s: Read, mapping: dict[Index, Index]) -> dict[Index, Index] | None:
@@ -139,7 +149,9 @@ def _same(r: Read, s: Read, mapping: dict[Index, Index]) -> dict[Index, Index] |
 
 
 def _same_leaf(a: Leaf, b: Leaf) -> bool:
-    """Whether two leaves are one, or put together from the same tensors in the same way."""
+    """Whether two leaves are one, the same numbers, or put together from the same tensors in the same way."""
+    if a.total is not None and b.total is not None and not a.total.leaves() | b.total.leaves():
+        return _same_numbers(a.total, b.total)
     if a is b or len(a.parts) != len(b.parts) or not a.parts:
         return a is b
 
@@ -148,6 +160,15 @@ def _same_leaf(a: Leaf, b: Leaf) -> bool:
                 for r, free, own in leaf.parts]
 
     return laid(a) == laid(b)
+
+
+def _same_numbers(a: Value, b: Value) -> bool:
+    """Whether numbers at a position are the same."""
+    x, y = fold(a), fold(b)
+    if x is not None and y is not None:
+        return x.shape == y.shape and np.allclose(x, y, rtol=ROUNDING, atol=0)
+    return same(a.axes[0][0].size, b.axes[0][0].size) and a.terms == b.substitute(
+        {b.axes[0][0]: var(a.axes[0][0])}, a.axes).terms
 
 
 def _digits(a: Affine) -> list[Index]:

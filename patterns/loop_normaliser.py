@@ -15,7 +15,7 @@ import torch
 from ..compat import OpOverload
 from .fakes import tensors_in
 from .functions import VIEWS
-from .index import Index, Size, product, same, size_of
+from .index import Index, Size, hint, mixed_radix, product, same, size_of
 from .match import Match
 from .names import operator_name
 from .normal_form import Leaf, Read, definition_or_value
@@ -76,7 +76,7 @@ class _Columns:
         self.clean = not any(r.leaf.dirty for r, _, _ in leaf.parts)
 
     def normaliser(self) -> tuple[Match, tuple[Step, ...], torch.dtype] | None:
-        places = {a for a in self.axes if a is None or any(a)}  # a piece of a single row has no axis for it
+        places = {a for a in self.axes if a is None or () in a}  # a piece of a single row has no axis for it
         if not self.clean or None in places or len(places) > 1:
             return None
         keys, steps = self.keys, list[Step]()
@@ -106,8 +106,8 @@ class _Columns:
             axes = [a for a in v.axes if a]
             if v.masked is not None or not any(x.bound for x in v.terms) or len(axes) != len(places):
                 return None
-            own = next((a for a, position in zip(axes, places) if position), ())
-            free = [a for a, position in zip(axes, places) if not position]
+            own = next((a for a, digits in zip(axes, places) if not digits), ())
+            free = [a for a, digits in zip(axes, places) if digits]
             length = product(x.size for x in own)
             found.append(Piece(start, length, replace(v, axes=(*free, own))))
             start = start + length
@@ -147,20 +147,21 @@ def _without_writing(func: OpOverload) -> OpOverload | None:
     return getattr(plain, func._overloadname, None)
 
 
-def _axes(r: Read, free: tuple[Index, ...], position: tuple[Index, ...]) -> tuple[bool, ...] | None:
-    """For each axis of a piece's tensor that is longer than 1, in its order, whether it holds the position; None where the axes
-    are otherwise than the pieces'."""
-    found: list[bool] = []
-    order: list[Index] = []
+def _axes(r: Read, free: tuple[Index, ...], position: tuple[Index, ...]) -> tuple[tuple[int, ...], ...] | None:
+    """For each axis of a piece's tensor that is longer than 1, in its order, the places among the pieces' axes of its digits,
+    none for the position; None where it is read otherwise than as a whole."""
+    found: list[tuple[int, ...]] = []
     for a, n in zip(r.index, r.leaf.shape):
         if same(n, 1):
             continue
-        x = a.only()
-        if x is None or not same(x.size, n):
+        digits = sorted(a.coef, key=lambda x: -hint(a.coef[x]))
+        if a != mixed_radix(digits) or not same(product(x.size for x in digits), n):
             return None
-        found.append(x in position)
-        order += [] if x in position else [x]
-    return tuple(found) if order == [x for x in free if not same(x.size, 1)] else None
+        if set(digits) & set(position) and len(digits) > 1:
+            return None
+        found.append(tuple(free.index(x) for x in digits if x not in position and not same(x.size, 1)))
+    wanted = [p for p, x in enumerate(free) if not same(x.size, 1)]
+    return tuple(found) if sorted(p for places in found for p in places) == wanted else None
 
 
 def _sizes(t: torch.Tensor) -> list[Any]:

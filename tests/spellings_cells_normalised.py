@@ -202,3 +202,45 @@ def rows_written_twice_to_a_batch_of_one(q: Tensor, k: Tensor, v: Tensor) -> Ten
         if t == 5:
             out[0, 3] = 2 * out[0, 4]
     return out
+
+
+# --------------------------------------------------------------------------------- normalisers on other axes, or of other tensors
+@spelling(lambda: [random(B, 4, T, D), random(B, H, T, D), random(B, H, T, E), random(B, 4, T)])
+def divided_by_steps_of_heads_that_share_keys(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+    """The normaliser of a step has one axis for all heads, the values have groups of them."""
+    k, v = (x.unsqueeze(2).expand(-1, -1, 2, -1, -1).flatten(1, 2) for x in (k, v))
+    q, k, g = torch.softmax(q, -1), torch.softmax(k, -1), F.logsigmoid(f)
+    s, z, out = q.new_zeros(B, 4, E, D), q.new_zeros(B, 4, D), torch.zeros_like(v)
+    for t in range(T):
+        rate = g[..., t].exp()[..., None]
+        s, z = s * rate[..., None] + v[:, :, t, :, None] @ k[:, :, t, None], z * rate + k[:, :, t]
+        out[:, :, t] = (s @ q[:, :, t, :, None])[..., 0] / (q[:, :, t] * z).sum(-1, keepdim=True)
+    return out
+
+
+def _merged(*tensors: Tensor) -> list[Tensor]:
+    return [x.flatten(0, 1) for x in tensors]
+
+
+@spelling(short)
+def numbers_of_keys_in_both_states(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = _merged(F.elu(q) + 1, F.elu(k) + 1, v * 0.125)
+    s, z, out = q.new_zeros(B * H, D, E), torch.zeros_like(k[:, 0]), []
+    for t in range(T):
+        key = 0.25 * (t + 1) * k[:, t]
+        s, z = s + key[..., None] * v[:, t, None], z + key
+        out.append((q[:, t, :, None] * s).sum(-2) / (q[:, t] * z).sum(-1, keepdim=True))
+    return torch.stack(out, 1).unflatten(0, (B, H))
+
+
+@spelling(lambda: [*short(), random(B, H, T)])
+def gates_of_each_step_in_both_states(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+    """Only the values tell batch from heads; the normaliser sees gates of which each step has its own."""
+    q, k, v, g = _merged(q, k, v, F.logsigmoid(f))
+    q, k, out = torch.softmax(q, -1), torch.softmax(k, -1), []
+    s, z = q.new_zeros(B * H, D, E), torch.zeros_like(k[:, 0])
+    for t in range(T):
+        rate = g[:, t].exp()[:, None]
+        s, z = rate[..., None] * s + k[:, t, :, None] * v[:, t, None], z * rate + k[:, t]
+        out.append(torch.einsum("xd,xde->xe", q[:, t], s) / ((q[:, t] * z).sum(-1, keepdim=True) + 1e-6))
+    return torch.stack(out, 1).unflatten(0, (B, H))
