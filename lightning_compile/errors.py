@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pathlib
 import re
 from collections.abc import Iterator
 
@@ -143,6 +144,18 @@ def on_this_machine(device: str | None) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         raise WrongWord(word="--device cuda", why="torch sees no GPU here",
                         remedy="leave it out, or see what lightning-compile doctor says")
+
+
+def from_one(word: str, number: int) -> None:
+    """WrongWord where an option is to be a number of something, and there are none."""
+    if number < 1:
+        raise WrongWord(word=f"{word} {number}", why="that is less than 1", remedy="give 1 or more")
+
+
+def writable(folder: pathlib.Path) -> None:
+    """Makes a folder for what is going to be written there: CannotWrite before the work and not after it."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 @contextlib.contextmanager

@@ -84,6 +84,8 @@ def test_explain_checks_like_a_test(file: str, tmp_path: Path, capsys: pytest.Ca
     (["{file}:number", "--shape", "2"], "it is of type int"), (["{file}:attention"], "no inputs are given"),
     (["{file}:attention", "--shape", "2,two"], "no list of sizes"),
     (["{file}:attention", "--shape", "2,-3"], "no list of sizes"),
+    (["{file}:attention", "--shape", "9999999999999,9"], "memory"),
+    (["{file}:attention", "--shape", "2:bits8"], "not implemented"),
     (["{file}:attention", "--shape", "2,16,x"], "no list of sizes"), (["{file}:raising"], "it raised KeyError: 'weights'"),
     (["json:JSONDecodeError", "--shape", "2"], "it needs the arguments")])
 def test_what_is_no_model_has_status_2(words: list[str], says: str, file: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,7 +95,11 @@ def test_what_is_no_model_has_status_2(words: list[str], says: str, file: str, c
 
 @pytest.mark.parametrize("words, says", [
     (["demo", "--steps", "1"], "LE306: --steps 1 was given, but the first step compiles and is not measured. Give 2 or more."),
-    (["explain", "--hf", "mamba2", "--tokens", "-3"], "LE306: --tokens -3 was given, but the input has one token at least."),
+    (["explain", "--hf", "mamba2", "--tokens", "-3"], "LE306: --tokens -3 was given, but that is less than 1. Give 1 or more."),
+    (["zoo", "--tokens", "0"], "LE306: --tokens 0 was given, but that is less than 1."),
+    (["zoo", "--models", "nowhere.json"], "LE306: --models nowhere.json was given, but that holds no run of models ("),
+    (["zoo", "--models", "{file}"], "LE306: --models "), (["demo", "--out", "{file}/r.png"], "LE307: "),
+    (["bench", "--shapes", "A", "--out", "{file}"], "LE307: "),
     (["zoo", "nothing_like_it"], "LE306: nothing_like_it was given, but no formulation has a name like that. There are "),
     (["explain", "{file}:attention", *SHAPES, "--html", "{file}/r.html"], "LE307: ")])
 def test_words_that_make_no_sense_have_status_2(words: list[str], says: str, file: str,

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     """
     import torch
 
-    from ..errors import UnknownPeer
+    from ..errors import UnknownPeer, writable
     from .measure import Row, copy_speed, first_calls, measure, within
     from .peers import PEERS
     from .problems import chosen
@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     unknown = [name for name in names if name not in PEERS]
     if unknown:
         raise UnknownPeer(names=", ".join(map(repr, unknown)), peers="; ".join(PEERS))
+    writable(args.out)
     speed = copy_speed(device)
     about = machine(speed)
     rows: list[dict[str, Any]] = []
@@ -121,7 +122,6 @@ def line(row: dict[str, Any]) -> str:
 
 def write(found: dict[str, Any], folder: Path) -> None:
     """JSON, CSV and a Markdown table."""
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "bench.json").write_text(json.dumps(found, indent=1))
     with (folder / "bench.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, list(found["rows"][0]))

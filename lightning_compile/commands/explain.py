@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import CannotTrace, WrongWord, writing
+from ..errors import CannotTrace, from_one, writable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,9 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
     from . import loading
 
-    if args.tokens < 1:
-        raise WrongWord(word=f"--tokens {args.tokens}", why="the input has one token at least",
-                        remedy="give a length, e.g. --tokens 512")
+    from_one("--tokens", args.tokens)
     with working(args.hf or args.model or "", quiet=args.json):
         model, inputs, keywords = loading.model_of(args)
         try:
@@ -58,8 +56,7 @@ def run(args: argparse.Namespace) -> int:
         show(report)
     written = [report.to_html(args.html)] if args.html else []
     if args.repro:
-        with writing(args.repro):
-            args.repro.mkdir(parents=True, exist_ok=True)
+        writable(args.repro)
         written += [report.save_repro(c, args.repro / f"site{n}.py") for n, c in enumerate(report, 1)
                     if c.detail is not None and c.detail.script]
     for path in written:

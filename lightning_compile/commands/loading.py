@@ -113,9 +113,10 @@ def tensor(word: str) -> Tensor:
     if shape is None or min(shape, default=0) < 0 or not isinstance(dtype, torch.dtype):
         raise CannotLoad(what=f"--shape {word}", why="it is no list of sizes with a dtype of torch behind a colon",
                          remedy="write 2,512,64 or 2,512:int64")
-    if dtype == torch.bool or not (dtype.is_floating_point or dtype.is_complex):
-        return torch.ones(shape, dtype=dtype)
-    return torch.randn(shape, dtype=dtype)
+    try:
+        return (torch.randn if dtype.is_floating_point or dtype.is_complex else torch.ones)(shape, dtype=dtype)
+    except RuntimeError as e:                               # more than the memory holds, or a dtype without random numbers
+        raise CannotLoad(what=f"--shape {word}", why=str(e).splitlines()[0], remedy="give smaller sizes, or another dtype") from e
 
 
 def setting(word: str) -> tuple[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lightning_compile.demo.progress import Progress, progress
 from lightning_compile.demo.settings import WAYS, Outcome, Settings, settings_for
-from lightning_compile.errors import WrongWord, on_this_machine
+from lightning_compile.errors import WrongWord, on_this_machine, writable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     if args.steps < 2:
         raise WrongWord(word=f"--steps {args.steps}", why="the first step compiles and is not measured", remedy="give 2 or more")
     on_this_machine(args.device)
+    writable(args.out.parent)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     settings = settings_for(device, args.steps)
     if args.no_sweep:

@@ -103,8 +103,8 @@ def save(report: Report, site: int | Candidate, path: Path) -> Path:
     text = site.detail.script.replace("{title}", title).replace("{name}", path.name)
     with writing(path):
         path.write_text(text, encoding="utf-8")
-    if site.detail.constants:
-        torch.save(site.detail.constants, path.with_suffix(".pt"))
+        if site.detail.constants:
+            torch.save(site.detail.constants, path.with_suffix(".pt"))
     return path
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import WrongWord, on_this_machine
+from ..errors import WrongWord, from_one, on_this_machine
 
 if TYPE_CHECKING:
     from .judge import Result
@@ -36,9 +36,14 @@ def run(args: argparse.Namespace) -> int:
     if args.models:
         from .models import distilled, table
 
-        rows = distilled(json.loads(args.models.read_text()))
+        try:
+            rows = distilled(json.loads(args.models.read_text()))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
+            raise WrongWord(word=f"--models {args.models}", why=f"that holds no run of models ({e})",
+                            remedy="give the JSON that benchmarks/models_gpu.py writes") from e
         print(json.dumps(rows, indent=1) if args.json else table(rows))
         return 0
+    from_one("--tokens", args.tokens)
     on_this_machine(args.device)
     chosen = [f for f in FORMULATIONS.values() if not args.names or any(part in f.name for part in args.names)]
     if not chosen:
