@@ -11,7 +11,7 @@ from .emit import Site
 from .patterns.axes import grouped
 from .patterns.evaluate import fold
 from .patterns.index import Affine, Index, hint, mixed_radix, same, var
-from .patterns.match import Match, zeros_in_front
+from .patterns.match import Density, Match, zeros_in_front
 from .patterns.normal_form import Leaf, Read, Value, rename
 
 ROUNDING = 1e-9  # of log-decays, and of numbers, found from different terms; the checks look at what comes of it
@@ -111,27 +111,27 @@ def _same_precision(main: Match, z: Match) -> bool:
 
 
 def _same_decay(main: Match, z: Match, mapping: dict[Index, Index]) -> bool:
-    if len(main.decay) != len(z.decay):
+    return len(main.decay) == len(z.decay) and all(_same_density(a, b, mapping) for a, b in zip(main.decay, z.decay))
+
+
+def _same_density(a: Density, b: Density, mapping: dict[Index, Index]) -> bool:
+    """Whether two decays are one. Where steps have gates of their own, whether they are made of the other's: the checks see
+    how."""
+    if len(a.reads) != len(b.reads) or (a.summed, a.late) != (b.summed, b.late):
         return False
-    for a, b in zip(main.decay, z.decay):
-        if tuple(mapping.get(x, x) for x in b.over) != a.over or a.numbers.shape != b.numbers.shape or (
-                (a.summed, a.late) != (b.summed, b.late)):
-            return False
-        if not np.allclose(a.numbers, b.numbers, rtol=ROUNDING, atol=0):
-            return False
-        if len(a.reads) != len(b.reads) or not all(_same_rate(r, s, mapping) for r, s in zip(a.reads, b.reads)):
-            return False
-    return True
+    if b.reads and all(_made_of(r.leaf, s) for r, s in zip(a.reads, b.reads)):
+        return True
+    if tuple(mapping.get(x, x) for x in b.over) != a.over or a.numbers.shape != b.numbers.shape or not np.allclose(
+            a.numbers, b.numbers, rtol=ROUNDING, atol=0):
+        return False
+    pairs = [_same(r, s, mapping) for r, s in zip(a.reads, b.reads)]
+    return all(x is not None and x.items() <= mapping.items() for x in pairs)
 
 
-def _same_rate(r: Read, s: Read, mapping: dict[Index, Index]) -> bool:
-    """Whether two reads are one decay's; or may be, where steps have gates of their own: of these the checks see whether they are
-    what they are made of."""
-    if len(s.leaf.parts) > 1 and s.leaf is not r.leaf and not r.detached | s.detached:
-        of = [definition for part, _, _ in s.leaf.parts if (definition := part.leaf.definition) is not None]
-        return len(of) == len(s.leaf.parts) and all(d.leaves() == {r.leaf} for d in of)
-    found = _same(r, s, mapping)
-    return found is not None and found.items() <= mapping.items()
+def _made_of(leaf: Leaf, gates: Read) -> bool:
+    """Whether gates are tensors of steps that are all functions of one other."""
+    made = [part.leaf.definition for part, _, _ in gates.leaf.parts]
+    return len(made) > 1 and not gates.detached and all(d is not None and d.leaves() == {leaf} for d in made)
 
 
 def _same(r: Read, s: Read, mapping: dict[Index, Index]) -> dict[Index, Index] | None:

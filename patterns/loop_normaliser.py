@@ -73,6 +73,8 @@ class _Columns:
         self.leaf, self.records, self.tensors = leaf, records, tensors
         self.axes = [_axes(*part) for part in leaf.parts]
         self.keys = [Key(id(r.leaf.tensor), r.leaf.version) for r, _, _ in leaf.parts]
+        # where the first position sees nothing, it does not matter what is divided by there, and it has the second one's
+        self.nothing_first = len(self.keys) > 2 and self.keys[0] == self.keys[1]
         self.clean = not any(r.leaf.dirty for r, _, _ in leaf.parts)
 
     def normaliser(self) -> tuple[Match, tuple[Step, ...], torch.dtype] | None:
@@ -109,7 +111,8 @@ class _Columns:
             own = next((a for a, digits in zip(axes, places) if not digits), ())
             free = [a for a, digits in zip(axes, places) if digits]
             length = product(x.size for x in own)
-            found.append(Piece(start, length, replace(v, axes=(*free, own))))
+            terms = () if not found and self.nothing_first else v.terms
+            found.append(Piece(start, length, replace(v, axes=(*free, own), terms=terms)))
             start = start + length
         pieces = Pieces(len(found[0].value.axes) - 1, start, tuple(found))
         return pieces if same(start, self.leaf.shape[-1]) else None

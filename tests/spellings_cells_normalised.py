@@ -244,3 +244,48 @@ def gates_of_each_step_in_both_states(q: Tensor, k: Tensor, v: Tensor, f: Tensor
         s, z = rate[..., None] * s + k[:, t, :, None] * v[:, t, None], z * rate + k[:, t]
         out.append(torch.einsum("xd,xde->xe", q[:, t], s) / ((q[:, t] * z).sum(-1, keepdim=True) + 1e-6))
     return torch.stack(out, 1).unflatten(0, (B, H))
+
+
+def _read_before(name: str, least: float, skip: bool, sites: int | None = 1) -> None:
+    """Steps that read both states before they add to them. Where the first is left out (`skip`), nothing may be divided by 0."""
+    def program(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, out = F.softplus(q), F.softplus(k), torch.zeros_like(v)
+        s, z = q.new_zeros(B, H, E, D), torch.zeros_like(k[:, :, 0])
+        for t in range(T):
+            if t or not skip:
+                out[:, :, t] = (s @ q[:, :, t, :, None])[..., 0] / ((q[:, :, t] * z).sum(-1, keepdim=True) + least)
+            s, z = s + torch.einsum("bhd,bhe->bhed", k[:, :, t], v[:, :, t]), z + k[:, :, t]
+        return out
+
+    program.__name__ = f"divided_before_the_states_are_added_to_{name}"
+    spelling(short, sites=sites)(program)
+
+
+_read_before("by_one_more", 1.0, False)
+_read_before("but_in_the_first_step", 1.0, True)
+_read_before("and_by_nothing_else", 0.0, True, sites=2)
+
+
+@spelling(lambda: [*short(), random(B, H, T)])
+def rates_of_each_step_in_both_states(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+    q, k, v, g = _merged(q, k, v, -0.2 * torch.exp(f))
+    q, k, out = torch.softmax(q, -1), torch.softmax(k, -1), []
+    s, z = q.new_zeros(B * H, D, E), torch.zeros_like(k[:, 0])
+    for t in range(T):
+        rate = g[:, t].exp()[:, None]
+        s, z = rate[..., None] * s + k[:, t, :, None] * v[:, t, None], z * rate + k[:, t]
+        out.append(torch.einsum("xd,xde->xe", q[:, t], s) / (q[:, t] * z).sum(-1, keepdim=True).clamp(min=1e-6))
+    return torch.stack(out, 1).unflatten(0, (B, H))
+
+
+@spelling(lambda: [*short(), random(B, H, T)], sites=2)
+def another_rate_of_each_step_in_the_normaliser(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+    """Made of the same tensor, and another one: two sums."""
+    q, k, v, g = _merged(q, k, v, -0.2 * torch.exp(f))
+    q, k, out = torch.softmax(q, -1), torch.softmax(k, -1), []
+    s, z = q.new_zeros(B * H, D, E), torch.zeros_like(k[:, 0])
+    for t in range(T):
+        rate = g[:, t, None]
+        s, z = rate.exp()[..., None] * s + k[:, t, :, None] * v[:, t, None], z * (2 * rate).exp() + k[:, t]
+        out.append(torch.einsum("xd,xde->xe", q[:, t], s) / (q[:, t] * z).sum(-1, keepdim=True).clamp(min=1e-6))
+    return torch.stack(out, 1).unflatten(0, (B, H))
