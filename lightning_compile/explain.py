@@ -11,14 +11,16 @@ import torch.fx as fx
 from .compat import pytree
 from .options import inductor_config, split
 from .report import Report
+from .untouched import untouched
 
 
 def explain(model: Callable[..., Any], *inputs: Any, options: Mapping[str, Any] | None = None, **kwargs: Any) -> Report:
     """The candidates for causal linear attention in `model(*inputs, **kwargs)`: which would be rewritten, which not, why.
 
-    Traces the model as `torch.compile` does, but runs none of its operations: graphs return zeros, and nothing is
-    written to the model or the inputs. Where Dynamo breaks the graph, the code in between sees these zeros. Dynamo's
-    caches are reset, so a compiled model compiles again at its next call.
+    Traces the model as `torch.compile` does, but runs none of its operations: graphs return zeros, no tensor is written to,
+    and attributes and containers of the model and the inputs are afterwards as before (names that the code declares `global` or
+    `nonlocal` are not). Where Dynamo breaks the graph, the code in between sees these zeros. Dynamo's caches are reset, so a
+    compiled model compiles again at its next call.
 
     Args:
         model: a function or module, compiled or not.
@@ -46,7 +48,8 @@ def explain(model: Callable[..., Any], *inputs: Any, options: Mapping[str, Any] 
     try:
         if own_call is not None:
             plain._compiled_call_impl = None
-        torch.compile(plain, backend=look)(*inputs, **kwargs)
+        with untouched(plain, inputs, kwargs):
+            torch.compile(plain, backend=look)(*inputs, **kwargs)
     finally:
         if own_call is not None:
             plain._compiled_call_impl = own_call

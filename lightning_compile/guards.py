@@ -89,14 +89,16 @@ def guarded(assumptions: Sequence[Assumption], fast: Callable[..., Any], origina
 
 
 def plainly_compiled(gm: torch.fx.GraphModule, options: dict[str, Any]) -> Callable[..., Any]:
-    """The graph as it was written, compiled by Inductor when it is called for the first time."""
+    """The graph as it was written, compiled by Inductor when it is called for the first time, whatever is said of recompiling:
+    plain Inductor would not recompile for other values."""
     compiled = torch.compile(gm, backend="inductor", options=dict(options) or None)
     failed: list[bool] = []
 
     def run(*args: Any) -> Any:
         if not failed:
             try:
-                return compiled(*args)
+                with torch.compiler.set_stance("default"):
+                    return compiled(*args)
             except TorchDynamoException:
                 log.debug("traceback", exc_info=True)
                 failed.append(True)

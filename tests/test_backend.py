@@ -554,6 +554,33 @@ def test_explain_runs_nothing_and_touches_nothing() -> None:
     assert torch.equal(rng, torch.get_rng_state())
 
 
+def test_explain_leaves_python_objects_as_they_were() -> None:
+    """Attributes, containers and caches of the model, of its inputs and of what it is closed over."""
+    class Cache:
+        def __init__(self) -> None:
+            self.keys: list[Tensor] = []
+
+    seen: dict[str, Tensor] = {}
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls, self.last, self.inner, self.lengths = 0, None, nn.Identity(), {0}
+
+        def forward(self, q: Tensor, k: Tensor, v: Tensor, cache: Cache) -> Tensor:
+            self.calls += 1
+            self.inner.last = self.last = causal(q, k, v)
+            cache.keys.append(k)
+            seen["o"] = self.last
+            self.lengths.add(q.shape[2])
+            return self.last
+
+    model, cache = Model(), Cache()
+    assert len(lightning_compile.explain(model, *qkv(), cache, options=ALWAYS).rewritten) == 1
+    assert (model.calls, model.last, model.lengths, cache.keys, seen) == (0, None, {0}, [], {})
+    assert not hasattr(model.inner, "last")
+
+
 def test_explain_of_a_module_that_was_compiled_in_place() -> None:
     """It is asked about as it was, and stays compiled."""
     class Model(nn.Module):

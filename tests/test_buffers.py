@@ -56,6 +56,16 @@ def test_a_changed_mask_buffer_is_noticed() -> None:
     agree()
 
 
+def test_a_changed_mask_buffer_is_no_recompilation() -> None:
+    """As under plain Inductor, for which a buffer's values are no reason to compile again."""
+    model = Masked()
+    fast = compiled(model)
+    fast(*qkv())
+    model.mask.fill_(1.0)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        torch.testing.assert_close(fast(*qkv()), model(*qkv()), rtol=1e-9, atol=1e-9)
+
+
 def test_a_mask_buffer_with_other_memory_is_noticed() -> None:
     model = Masked()
     fast = compiled(model)
