@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from torch.library import Library
 from torch.utils.flop_counter import register_flop_formula
 
-from ..compat import OpOverload, enable_single_level_autograd_function, observed, tangents_are_on
+from ..compat import OpOverload, enable_single_level_autograd_function, observed, range_is_promised, tangents_are_on
 from . import chunked, fallback, reference, tiles
 from .dispatch import straight
 from .errors import NoDerivative
@@ -197,16 +197,17 @@ STRAIGHT = {
 def decompositions() -> dict[OpOverload, Callable[..., Any]]:
     """Rules that open the operator into chunked ATen operations where no tiles would run, for Inductor to compile.
 
-    For `compile_fx(..., decompositions=...)`. Each rule returns NotImplemented where the tiles would run.
+    For `compile_fx(..., decompositions=...)`. Each rule returns NotImplemented where the tiles would run, and where the length
+    has a range that must not be narrowed.
     """
 
     def open_forward(*args: Any, **kwargs: Any) -> Any:
-        if tiles.serves(args[0], args[2]):
+        if tiles.serves(args[0], args[2]) or range_is_promised(args[0].shape[2]):
             return NotImplemented
         return chunked.forward(*args, **kwargs)
 
     def open_backward(*args: Any, **kwargs: Any) -> Any:
-        if tiles.serves(args[3], args[5]):
+        if tiles.serves(args[3], args[5]) or range_is_promised(args[3].shape[2]):
             return NotImplemented
         return chunked.backward(*args, **kwargs)
 

@@ -16,7 +16,7 @@ from . import ahead, compat
 from .announce import announce
 from .compat import CustomGraphPass, RestartAnalysis, SkipFrame, TracingContext, counters, detect_fake_mode
 from .errors import TooFewRewrites, UnknownArgument
-from .guards import Assumption, guarded, plainly_compiled
+from .guards import Assumption, equal_from_now_on, guarded, plainly_compiled
 from .kernels.sharding import ensure_registered
 from .options import Options, inductor_config, split
 from .patterns.clock import OutOfTime, limited, without_collection
@@ -117,10 +117,12 @@ def _reset() -> None:
 lightning.reset = _reset  # type: ignore[attr-defined]
 
 
-def examine(gm: fx.GraphModule, example_inputs: Iterable[Any], options: Options, thorough: bool = False) -> Outcome:
+def examine(gm: fx.GraphModule, example_inputs: Iterable[Any], options: Options, thorough: bool = False,
+            tie: bool = True) -> Outcome:
     """The pass on a copy of the graph. Whatever fails in it is reported, and leaves the graph as it was.
 
-    A graph without any source of causality is not even looked at, unless `thorough`.
+    A graph without any source of causality is not even looked at, unless `thorough`. `tie`: where only that dynamic lengths of
+    queries and of keys might differ is in the way, and they do not in the example, have Dynamo guard that they are equal.
     """
     try:
         parts = [part for part in gm.modules() if isinstance(part, fx.GraphModule)]
@@ -130,16 +132,12 @@ def examine(gm: fx.GraphModule, example_inputs: Iterable[Any], options: Options,
         fake = (context and context.fake_mode) or detect_fake_mode(list(example_inputs))
         if fake is None:
             raise RuntimeError("no fake tensor mode is active")
-        mine = fx.GraphModule(gm, copy.deepcopy(gm.graph))
-        mine.meta.update(gm.meta)
-        for child, sub in list(mine.named_children()):
-            if isinstance(sub, fx.GraphModule):
-                inner = fx.GraphModule(sub, copy.deepcopy(sub.graph))
-                inner.meta.update(sub.meta)
-                setattr(mine, child, inner)
         ensure_registered()
         with limited(options.time_limit), without_collection():
-            return rewrite(mine, fake, options, thorough)
+            outcome = rewrite(_copy(gm), fake, options, thorough)
+            if tie and any([equal_from_now_on(fake, *pair) for pair in outcome.untied]):
+                outcome = rewrite(_copy(gm), fake, options, thorough)
+            return outcome
     except OutOfTime as e:
         return _untouched(near_miss("LC902", limit=f"{e.limit:g}"))
     except NearMiss as e:
@@ -147,6 +145,17 @@ def examine(gm: fx.GraphModule, example_inputs: Iterable[Any], options: Options,
     except Exception as e:
         log.debug("traceback", exc_info=True)
         return _untouched(near_miss("LC901", seen=f"the pass failed: {type(e).__name__}: {str(e)[:200]}"))
+
+
+def _copy(gm: fx.GraphModule) -> fx.GraphModule:
+    mine = fx.GraphModule(gm, copy.deepcopy(gm.graph))
+    mine.meta.update(gm.meta)
+    for child, sub in list(mine.named_children()):
+        if isinstance(sub, fx.GraphModule):
+            inner = fx.GraphModule(sub, copy.deepcopy(sub.graph))
+            inner.meta.update(sub.meta)
+            setattr(mine, child, inner)
+    return mine
 
 
 def _untouched(why: NearMiss) -> Outcome:
@@ -173,11 +182,11 @@ def worth_a_look(gm: fx.GraphModule) -> bool:
 
 
 class _Salt(CustomGraphPass):
-    """Does nothing to the graph; its uuid puts our sources and options into the keys of Inductor's caches. A pass that the
-    user has set keeps running, and keeps its own part of the key."""
+    """Does nothing to the graph; its uuid puts our sources and options into the keys of Inductor's caches, and whether the
+    operator is opened (`promised`: it is not). A pass that the user has set keeps running, and keeps its own part of the key."""
 
-    def __init__(self, options: Options, previous: Any) -> None:
-        self.options, self.previous = options, previous
+    def __init__(self, options: Options, previous: Any, promised: bool) -> None:
+        self.options, self.previous, self.promised = options, previous, promised
 
     def __call__(self, graph: fx.Graph) -> None:
         for p in self._passes():
@@ -189,7 +198,7 @@ class _Salt(CustomGraphPass):
         return list(self.previous) if isinstance(self.previous, (list, tuple)) else [self.previous]
 
     def uuid(self) -> Any:
-        ids: list[Any] = [source_hash(), repr(self.options)]
+        ids: list[Any] = [source_hash(), repr(self.options), self.promised]
         for p in self._passes():
             one = p.uuid() if isinstance(p, CustomGraphPass) else None
             if one is None:
@@ -214,5 +223,6 @@ def _inductor(gm: fx.GraphModule, example_inputs: Sequence[Any], config: dict[st
     teach_inductor()
     slot = "post_grad_custom_pre_pass"
     previous = config.get(slot)
-    config = {**config, slot: _Salt(own, compat.inductor_setting(slot) if previous is None else previous)}
+    promised = any(compat.range_is_promised(s) for x in example_inputs for s in (*getattr(x, "shape", ()), x))
+    config = {**config, slot: _Salt(own, compat.inductor_setting(slot) if previous is None else previous, promised)}
     return compat.compile_fx(gm, example_inputs, config, name, failed)

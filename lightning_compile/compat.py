@@ -32,7 +32,7 @@ from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch._subclasses.fake_tensor import in_kernel_invocation_manager
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import ShapeEnv, statically_known_true
+from torch.fx.experimental.symbolic_shapes import ShapeEnv, StrictMinMaxConstraint, statically_known_true
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod
 from torch.utils._sympy.numbers import int_oo
@@ -200,6 +200,15 @@ def _writer(op: OpOverload, name: str) -> Callable[[Any, Callable[[str], None]],
         writeline(f"{node.get_name()} = {name}({', '.join(given)})")
 
     return write
+
+
+def range_is_promised(n: Any) -> bool:
+    """Whether the sizes of a graph have ranges that a guard may not narrow (`mark_dynamic` with `min` and `max`): then facts that
+    hold for every size, but that the symbols cannot prove, are errors."""
+    if not isinstance(n, torch.SymInt):
+        return False
+    contexts = [getattr(t, "symbolic_context", None) for t in n.node.shape_env.tracked_fakes or ()]
+    return any(isinstance(c, StrictMinMaxConstraint) for x in contexts for c in getattr(x, "constraint_sizes", None) or ())
 
 
 def observed() -> bool:

@@ -43,7 +43,7 @@ def export(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | No
     graph = program.module(check_guards=False)                  # they would be another reader of each input
     assert isinstance(graph, fx.GraphModule)
     inputs = [n.meta.get("val") for n in graph.graph.nodes if n.op == "placeholder"]
-    outcome = examine(graph, inputs, own)
+    outcome = examine(graph, inputs, own, tie=False)
     if len(outcome.report.rewritten) < own.min_rewrites:
         raise TooFewRewrites(wanted=own.min_rewrites, found=len(outcome.report.rewritten), report=f"\n{outcome.report}")
     if outcome.graph is None:

@@ -11,9 +11,11 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import sympy
 import torch
 
-from .compat import TorchDynamoException
+from .compat import FakeTensorMode, TorchDynamoException
+from .patterns.sizes import equal_in_the_example
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +70,14 @@ def _memory(t: torch.Tensor) -> int:
         return t.data_ptr()
     except RuntimeError:
         return 0
+
+
+def equal_from_now_on(fake: FakeTensorMode, a: Any, b: Any) -> bool:
+    """Whether two dynamic sizes are equal in the example: Dynamo then compiles again where they are not."""
+    env = fake.shape_env
+    if env is None or not (a.free_symbols | b.free_symbols) <= set(env.var_to_range) or not equal_in_the_example(a, b):
+        return False
+    return bool(env.evaluate_expr(sympy.Eq(a, b)))
 
 
 def guarded(assumptions: Sequence[Assumption], fast: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:

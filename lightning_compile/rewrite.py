@@ -42,11 +42,12 @@ UNREAD = ("LC404", "LC501", "LC502", "LC503")
 @dataclass
 class Outcome:
     """What the pass did to one graph. `graph` is None where it is untouched; `inputs` are the placeholders whose values
-    it relies on."""
+    it relies on, `untied` lengths of queries and of keys that may be others at other calls."""
 
     graph: fx.GraphModule | None = None
     report: Report = field(default_factory=Report)
     inputs: tuple[fx.Node, ...] = ()
+    untied: tuple[tuple[Any, Any], ...] = ()
 
 
 def rewrite(gm: fx.GraphModule, fake: FakeTensorMode, options: Options, thorough: bool = False) -> Outcome:
@@ -77,7 +78,7 @@ def rewrite(gm: fx.GraphModule, fake: FakeTensorMode, options: Options, thorough
                 pass_ = other if other.changed else pass_
     report = Report((*(c for _, c in sorted(pass_.decided.items(), key=lambda item: item[0])), *pass_.rest))
     report = report if inside is None else report + inside
-    changed = gm if pass_.changed else None
+    changed, untied = gm if pass_.changed else None, list(pass_.untied)
     for name, sub in _bodies(gm) if not pass_.rest else ():
         try:
             outcome = rewrite(sub, fake, options, thorough)
@@ -85,6 +86,7 @@ def rewrite(gm: fx.GraphModule, fake: FakeTensorMode, options: Options, thorough
             report = report + Report((about_the_rest(near_miss("LC902", limit=f"{e.limit:g}"), "the rest of the graph"),))
             break
         report = report + outcome.report
+        untied += outcome.untied
         if outcome.graph is not None:
             changed = gm
             setattr(gm, name, sub)
@@ -92,7 +94,7 @@ def rewrite(gm: fx.GraphModule, fake: FakeTensorMode, options: Options, thorough
         gm.graph.lint()
         gm.recompile()
     # what a body reads is an input of the body: its values are not looked at, so it relies on none
-    return Outcome(changed, report, tuple(pass_.relied))
+    return Outcome(changed, report, tuple(pass_.relied), tuple(untied))
 
 
 def _under_transforms(gm: fx.GraphModule) -> Report | None:
@@ -136,6 +138,7 @@ class _Pass:
         self.backward = cost.trains(gm.graph)
         self.changed = False
         self.written: list[Match] = []
+        self.untied: list[tuple[Any, Any]] = []
         self.rest: tuple[Candidate, ...] = ()               # what is told of that which was not decided about
 
     def run(self) -> None:
@@ -399,6 +402,8 @@ class _Pass:
 
     def _reject(self, c: cand.Candidate, why: NearMiss, estimates: tuple[Estimate, Estimate] | None = None,
                 detail: Detail | None = None) -> None:
+        if why.code == "LC108" and len(why.sizes) == 2:
+            self.untied.append((why.sizes[0], why.sizes[1]))
         algebra = c.found.algebra() if isinstance(c.found, Match) else ""
         detail = detail or self._detail(c)
         self._tell(c, describe.rejected(c.node, why, algebra, self._value(c), estimates, detail))

@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+import sympy
+
 # The laws that a candidate has to pass, in the order in which they are tried. The first digit of a code is the number of
 # those that hold; LC9xx stands outside of the order.
 LAWS = (
@@ -92,7 +94,7 @@ _TABLE = (
          blames=MASKS),
     Code("LC108", "lengths differ", "queries have {queries} positions, keys {keys}",
          "pass the earlier positions as a state (initial_state of lightning_compile.linear_attention) instead of longer "
-         "keys; of dynamic lengths that are always equal, torch._check(q.shape[-2] == k.shape[-2]) says so",
+         "keys; where dynamic lengths of an exported program are always equal, torch._check(q.shape[-2] == k.shape[-2]) says so",
          "(q[:, :, -1:] @ k.mT).tril() @ v"),
     Code("LC109", "a sum of different attentions",
          "the sum mixes terms that read different tensors, so it is no single attention",
@@ -205,6 +207,7 @@ class NearMiss(Exception):
     code: str
     seen: tuple[tuple[str, str], ...] = ()
     nodes: tuple[Any, ...] = field(default=(), compare=False, repr=False)  # of the graph, that were seen
+    sizes: tuple[Any, ...] = field(default=(), compare=False, repr=False)  # that were seen, and are dynamic
 
     @property
     def reason(self) -> str:
@@ -221,7 +224,8 @@ class NearMiss(Exception):
 def near_miss(code: str, **seen: object) -> NearMiss:
     """A near miss with values for the fields of its reason. A leaf among them names its node as one to blame."""
     nodes = (getattr(v, "node", None) for v in seen.values())
-    return NearMiss(code, tuple((k, str(v)) for k, v in sorted(seen.items())), tuple(n for n in nodes if n is not None))
+    sizes = tuple(v for v in seen.values() if isinstance(v, sympy.Basic))
+    return NearMiss(code, tuple((k, str(v)) for k, v in sorted(seen.items())), tuple(n for n in nodes if n is not None), sizes)
 
 
 def page() -> str:

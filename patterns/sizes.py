@@ -63,6 +63,12 @@ def hint_of(symbol: Any) -> int:
     return _hints.get(symbol, 4096)
 
 
+def equal_in_the_example(a: Any, b: Any) -> bool:
+    """Whether two sizes, both dynamic, have one value in the example inputs."""
+    free = [x.free_symbols for x in (a, b)]
+    return all(free) and all(s in _hints for s in free[0] | free[1]) and bool(a.xreplace(_hints) == b.xreplace(_hints))
+
+
 def range_of(symbol: Any) -> ValueRanges[Any]:
     return _ranges.get(symbol, ValueRanges(0, int_oo))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from attentions import PROGRAMS, Quick, qkv, same
+from attentions import PROGRAMS, Quick, qkv, same, with_gradients
 from torch import Tensor
 
 LENGTHS = random.Random(0).sample(range(3, 200), 20)
@@ -52,8 +52,6 @@ def test_batch_and_heads_are_dynamic(program: Callable[..., Tensor]) -> None:
 @pytest.mark.row("Dynamic shapes", "gradients at several lengths")
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda f: f.__name__)
 def test_gradients_of_dynamic_lengths(program: Callable[..., Tensor]) -> None:
-    from attentions import with_gradients
-
     seen = Quick()
     compiled = torch.compile(program, backend=seen, dynamic=True)
     for n in (17, 64, 33):
@@ -73,8 +71,6 @@ CUTS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("cut", CUTS)
 def test_lengths_that_chunks_divide(cut: str, dynamic: bool | None) -> None:
     """That the number of chunks times their length is the length follows from Dynamo's guards."""
-    from attentions import with_gradients
-
     def program(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (CUTS[cut](x) for x in (q, k, v))
         states = k.mT @ v
@@ -88,27 +84,38 @@ def test_lengths_that_chunks_divide(cut: str, dynamic: bool | None) -> None:
     assert len(seen.reports) == seen.sites == (1 if dynamic else 2), seen.said()
 
 
-@pytest.mark.row("Dynamic shapes", "queries and keys whose lengths may differ later: left as they are (LC108) unless tied")
-def test_lengths_that_a_later_call_may_have_apart() -> None:
-    """Queries and keys that are arguments of their own become dynamic each for itself, and nothing in this program ties them."""
+@pytest.mark.row("Dynamic shapes", "queries, keys and values as arguments: one compilation for all lengths that are equal")
+def test_lengths_that_become_dynamic_each_for_itself() -> None:
+    """Nothing in the program ties queries to keys; calls that have as many of both have one graph, others another."""
     def program(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return (q @ k.mT).tril() @ v
 
-    def tied(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        torch._check(q.shape[2] == k.shape[2])
-        return program(q, k, v)
-
-    for f, code in ((program, "LC108"), (tied, "")):
-        seen = Quick()
-        compiled = torch.compile(f, backend=seen)
-        for n in (48, 64, 17):
-            same([compiled(*qkv(n))], [f(*qkv(n))])
-        assert [c.code for r in seen.reports for c in r.candidates] == ["", code], seen.said()
-    q, k, v = qkv(20)
     seen = Quick()
-    compiled = torch.compile(program, backend=seen, dynamic=True)
-    for queries in (20, 11):
-        same([compiled(q[:, :, :queries], k, v)], [program(q[:, :, :queries], k, v)])
+    compiled = torch.compile(program, backend=seen)
+    for n in (48, 64, 17):
+        same(with_gradients(compiled, qkv(n)), with_gradients(program, qkv(n)))
+    assert len(seen.reports) == seen.sites == 2, seen.said()
+    q, k, v = qkv(20)
+    for queries in (11, 20, 5):
+        some = q[:, :, :queries].contiguous()
+        same([compiled(some, k, v)], [program(some, k, v)])
+    assert [c.code for r in seen.reports for c in r.candidates] == ["", "", "LC108"], seen.said()
+    same([compiled(*qkv(31))], [program(*qkv(31))])
+    assert len(seen.reports) == 3
+
+
+@pytest.mark.row("Dynamic shapes", "mark_dynamic with a range: no guard narrows it")
+@pytest.mark.parametrize("marked", [(0, 1, 2), (1, 2)])
+def test_a_range_that_is_promised(marked: tuple[int, ...]) -> None:
+    def program(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k.mT).tril() @ v
+
+    compiled = torch.compile(program, backend="lightning", options={"when": "always"})
+    for n in (48, 17):
+        args = qkv(n)
+        for i in marked:
+            torch._dynamo.mark_dynamic(args[i], 2, min=8, max=512)
+        same(with_gradients(compiled, args), with_gradients(program, args))
 
 
 @pytest.mark.slow
