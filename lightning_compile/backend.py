@@ -135,7 +135,8 @@ def examine(gm: fx.GraphModule, example_inputs: Iterable[Any], options: Options,
         ensure_registered()
         with limited(options.time_limit), without_collection():
             outcome = rewrite(_copy(gm), fake, options, thorough)
-            if tie and any([equal_from_now_on(fake, *pair) for pair in outcome.untied]):
+            tied = [equal_from_now_on(fake, *pair) for pair in outcome.untied if tie]
+            if any(tied):
                 outcome = rewrite(_copy(gm), fake, options, thorough)
             return outcome
     except OutOfTime as e:
