@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
 import torch.fx as fx
 
 from ..compat import DTENSOR_CALLS, HigherOrderOperator, OpOverload, OpOverloadPacket
-from .names import name_of
+from .names import name_of, named
 
 # Operations through which an attention stays an attention. What a view makes of it is not a new candidate; a sum may be.
 VIEWS = frozenset({
@@ -17,7 +18,7 @@ VIEWS = frozenset({
     "split_with_sizes", "chunk", "unbind", "neg", "copy", "repeat"})
 REDUCTIONS = frozenset({"max", "min", "amax", "amin", "logsumexp", "mean", "var", "std", "prod", "any", "all", "median", "norm",
                         "linalg_vector_norm", "argmax", "argmin"})  # over the axes that `dim` names
-DETACH = frozenset({"detach", "detach_", torch.detach})  # gradients stop: values do not look across
+DETACH = frozenset({"detach", "detach_", "_get_data_attr", "tensor", "new_tensor", "asarray", "as_tensor"})
 SUMS = frozenset({"add", "sub", "rsub", "cat", "stack", "constant_pad_nd", "mul", "div", "baddbmm"})
 
 MASKS = frozenset({"tril", "triu", "where", "masked_fill"})
@@ -68,6 +69,29 @@ def across_devices(n: fx.Node) -> bool:
 # Modules of PyTorch that read, write or make code.
 NOT_RUN = ("torch.serialization", "torch.hub", "torch.package", "torch.jit", "torch.utils.cpp_extension")
 BUILTINS = frozenset({"getattr", "abs", "bool", "divmod", "float", "int", "len", "max", "min", "pow", "round", "slice", "sum"})
+
+
+def detaches(n: fx.Node) -> bool:
+    """Whether gradients stop, or may stop, at a node: values do not look across."""
+    return n.op.startswith("call") and name_of(n) in DETACH and bool(n.all_input_nodes)
+
+
+def is_torch(target: Any) -> bool:
+    """Functions of PyTorch and of Python itself; methods are of tensors."""
+    if isinstance(target, str):
+        return True
+    if isinstance(target, OpOverload):
+        return target.namespace in ("aten", "prims", "prim")
+    if isinstance(target, OpOverloadPacket):
+        return target._qualified_op_name.split("::")[0] in ("aten", "prims", "prim")
+    module = getattr(target, "__module__", None) or ""
+    return module.split(".")[0] in ("torch", "_operator", "operator", "builtins", "math", "") or hasattr(operator, named(target))
+
+
+def of_others(n: fx.Node) -> bool:
+    """Whether a node calls a function that is kept as one call: it may have a gradient of its own."""
+    module = getattr(n.target, "__module__", None) or ""
+    return n.op == "call_function" and not is_torch(n.target) and module.split(".")[0] != "einops"
 
 
 def foreign(n: fx.Node) -> bool:

@@ -13,7 +13,7 @@ from .clock import look
 from .closing import closable
 from .constants import known_value, rates, static
 from .folding import Folder
-from .functions import DETACH, apart, example_of, foreign, is_scalar, opaque
+from .functions import apart, detaches, example_of, foreign, is_scalar, of_others, opaque
 from .index import same, size_of
 from .leaves import (
     are_scores,
@@ -84,6 +84,7 @@ class GraphInterpreter(fx.Interpreter):
         self.fake, self.on_node, self.constants = fake, on_node, constants
         self.table = SideTable()
         self.grad_enabled = torch.is_grad_enabled()
+        self.outside_inference: list[bool] = []                 # whether there were gradients
         self.autocast: list[Any] = []                            # contexts that have been entered, and not left
         self.without_gradients: set[fx.Node] = set()            # nodes in no_grad regions
         self.by_value: set[fx.Node] = set()                     # parameters that are not trained, and known to be rates
@@ -191,7 +192,15 @@ class GraphInterpreter(fx.Interpreter):
             super().run_node(n)
             self.autocast.pop()
             return None
-        unseen = opaque(n) and isinstance(example, torch.Tensor) and not self._of_numbers(n) and not may_write(n)
+        if name_of(n) in ("_enter_inference_mode", "_exit_inference_mode"):
+            out = super().run_node(n)
+            entered = name_of(n) == "_enter_inference_mode" and bool(n.args[0])
+            if entered:
+                self.outside_inference.append(self.grad_enabled)
+            self._switch_gradients(not entered and (self.outside_inference.pop() if self.outside_inference else True))
+            return out
+        unseen = opaque(n) or of_others(n)
+        unseen = unseen and isinstance(example, torch.Tensor) and not self._of_numbers(n) and not may_write(n)
         if unseen or isinstance(n.target, HigherOrderOperator):
             out = pytree.tree_map_only(torch.Tensor, self._like, example)
             if isinstance(out, torch.Tensor):
@@ -260,7 +269,7 @@ class GraphInterpreter(fx.Interpreter):
         ids = {id(o) for o in outs}
         for o in outs:
             v = looked = table.value(o)
-            stops = n.target in DETACH
+            stops = detaches(n)
             if stops and any(t.bound or t.exponent for t in v.terms):
                 v = looked = detached(v)
                 table.put(o, v)

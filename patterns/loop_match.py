@@ -13,7 +13,7 @@ import torch
 
 from .codes import NearMiss, near_miss
 from .evaluate import Array
-from .functions import DETACH
+from .functions import detaches
 from .index import Affine, Index, hint, product, same
 from .loop_ending import ending
 from .loop_forms import Carry, Form, Frame, NotUnrolled, StateKey, Update, gates_as_exponents
@@ -54,7 +54,7 @@ def weigh(pieces: Pieces, frame: Frame, forms: Sequence[Form], states: States, d
     `empty` are positions of queries that see no key."""
     forms = [replace(f, parts=_with_exponents(f.parts)) for f in forms]
     states = {key: _with_exponents(parts) for key, parts in states.items()}
-    cut = [leaf for (leaf, _), parts in states.items() if not parts and leaf.node is not None and leaf.node.target in DETACH]
+    cut = [leaf for (leaf, _), parts in states.items() if not parts and leaf.node is not None and detaches(leaf.node)]
     if cut and sum(not parts for parts in states.values()) > 1:
         raise near_miss("LC305", leaf=cut[0])
     stride = int(np.prod([hint(s) for s in frame.sizes], dtype=int))

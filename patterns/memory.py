@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,8 +12,8 @@ import torch
 import torch.fx as fx
 
 from ..compat import HigherOrderOperator, OpOverload, OpOverloadPacket, pytree
-from .functions import example_of
-from .names import name_of, named
+from .functions import example_of, is_torch
+from .names import name_of
 
 WRITING = frozenset({"iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor",
                      "setitem", "delitem", "ilshift", "irshift", "iconcat"})
@@ -96,18 +95,6 @@ def _mutable(target: Any) -> bool:
 
 
 @functools.cache
-def is_torch(target: Any) -> bool:
-    """Functions of PyTorch and of Python itself; methods are of tensors."""
-    if isinstance(target, str):
-        return True
-    if isinstance(target, OpOverload):
-        return target.namespace in ("aten", "prims", "prim")
-    if isinstance(target, OpOverloadPacket):
-        return target._qualified_op_name.split("::")[0] in ("aten", "prims", "prim")
-    module = getattr(target, "__module__", None) or ""
-    return module.split(".")[0] in ("torch", "_operator", "operator", "builtins", "math", "") or hasattr(operator, named(target))
-
-
 @functools.cache
 def _in_place_at(target: Any) -> int | None:
     try:
