@@ -89,6 +89,7 @@ def _find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node
           islands: Islands | None, closed: frozenset[fx.Node]) -> Findings:
     found: list[Candidate] = []
     matched: set[int] = set()
+    greatest: set[int] = set()
 
     def look(node: fx.Node, t: torch.Tensor, value: Value, holder: fx.Node | None) -> None:
         table = interpreter.table
@@ -120,6 +121,10 @@ def _find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node
             if key.version and storage in matched and holder is None and pieces is None:
                 return                                      # scaled in place: what is written to is an attention already
             matched.add(storage)
+        elif isinstance(result, Match):
+            if (storage := t.untyped_storage()._cdata) in greatest:
+                return                                      # a view, through which it may be written to
+            greatest.add(storage)
         found.append(Candidate(node, key, t.dtype, result, holder))
 
     interpreter = GraphInterpreter(gm, fake, look, constants, islands, closed)

@@ -14,7 +14,7 @@ from .closing import closable
 from .constants import known_value, rates, static
 from .folding import Folder
 from .functions import apart, detaches, example_of, foreign, is_scalar, of_others, opaque
-from .index import same, size_of
+from .index import Index, same, size_of
 from .leaves import (
     are_scores,
     centred,
@@ -55,6 +55,21 @@ def _agree(n: fx.Node, out: Any, example: Any) -> None:
         ours, found = ([s for x in t.shape if not same(s := size_of(x), 1)] for t in (mine, theirs))
         if len(ours) != len(found) or not all(map(same, ours, found)):
             raise RuntimeError(f"the sizes of {n.name} are {tuple(mine.shape)} for the example alone")
+
+
+def _chosen(n: fx.Node, v: Value) -> bool:
+    """Whether a node chooses numbers by truth values, element by element. What is not chosen may be no number (`where(x > 0,
+    x.log(), 0)`), which a product with the truth values would keep."""
+    if name_of(n) not in ("where", "masked_fill", "masked_fill_", "setitem", "index_put", "index_put_"):
+        return False
+    reads = [t.reads() for t in v.terms]
+    if not any(r.leaf.tensor.dtype == torch.bool for rs in reads for r in rs) or any(
+            t.bound or t.exponent or t.indicators for t in v.terms):
+        return False
+    every = [r for rs in reads for r in rs]
+    widest = set[Index]().union(*(r.variables() for r in every))
+    return all(r.leaf.definition is None for r in every) and all(
+        any(r.variables() == widest for r in rs) for rs in reads if rs)
 
 
 def _is_symbolic(example: Any) -> bool:
@@ -269,7 +284,7 @@ class GraphInterpreter(fx.Interpreter):
         ids = {id(o) for o in outs}
         for o in outs:
             v = looked = table.value(o)
-            stops = detaches(n)
+            stops = detaches(n) or _chosen(n, v)
             if stops and any(t.bound or t.exponent for t in v.terms):
                 v = looked = detached(v)
                 table.put(o, v)
