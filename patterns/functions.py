@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from typing import Any
 
@@ -76,6 +77,7 @@ def detaches(n: fx.Node) -> bool:
     return n.op.startswith("call") and name_of(n) in DETACH and bool(n.all_input_nodes)
 
 
+@functools.cache
 def is_torch(target: Any) -> bool:
     """Functions of PyTorch and of Python itself; methods are of tensors."""
     if isinstance(target, str):

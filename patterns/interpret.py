@@ -214,10 +214,13 @@ class GraphInterpreter(fx.Interpreter):
                 self.outside_inference.append(self.grad_enabled)
             self._switch_gradients(not entered and (self.outside_inference.pop() if self.outside_inference else True))
             return out
-        unseen = opaque(n) or of_others(n)
-        unseen = unseen and isinstance(example, torch.Tensor) and not self._of_numbers(n) and not may_write(n)
+        others = of_others(n)
+        unseen = opaque(n) and not may_write(n) or others
+        unseen = unseen and isinstance(example, torch.Tensor) and not self._of_numbers(n)
         if unseen or isinstance(n.target, HigherOrderOperator):
             out = pytree.tree_map_only(torch.Tensor, self._like, example)
+            if others:
+                self.table.overwrite([t for m in may_write(n) if isinstance(t := self.env.get(m), torch.Tensor)])
             if isinstance(out, torch.Tensor):
                 args, _ = self.fetch_args_kwargs_from_env(n)
                 name = n.target.__name__

@@ -95,7 +95,6 @@ def _mutable(target: Any) -> bool:
 
 
 @functools.cache
-@functools.cache
 def _in_place_at(target: Any) -> int | None:
     try:
         parameters = list(inspect.signature(target).parameters)

@@ -448,3 +448,82 @@ def _whole_gates(name: str, gate: Callable[[Tensor], Tensor]) -> None:
 
 _whole_gates("squared", torch.square)
 _whole_gates("added_to", lambda g: g.abs() + 100)
+
+
+# --------------------------------------------------------------------------------------- what neither rules nor checks looked at
+def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.mT).tril() @ v
+
+
+@spelling(gated, sites=0)
+def a_decay_that_is_written_to_after_it_was_read(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+    g = F.logsigmoid(f)
+    c = g.cumsum(-1)
+    w = (c[..., :, None] - c[..., None, :]).exp().tril()
+    g.mul_(2)
+    return (q @ k.mT * w) @ v
+
+
+@spelling(gated, sites=None, keeps=True)
+def a_maximum_that_is_written_to_through_a_view(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+    n, c = q.shape[2], F.logsigmoid(f).cumsum(-1)
+    later = torch.ones(n, n, dtype=torch.bool).triu(1)
+    d = (c[..., :, None] - c[..., None, :] + f[..., None, :]).masked_fill(later, -torch.inf)
+    m = d.amax(-1, keepdim=True).detach()
+    w = (d - m).exp()
+    m.view(-1).add_(1)
+    s = (q @ k.mT) * w
+    return (s @ v) / torch.maximum(s.sum(-1, keepdim=True).abs(), (-m).exp())
+
+
+@spelling(qkv)
+def what_is_not_chosen_may_be_no_number(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return _causal(q, torch.where(k > 0, k.detach().log(), 0.0), v)
+
+
+@spelling(qkv)
+def what_is_filled_may_be_no_number(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    k = k.detach().log()
+    return _causal(q, k.masked_fill(k.isnan(), 0.0), v)
+
+
+def _stopped(name: str, stop: Callable[[Tensor], Tensor]) -> None:
+    """Gradients stop at the normaliser, or may."""
+    def program(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = (F.softplus(q) @ F.softplus(k).mT).tril()
+        return scores @ v / stop(scores.sum(-1, keepdim=True))
+
+    program.__name__ = f"a_normaliser_without_gradients_by_{name}"
+    spelling(qkv, sites=None, keeps=True)(program)
+
+
+def _inference(x: Tensor) -> Tensor:
+    with torch.inference_mode():
+        y = x * 1
+    return y.clone()
+
+
+_stopped("data", lambda x: x.data)
+_stopped("aten", torch.ops.aten.detach)
+_stopped("a_new_tensor", lambda x: x.new_tensor(x))
+_stopped("inference_mode", _inference)
+
+
+class _Tripled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x * 1
+
+    @staticmethod
+    def backward(ctx, g: Tensor) -> Tensor:
+        return g * 3
+
+
+@torch.compiler.allow_in_graph
+def tripled(x: Tensor) -> Tensor:
+    return _Tripled.apply(x)
+
+
+@spelling(qkv, sites=None, keeps=True)
+def scores_of_a_function_with_a_gradient_of_its_own(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return tripled((q @ k.mT).tril()) @ v
