@@ -73,8 +73,9 @@ BUILTINS = frozenset({"getattr", "abs", "bool", "divmod", "float", "int", "len",
 
 
 def detaches(n: fx.Node) -> bool:
-    """Whether gradients stop, or may stop, at a node: values do not look across."""
-    return n.op.startswith("call") and name_of(n) in DETACH and bool(n.all_input_nodes)
+    """Whether gradients stop, or may stop, at a node: values do not look across. `x.new_tensor([1.0])` is numbers."""
+    data = n.args[1:2] if name_of(n) == "new_tensor" else n.args[:1]
+    return n.op.startswith("call") and name_of(n) in DETACH and isinstance(next(iter(data), None), fx.Node)
 
 
 @functools.cache
