@@ -29,14 +29,15 @@ def check(report: Report, min_rewrites: int | None, snapshot: Path | None, updat
         return
     try:
         then: Snapshot = json.loads(snapshot.read_text(encoding="utf-8"))
-        if not isinstance(then, dict) or not all(isinstance(codes, list) for codes in then.values()):
-            raise ValueError("it holds no lists by layer")
     except FileNotFoundError:
         raise ReportMismatch(complaints=f"there is no snapshot {snapshot}",
                              remedy="write it once with check(snapshot=..., update=True), and commit it") from None
     except (OSError, ValueError) as e:
         raise ReportMismatch(complaints=f"{snapshot} is no snapshot: {e}",
                              remedy="write it anew with check(snapshot=..., update=True)") from e
+    if not isinstance(then, dict) or not all(isinstance(codes, list) for codes in then.values()):
+        raise ReportMismatch(complaints=f"{snapshot} is no snapshot: it holds no lists by layer",
+                             remedy="write it anew with check(snapshot=..., update=True)")
     if lost := complaints(then, now):
         raise ReportMismatch(complaints="; ".join(lost), remedy="the report says why; where the change is meant, call "
                              f"check(snapshot=..., update=True) and commit the file:\n{report}")
