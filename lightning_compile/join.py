@@ -121,8 +121,9 @@ def _same_density(a: Density, b: Density, mapping: dict[Index, Index]) -> bool:
         return False
     if b.reads and all(_made_of(r.leaf, s) for r, s in zip(a.reads, b.reads)):
         return True
-    if tuple(mapping.get(x, x) for x in b.over) != a.over or a.numbers.shape != b.numbers.shape or not np.allclose(
-            a.numbers, b.numbers, rtol=ROUNDING, atol=0):
+    if tuple(mapping.get(x, x) for x in b.over) != a.over or a.numbers.shape != b.numbers.shape:
+        return False
+    if not np.allclose(a.numbers, b.numbers, rtol=ROUNDING, atol=0):
         return False
     pairs = [_same(r, s, mapping) for r, s in zip(a.reads, b.reads)]
     return all(x is not None and x.items() <= mapping.items() for x in pairs)
