@@ -19,6 +19,7 @@ VIEWS = frozenset({
     "split_with_sizes", "chunk", "unbind", "neg", "copy", "repeat"})
 REDUCTIONS = frozenset({"max", "min", "amax", "amin", "logsumexp", "mean", "var", "std", "prod", "any", "all", "median", "norm",
                         "linalg_vector_norm", "argmax", "argmin"})  # over the axes that `dim` names
+# Where gradients stop, or may: what holds or copies the numbers of a tensor.
 DETACH = frozenset({"detach", "detach_", "_get_data_attr", "tensor", "new_tensor", "asarray", "as_tensor"})
 SUMS = frozenset({"add", "sub", "rsub", "cat", "stack", "constant_pad_nd", "mul", "div", "baddbmm"})
 
@@ -92,7 +93,8 @@ def is_torch(target: Any) -> bool:
 
 
 def of_others(n: fx.Node) -> bool:
-    """Whether a node calls a function that is kept as one call: it may have a gradient of its own."""
+    """Whether a node calls a function that Dynamo was told to keep as one call: it may have a gradient of its own. Those of
+    einops, which registers itself, are views and sums."""
     module = getattr(n.target, "__module__", None) or ""
     return n.op == "call_function" and not is_torch(n.target) and module.split(".")[0] != "einops"
 

@@ -209,14 +209,14 @@ class GraphInterpreter(fx.Interpreter):
             return None
         if name_of(n) in ("_enter_inference_mode", "_exit_inference_mode"):
             out = super().run_node(n)
-            entered = name_of(n) == "_enter_inference_mode" and bool(n.args[0])
-            if entered:
+            if name_of(n) == "_enter_inference_mode":           # `inference_mode(False)` has gradients
                 self.outside_inference.append(self.grad_enabled)
-            self._switch_gradients(not entered and (self.outside_inference.pop() if self.outside_inference else True))
+                self._switch_gradients(not n.args[0])
+            else:
+                self._switch_gradients(self.outside_inference.pop())
             return out
-        others = of_others(n)
-        unseen = opaque(n) and not may_write(n) or others
-        unseen = unseen and isinstance(example, torch.Tensor) and not self._of_numbers(n)
+        others = of_others(n) and example is not None and not self._of_numbers(n)
+        unseen = others or opaque(n) and isinstance(example, torch.Tensor) and not self._of_numbers(n) and not may_write(n)
         if unseen or isinstance(n.target, HigherOrderOperator):
             out = pytree.tree_map_only(torch.Tensor, self._like, example)
             if others:

@@ -59,9 +59,9 @@ def refuse_reads(terms: Sequence[Term], lead: Term, roles: Roles) -> None:
     """Tensors that were written to, and tensors that depend on both positions of a pair."""
     rows = free_linked(lead)
     digits = {x for r in roles.k + roles.v for a in r.index if set(a.coef) & roles.j for x in a.coef}  # of a key's position
-    for leaf in (r.leaf for t in terms for e in (t, *t.exponent) for r in e.reads()):
-        if leaf.spoilt:
-            raise near_miss("LC301", leaf=leaf)
+    spoilt = sorted((leaf for t in terms for leaf in t.leaves() if leaf.spoilt), key=str)
+    if spoilt:
+        raise near_miss("LC301", leaf=spoilt[0])
     for r in (r for t in terms for r in t.reads()):
         beside = {x for x in r.variables() & rows if not any(x in a.coef and set(a.coef) & roles.j for a in r.index)} - digits
         if not r.variables() & roles.j or not beside:

@@ -527,3 +527,22 @@ def tripled(x: Tensor) -> Tensor:
 @spelling(qkv, sites=None, keeps=True)
 def scores_of_a_function_with_a_gradient_of_its_own(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return tripled((q @ k.mT).tril()) @ v
+
+
+@torch.compiler.allow_in_graph
+def tripled_of_two(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    return _Tripled.apply(x), _Tripled.apply(y)
+
+
+@spelling(qkv, sites=None, keeps=True)
+def scores_of_a_function_that_returns_two(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores, v = tripled_of_two((q @ k.mT).tril(), v)
+    return scores @ v
+
+
+@spelling(qkv, sites=None, keeps=True)
+def a_normaliser_with_gradients_inside_of_inference_mode_off(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = (F.softplus(q) @ F.softplus(k).mT).tril()
+    with torch.inference_mode(False):
+        total = scores.sum(-1, keepdim=True)
+    return scores @ v / total
