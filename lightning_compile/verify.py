@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ TOLERANCE = 1e-7  # of fp64 results, relative to the largest element
 POSITIONS = 5     # small lengths are this, plus the largest offset
 WHOLE = 128       # lengths, and chunks, up to this may be checked as they are
 MOST = 2**26      # multiplications of a check's brute force, but at the smallest sizes
+LARGEST = 2**23   # elements of a tensor at small sizes
 HEADS = 64        # batch sizes up to this may be checked as they are
 MERGED = 256      # ... where no smaller ones were found
 FEATURES = ((3, 4), (4, 6), (8, 8), (MAX_FEATURES, MAX_FEATURES))  # sizes of d and e, at most the user's own
@@ -145,6 +147,8 @@ def _check_closed(table: SideTable, site: Site, targets: Sequence[Key], regions:
             try:
                 sizes = Sizes(*_small(site, table, regions, features, kept, own), rows, n if len(kept) == len(rows) else PAD,
                               in_tiles, compared=alike, prefix=prefix)
+                if _largest(site, table, sizes) > LARGEST:  # heads, say, that are as many as features
+                    continue
                 keep_order((t for m in site.matches() for t in m.value.terms), sizes)
                 found = _compare(table, site, targets, regions, sizes)
             except (Unsolvable, RuntimeError, LookupError, ArithmeticError) as e:
@@ -162,6 +166,12 @@ def _work(site: Site, kept: Collection[Index], features: tuple[int, int], own: b
     d, e = (min(most, hint(product(x.size for x in digits))) for most, digits in zip(features, (site.main.d, site.main.e)))
     batch = product(min(hint(x.size), MERGED) for x in site.main.batch) if own else 6
     return batch * n * n * d * e
+
+
+def _largest(site: Site, table: SideTable, sizes: Sizes) -> int:
+    """Elements of the largest tensor that is read."""
+    axes = [table.values[id(r.leaf.tensor)].axes for m in site.matches() for r in m.reads()]
+    return max(map(math.prod, map(sizes.shape, axes)), default=0)
 
 
 def _check_unrolled(table: SideTable, site: Site, targets: Sequence[Key], regions: Sequence[list[Record]],

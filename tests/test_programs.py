@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -146,6 +147,25 @@ def test_a_campaign_goes_on_behind_what_its_file_holds(tmp_path: Path, capsys: p
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [line["first"] for line in lines] == [0, 2] and all(line["programs"] == 2 for line in lines)
     assert "4 programs" in capsys.readouterr().out
+
+
+def dies(setup: Setup, first: int, count: int) -> Tally:
+    """In the place of a block: the process dies at the program 5."""
+    if first <= 5 < first + count:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return Tally(programs=count)
+
+
+def test_a_process_that_dies_is_a_failure_of_its_program() -> None:
+    """The blocks of other processes go on."""
+    found = dict[int, Tally]()
+    for first, one in campaign.run(60, Setup(seed=4), jobs=2, count=4, work=dies):
+        found[first] = one
+        if 4 in found:
+            break
+    (failure,) = found.pop(4).failures
+    assert failure.startswith("--seed 4 --number 5: the process died\n")
+    assert found and all(one.programs == 4 and not one.failures for one in found.values())
 
 
 def test_what_fails_is_shrunk_and_can_be_run_again(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,9 @@ import gc
 import json
 import multiprocessing
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -104,25 +105,56 @@ def _text(case: Case) -> str:
     return f"{case.program!r}# {case.mode}, inputs {case.inputs}, {case.device}\n"
 
 
-def run(seconds: float, setup: Setup, jobs: int = 1, done: Iterable[int] = (), count: int = BLOCK) -> Iterator[tuple[int, Tally]]:
-    """Blocks as they are done; none is begun after `seconds`. Those that begin with a number of `done` are left out."""
+Work = Callable[[Setup, int, int], Tally]
+
+
+def run(seconds: float, setup: Setup, jobs: int = 1, done: Iterable[int] = (), count: int = BLOCK,
+        work: Work = block) -> Iterator[tuple[int, Tally]]:
+    """Blocks as they are done, by `work`; none is begun after `seconds`, nor with a number of `done`."""
     until, skipped, first = time.monotonic() + seconds, set(done), 0
     if jobs == 1:
         _prepare()
         while time.monotonic() < until:
             if first not in skipped:
-                yield first, block(setup, first, count)
+                yield first, work(setup, first, count)
             first += count
         return
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_prepare) as pool:
-        running: dict[Future[Tally], int] = {}
+    free, running = [_process() for _ in range(jobs)], dict[Future[Tally], tuple[int, ProcessPoolExecutor]]()
+    try:
         while running or time.monotonic() < until:
-            while len(running) < jobs and time.monotonic() < until:
+            while free and time.monotonic() < until:
                 if first not in skipped:
-                    running[pool.submit(block, setup, first, count)] = first
+                    process = free.pop()
+                    running[process.submit(work, setup, first, count)] = first, process
                 first += count
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                yield running.pop(future), future.result()
+                begun, process = running.pop(future)
+                died = isinstance(future.exception(), BrokenProcessPool)
+                free.append(_process() if died else process)
+                yield begun, one_by_one(setup, begun, count, work) if died else future.result()
+    finally:
+        for process in free:
+            process.shutdown()
+
+
+def _process() -> ProcessPoolExecutor:
+    """A process of its own: one that dies takes no other with it."""
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_prepare)
+
+
+def one_by_one(setup: Setup, first: int, count: int, work: Work = block) -> Tally:
+    """A block whose process died, again: which of its programs was it?"""
+    total, process = Tally(), _process()
+    for number in range(first, first + count):
+        try:
+            total.add(process.submit(work, setup, number, 1).result())
+        except BrokenProcessPool:
+            process = _process()
+            total.failures.append(f"--seed {setup.seed} --number {number}: the process died\n{_text(draw(setup, number))}")
+    process.shutdown()
+    if not total.failures:
+        total.failures.append(f"--seed {setup.seed}, {first} to {first + count - 1}: the process died, but not one by one")
+    return total
 
 
 def _prepare() -> None:
