@@ -133,7 +133,7 @@ def run(seconds: float, setup: Setup, jobs: int = 1, done: Iterable[int] = (), c
                 free.append(_process() if died else process)
                 yield begun, one_by_one(setup, begun, count, work) if died else future.result()
     finally:
-        for process in free:
+        for process in (*free, *(process for _, process in running.values())):
             process.shutdown()
 
 
