@@ -233,7 +233,7 @@ def resolved(t: Term) -> Term:
 
 def _times_numbers(leaf: Leaf) -> bool:
     d = leaf.definition
-    if d is None or len(d.terms) != 1 or d.masked is not None or d.terms[0].bound or d.terms[0].exponent and d.leaves():
+    if d is None or len(d.terms) != 1 or d.masked is not None or d.terms[0].bound or any(e.leaves() for e in d.terms[0].exponent):
         return False
     return sum(not _times_numbers(r.leaf) for r in d.terms[0].reads()) <= 1
 

@@ -332,12 +332,12 @@ class Pairs:
         _, n, far = best
         query, key, *_ = self.cells[n]
         distance = level[query] - level[key]
-        if not self.prefix:
-            return self._at(n, atom, far) / distance[far]
-        near = int(np.abs(distance - distance[far]).argmax())  # a number of the distance to the first query is a coefficient
-        if distance[near] == distance[far]:
+        near = int(np.abs(distance - distance[far]).argmax())  # beside the distance, an exponent's number is a coefficient
+        if distance[near] != distance[far]:
+            return (self._at(n, atom, far) - self._at(n, atom, near)) / (distance[far] - distance[near])
+        if self.prefix:
             raise near_miss("LC201", seen="the weight of a pair is another function of its positions")
-        return (self._at(n, atom, far) - self._at(n, atom, near)) / (distance[far] - distance[near])
+        return self._at(n, atom, far) / distance[far]
 
     def _at(self, n: int, atom: Atom, cell: int) -> Array:
         """The exponent's part at a cell of part n, with the axes of batch variables."""

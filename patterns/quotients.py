@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .conditions import restricting
+from .conditions import never, restricting
 from .evaluate import fold
 from .index import Affine
 from .loop_forms import NotUnrolled, as_exponent, substituted, without
@@ -21,8 +21,9 @@ OPENED = 4  # how deep quotients of quotients are looked into
 
 def cancelled(t: Term) -> Term:
     """Without tensors that a term is both multiplied and divided by, and without exponents of both signs. Tensors that are
-    quotients are looked into, if something in them cancels."""
-    parts = [p for n, f in enumerate(t.factors) for p in _apart(f, n, OPENED)]
+    quotients, or put together, are looked into, if something in them cancels."""
+    where = restricting(t)
+    parts = [p for n, f in enumerate(t.factors) for p in _apart(f, n, OPENED, where)]
     parts += [(-1, e) for e in t.exponent]
     left: list[tuple[int, Factor | Term]] = []
     touched = set[int]()
@@ -41,27 +42,35 @@ def cancelled(t: Term) -> Term:
     return replace(t, factors=(*kept, *opened), exponent=tuple(exponent))
 
 
-def _apart(f: Factor, n: int, depth: int) -> list[tuple[int, Factor | Term]]:
-    """The parts of a factor, that with number n: of a tensor that is a product of others, and of an exponential, these."""
+def _apart(f: Factor, n: int, depth: int, where: frozenset[Affine]) -> list[tuple[int, Factor | Term]]:
+    """The parts of a factor, that with number n: of a tensor that is a product of others, and of an exponential, these. They are
+    read where the given conditions hold."""
     whole: list[tuple[int, Factor | Term]] = [(n, f)]
     if not isinstance(f, Read) or f.function not in INVERSE or depth == 0:
         return whole
     d = f.leaf.definition
-    if d is None or d.masked is not None or len(d.terms) != 1 or d.terms[0].coef != 1 or d.terms[0].bound or f.leaf.dirty or \
-            restricting(d.terms[0]):
+    if d is None or d.masked is not None or f.leaf.dirty or len(d.terms) > 1 and not where:
         return whole
     try:
-        (made,) = substituted(d, f.index)
+        there = [t for t in substituted(d, f.index) if not _excluded(t, where)]
     except NotUnrolled:
         return whole
+    if len(there) != 1 or there[0].coef != 1 or there[0].bound or not restricting(there[0]) <= where:
+        return whole
+    (made,) = there
     exponent = _all_summands(made.exponent)
     if not all(isinstance(r, Read) and r.function in INVERSE for r in made.factors):
         return whole
     found: list[tuple[int, Factor | Term]] = []
     for r in made.reads():
         r = replace(r, function=INVERSE[r.function] if f.function else r.function, detached=r.detached or f.detached)
-        found += _apart(r, n, depth - 1)
+        found += _apart(r, n, depth - 1, where)
     return found + [(n, replace(e, coef=-e.coef) if f.function else e) for e in exponent]
+
+
+def _excluded(t: Term, where: frozenset[Affine]) -> bool:
+    """Whether a term is zero where the given conditions hold, as the other pieces are of a tensor that is put together."""
+    return any(never(a + b) for a in t.indicators for b in where)
 
 
 def computed_once(terms: Sequence[Term]) -> list[Term]:

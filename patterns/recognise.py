@@ -22,6 +22,7 @@ from .codes import NearMiss, near_miss
 from .exponents import gates_apart, numbers_apart, positions_apart
 from .first_apart import rows_from_the_second
 from .index import Index, Unknown, product, untied
+from .loop_forms import resolved
 from .match import MAX_FEATURES, Match
 from .maxima import maximum, without_maximum
 from .normal_form import Read, Term, Value
@@ -60,6 +61,9 @@ def recognise(value: Value) -> Match | NearMiss | None:
     if isinstance(found, NearMiss) and found.code == "LC109":
         if (once := computed_once(given)) != given:
             return recognise(replace(value, terms=tuple(once)))
+        if (made := [resolved(t) for t in given]) != given and isinstance(
+                other := recognise(replace(value, terms=tuple(made))), Match):
+            return other
         if (alike := rows_alike(terms)) != terms:
             return _recognised(replace(value, terms=tuple(map(numbers_apart, alike))))
     if isinstance(found, NearMiss) and len(given) > 1:

@@ -323,11 +323,13 @@ class SideTable(Assembled):
         """The value of a tensor of which all pieces are there, if they are states that a loop carried."""
         pieces, before = self.pieces[id(t)].filled(), self.values[id(t)]
         states = running_sum(pieces)
-        if states is None and len(pieces.pieces) < SHORTEST and any(x.bound for p in pieces.pieces for x in p.value.terms):
+        few: Value | None = None
+        if states is None and len(pieces.pieces) < SHORTEST and all(p.value.masked is None for p in pieces.pieces):
             try:
-                states = windows([(p.value, p.length) for p in pieces.pieces], pieces.dim, [size_of(s) for s in t.shape])
+                few = windows([(p.value, p.length) for p in pieces.pieces], pieces.dim, [size_of(s) for s in t.shape])
             except Unknown:
                 return
+            states = few if any(x.bound for p in pieces.pieces for x in p.value.terms) else None
         if states is not None and not self.settled(t):
             self.put(t, states)
             self._tie(before, states, -1)
@@ -336,6 +338,8 @@ class SideTable(Assembled):
                 self._tie(before, after := self.cut(t, self.node_of.get(id(t))), -1)
                 read = whole_tensor(after, t) or read
                 read.leaf.complete = True
+            elif read.leaf.definition is None:
+                read.leaf.definition = few                      # for what else reads one of the pieces
             laid_behind_each_other(pieces, read.leaf)
 
     def of_scores(self, name: str, args: Any) -> str:
