@@ -30,7 +30,7 @@ def region(table: SideTable, target: Key, stop: Collection[Key]) -> list[Record]
             continue
         seen.add(key)
         record = records.get(key)
-        if record is None or record.number in found or key in stop and key != target or key.tensor in folded:
+        if record is None or record.number in found or key in stop and key != target or key in folded:
             continue
         name = record.described[0]
         if name == "lift_fresh" and _is_literal(record):

@@ -359,7 +359,7 @@ class _Pass:
             given = (key.tensor, key.version) not in self.table.records
             if given and node is not None and node.op in ("placeholder", "get_attr"):
                 self.relied[node] = None
-            self.relied.update(dict.fromkeys(self.table.folded.get(key.tensor, ())))
+            self.relied.update(dict.fromkeys(self.table.folded.get(key, ())))
         self.relied.update({leaf.node: None for m in site.matches() for leaf in m.leaves() if leaf.relied and leaf.node})
         passed = verify.UNROLLED_CHECKS if site.main.unrolled else verify.CHECKS
         checks = "checked: " + ", ".join(passed) if self.options.verify != "off" else "not checked (verify is off)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,6 +32,7 @@ class Assembled(TorchDispatchMode):
     versions: dict[int, int]
     storages: dict[int, list[torch.Tensor]]
     records: dict[tuple[int, int], Record]
+    numbers: Iterator[int]
     node_of: dict[int, fx.Node]
     mutations: list[tuple[int, fx.Node | None]]
 
@@ -231,9 +232,10 @@ class Assembled(TorchDispatchMode):
         else:
             for n, d in enumerate(gone):                    # axes of one element that were selected beside it
                 value, own = insert(value, d), (id(whole), -(key[1] * whole.dim() + n))
-                self.records[own] = Record(torch.ops.aten.unsqueeze.default, (source, d), {}, (own,), (value,), len(self.records))
+                self.records[own] = Record(
+                    torch.ops.aten.unsqueeze.default, (source, d), {}, (own,), (value,), next(self.numbers))
                 source = Key(*own)
-        self.records[key] = Record(func, (before, source, *bounds), {}, (key,), (self.values[id(whole)],), len(self.records))
+        self.records[key] = Record(func, (before, source, *bounds), {}, (key,), (self.values[id(whole)],), next(self.numbers))
         for tied in (was, self.values[id(whole)]):
             self._tie(tied, value, dim)
             self._tie_window(tied, value, dim, start)

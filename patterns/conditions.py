@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from .index import Affine
-from .normal_form import Term
+from collections.abc import Mapping
+from dataclasses import replace
+
+from .index import Affine, Index, same
+from .normal_form import Read, Term
 from .sizes import at_most
 
 
@@ -35,3 +38,60 @@ def never(e: Affine) -> bool:
 def negation(e: Affine) -> Affine:
     """not [e <= 0] is [1 - e <= 0], for integers."""
     return Affine(1) - e
+
+
+def excluded(t: Term, where: frozenset[Affine]) -> bool:
+    """Whether a term is zero where the given conditions hold, as the other pieces are of a tensor that is put together."""
+    return any(never(a + b) for a in t.indicators for b in where)
+
+
+def where_it_counts(t: Term) -> Term:
+    """A term whose exponents say nothing of where it is zero anyway: clamp(i - j, 0) is i - j below the diagonal. Conditions on
+    the last digits of a position are such on its first ones, where they can be; a piece of a tensor is read at its own place."""
+    if not t.indicators:
+        return t
+    t = replace(t, indicators=frozenset(map(_of_first_digits, t.indicators)))
+    where = restricting(t)
+    if any(e.indicators for e in t.exponent):
+        t = replace(t, exponent=tuple(
+            replace(e, indicators=frozenset(a for a in e.indicators if not any(always(a - b) for b in where)))
+            for e in t.exponent if not excluded(e, where)))
+    pins = _pinned(where)
+    return _at_own_places(t, pins) if pins else t
+
+
+def _of_first_digits(e: Affine) -> Affine:
+    """k b + s <= 0 is b + m <= 0, if m is the least number not below s / k for every s."""
+    if not isinstance(e.const, int) or not all(isinstance(c, int) and isinstance(x.size, int) for x, c in e.coef.items()):
+        return e
+    for k in sorted({abs(c) for c in e.coef.values()} - {1}, reverse=True):
+        last = {x: c for x, c in e.coef.items() if c % k}
+        low, high = (e.const + sum(f(0, c * (x.size - 1)) for x, c in last.items()) for f in (min, max))
+        if last and -(-low // k) == -(-high // k):
+            return Affine(-(-low // k), {x: c // k for x, c in e.coef.items() if x not in last})
+    return e
+
+
+def _pinned(where: frozenset[Affine]) -> dict[Index, int]:
+    """Variables of which the conditions leave one value."""
+    low: dict[Index, int] = {}
+    high: dict[Index, int] = {}
+    for e in where:
+        (x, c), *more = e.coef.items() or [(None, 0)]
+        if more or x is None or not isinstance(e.const, int) or not isinstance(x.size, int) or c not in (1, -1):
+            continue
+        ends, value = (high, -e.const) if c == 1 else (low, e.const)
+        ends[x] = min(value, ends.get(x, value)) if c == 1 else max(value, ends.get(x, value))
+    return {x: low.get(x, 0) for x in {**low, **high} if low.get(x, 0) == high.get(x, x.size - 1)}
+
+
+def _at_own_places(t: Term, pins: Mapping[Index, int]) -> Term:
+    """Without a shift back to where a piece begins, by the number of the piece: d + size c - size is d where c is 1."""
+    def place(a: Affine) -> Affine:
+        for x in a.coef:
+            if a.const != 0 and x in pins and same(a.coef[x] * pins[x] + a.const, 0):
+                return Affine(0, {y: c for y, c in a.coef.items() if y is not x})
+        return a
+
+    factors = tuple(replace(f, index=tuple(map(place, f.index))) if isinstance(f, Read) else f for f in t.factors)
+    return replace(t, factors=factors, exponent=tuple(_at_own_places(e, pins) for e in t.exponent))

@@ -6,6 +6,7 @@ What a caller passes does not count: it may have other values next time.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -107,8 +108,8 @@ def _powers(x: Tensor, eps: float, tiny: float) -> tuple[Tensor, Tensor] | None:
 
 def mask_value(real: Any) -> Value | None:
     """The normal form of a tensor [..., n, m] that is, below or above one of its diagonals, one number or an exponential of
-    the distance from the diagonal (one rate for each index of at most one further axis), and 0 elsewhere; or a multiple of
-    that distance, and -inf elsewhere; None for any other tensor."""
+    the distance from the diagonal (one rate for each index of at most one further axis), and 0 elsewhere, but for a number on the
+    diagonal; or a multiple of that distance, and -inf elsewhere; None for any other tensor."""
     if not isinstance(real, Tensor) or real.dim() < 2 or real.numel() > MAX_ELEMENTS or real.requires_grad:
         return None
     heads = [d for d, s in enumerate(real.shape[:-2]) if s != 1]
@@ -162,11 +163,44 @@ def _mask_value(x: Tensor) -> tuple[Index, Index, Index, tuple[Term, ...], froze
     first = x[0, inside][0].item()
     if math.isfinite(first) and bool((x[:, inside] == first).all()):
         return head, row, column, (Term(1 if first is True else first, indicators=indicators),), None
-    rates = _rates(x, inside) if x.is_floating_point() and lower and diagonal == 0 and n == m else None
-    if rates is None:
+    if not (x.is_floating_point() and lower and -1 <= diagonal <= 0 and n == m):
         return None
+    rates = _rates(x, inside) if diagonal == 0 else None
+    if rates is None:
+        terms = _beside_own(x, head, row, column)
+        return None if terms is None else (head, row, column, terms, None)
     exponent = _distance(rates, head, row, column, torch.finfo(x.dtype).eps)
     return head, row, column, (Term(1, indicators=indicators, exponent=exponent),), None
+
+
+def _beside_own(x: Tensor, head: Index, row: Index, column: Index) -> tuple[Term, ...] | None:
+    """x[h, i, j] = exp(s[h] (i - j) + c[h]) for j < i, to the precision of its dtype; where i = j the same, or a number d."""
+    eps, n = torch.finfo(x.dtype).eps, x.shape[1]
+    strict = torch.ones(n, n, dtype=torch.bool, device=x.device).tril(-1)
+    first = x[:, :, 0].double()
+    if n < 3 or bool((first[:, 1] <= 0).any()):
+        return None
+    scaled = (x.double() / first[:, 1, None, None]).tril(-1)    # 1 at a distance of 1
+    rates = _rates(scaled[:, 1:, :-1].to(x.dtype), strict[1:, :-1])
+    own = x.diagonal(dim1=1, dim2=2).double().cpu()
+    if rates is None or bool(((own - own[:, :1]).abs() > 2 * eps * own[:, :1].abs()).any()):
+        return None
+    number, offset = own[:, 0], first[:, 1].cpu().log() - rates
+    below = Affine(0, {column: 1, row: -1})
+    alike = bool(((number - offset.exp()).abs() <= 4 * eps * number.abs()).all())
+    decay, here = _distance(rates, head, row, column, eps) if bool(rates.any()) else (), frozenset({below, -below})
+    if bool((offset - offset[0]).abs().max() <= 4 * eps):
+        earlier = Term(float(offset[0].exp()), exponent=decay)
+    else:
+        earlier = Term(1, exponent=(*decay, Term(1, (_by_head(offset, head, eps),))))
+    earlier = replace(earlier, indicators=frozenset({below if alike else below.shift(1)}))
+    if alike or not bool(number.any()):
+        return (earlier,)
+    return (earlier, Term(float(number[0]), indicators=here)) if bool((number == number[0]).all()) else None
+
+
+def _by_head(x: Tensor, head: Index, eps: float) -> Numbers:
+    return Numbers(tuple(x.tolist()), Affine(0, {head: 1} if len(x) > 1 else None), eps)
 
 
 def _own_position(x: Tensor, on: Tensor, row: Index, column: Index) -> tuple[Term, ...] | None:
@@ -182,7 +216,7 @@ def _own_position(x: Tensor, on: Tensor, row: Index, column: Index) -> tuple[Ter
 
 def _distance(rates: Tensor, head: Index, row: Index, column: Index, eps: float) -> tuple[Term, ...]:
     """rate[head] * (row - column)."""
-    slope = Numbers(tuple(rates.tolist()), Affine(0, {head: 1} if len(rates) > 1 else None), eps)
+    slope = _by_head(rates, head, eps)
     return Term(1, (slope, Position(var(row)))), Term(-1, (slope, Position(var(column))))
 
 

@@ -30,6 +30,7 @@ from .memory import UNDECLARED, may_write
 from .names import name_of
 from .normal_form import Value, detached, whole_tensor
 from .ranges import Ranges
+from .records import Key
 from .side_table import SideTable
 from .sizes import learn
 
@@ -252,7 +253,7 @@ class GraphInterpreter(fx.Interpreter):
             return
         if (found := known_value(real)) is not None:
             self.table.put(t, found)
-            self.table.folded[id(t)] = self.folder.inputs(mask)
+            self.table.folded[Key(id(t), self.table.versions.get(id(t), 0))] = self.folder.inputs(mask)
 
     @staticmethod
     def _like(t: torch.Tensor) -> torch.Tensor:

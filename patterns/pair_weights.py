@@ -12,7 +12,7 @@ from .clock import look
 from .codes import near_miss
 from .evaluate import Array, Grid
 from .index import Affine, Index
-from .normal_form import Factor, Numbers, Position, Read, Term
+from .normal_form import Factor, Leaf, Numbers, Position, Read, Term
 
 CELLS = 1 << 22  # pairs (times further bound variables) of one term
 SPARE = 4        # positions that a grid has beyond the largest constant
@@ -142,7 +142,18 @@ class Atom:
     terms: tuple[tuple[Term, ...], ...]  # of each part
 
 
+def _places(problem: Problem) -> dict[Leaf, frozenset[int]]:
+    """Of each tensor in the exponents the axes along which positions go in one of its reads; others may be of the first chunk."""
+    found: dict[Leaf, frozenset[int]] = {}
+    for t in (t for part in problem.parts for t in part.exponent):
+        for r in t.reads():
+            along = frozenset(n for n, a in enumerate(r.index) if not set(a.coef) <= set(problem.batch))
+            found[r.leaf] = found.get(r.leaf, frozenset()) | along
+    return found
+
+
 def atoms_of(problem: Problem) -> list[Atom]:
+    places = _places(problem)
     groups: dict[Any, tuple[tuple[Read, ...], frozenset[tuple[int, int]], list[list[Term]]]] = {}
     batch = set(problem.batch)
     for n, part in enumerate(problem.parts):
@@ -153,7 +164,7 @@ def atoms_of(problem: Problem) -> list[Atom]:
             for number, r in enumerate(reads):
                 index: list[Affine | None] = []
                 for axis, a in enumerate(r.index):
-                    if a.coef and not set(a.coef) <= batch:
+                    if axis in places[r.leaf]:
                         if set(a.coef) & batch:
                             raise near_miss("LC201", seen=f"{r.leaf} is read where batch and position share an axis")
                         at.add((number, axis))
@@ -175,6 +186,7 @@ class Pairs:
     def __init__(self, problem: Problem, sizes: Sizes, atoms: Sequence[Atom], fixed: Mapping[Index, int], late: bool) -> None:
         self.problem, self.sizes, self.atoms, self.fixed, self.late = problem, sizes, atoms, fixed, late
         self.random: dict[Any, Array] = {}
+        self.places = _places(problem)
         self.generator = np.random.default_rng(1)
         low, high = zip(*(self._range([e for p in problem.parts if (e := getattr(p, name)) is not None])
                           for name in ("query", "key")))
@@ -258,10 +270,10 @@ class Pairs:
         choose among none of them."""
         variables, key = list(dict.fromkeys(x for a in r.index for x in a.coef)), self._key(r)
         position, stride = Affine(), 1
-        for a, size in zip(reversed(r.index), reversed(r.leaf.shape)):
-            if a.coef and not set(a.coef) <= set(self.problem.batch):
+        for n, a in reversed(list(enumerate(r.index))):
+            if n in self.places.get(r.leaf, ()):
                 position = position + a.scale(stride)
-                stride = stride * self.sizes.number(size)
+                stride = stride * self.sizes.number(r.leaf.shape[n])
         table = self.random.get(key)
         if table is None:
             scale = 1.0 / np.sqrt(max(stride, 1))
@@ -270,8 +282,8 @@ class Pairs:
         return np.broadcast_to(table[at], [len(grid.of(x)) for x in variables])
 
     def _key(self, r: Read) -> Any:
-        batch = set(self.problem.batch)
-        return r.leaf, r.function, tuple(a if set(a.coef) <= batch else None for a in r.index)
+        along = self.places.get(r.leaf, ())
+        return r.leaf, r.function, tuple(None if n in along else a for n, a in enumerate(r.index))
 
     def _exponent(self, n: int, atom: Atom, flat: Array) -> Array:
         """The exponent's part at the cells of part n."""
@@ -332,8 +344,8 @@ class Pairs:
         _, n, far = best
         query, key, *_ = self.cells[n]
         distance = level[query] - level[key]
-        near = int(np.abs(distance - distance[far]).argmax())  # beside the distance, an exponent's number is a coefficient
-        if distance[near] != distance[far]:
+        near = int(np.abs(distance - distance[far]).argmax())
+        if (self.prefix or not atom.reads) and distance[near] != distance[far]:  # a number beside the distance is a coefficient
             return (self._at(n, atom, far) - self._at(n, atom, near)) / (distance[far] - distance[near])
         if self.prefix:
             raise near_miss("LC201", seen="the weight of a pair is another function of its positions")

@@ -92,7 +92,14 @@ def clamp(v: Value, low: Any, high: Any) -> Value:
     if len(bounds) == 2 and low > high:
         raise Unknown("bounds that cross")
     e = monotone.sign(v) if all(bound == 0 for bound, _ in bounds) else None
-    e, inside, parts = affine(v) if e is None else e, frozenset[Affine](), list[Value]()
+    if e is None:
+        try:
+            e = affine(v)
+        except Unknown:
+            if _between(v, low, high):
+                return v
+            raise
+    inside, parts = frozenset[Affine](), list[Value]()
     for bound, upper in bounds:
         beyond = e.shift(-int(bound)) if upper else -e.shift(-int(bound))   # the value itself where <= 0, else the bound
         inside |= {beyond}
@@ -102,6 +109,13 @@ def clamp(v: Value, low: Any, high: Any) -> Value:
     for p in parts:
         result = add(result, p)
     return result
+
+
+def _between(v: Value, low: Any, high: Any) -> bool:
+    """Whether a value is made of known numbers between the bounds, as |i - j| is not below 0."""
+    numbers = fold(v)
+    return numbers is not None and numbers.size > 0 and bool(
+        (low is None or numbers.min() >= low) and (high is None or numbers.max() <= high))
 
 
 def absolute(v: Value) -> Value:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .conditions import never, restricting
+from .conditions import excluded, restricting
 from .evaluate import fold
 from .index import Affine
 from .loop_forms import NotUnrolled, as_exponent, substituted, without
@@ -22,9 +22,9 @@ OPENED = 4  # how deep quotients of quotients are looked into
 def cancelled(t: Term) -> Term:
     """Without tensors that a term is both multiplied and divided by, and without exponents of both signs. Tensors that are
     quotients, or put together, are looked into, if something in them cancels."""
-    where = restricting(t)
+    where, count = restricting(t), len(t.factors)
     parts = [p for n, f in enumerate(t.factors) for p in _apart(f, n, OPENED, where)]
-    parts += [(-1, e) for e in t.exponent]
+    parts += [(count + n, _piece(e, where)) for n, e in enumerate(t.exponent)]
     left: list[tuple[int, Factor | Term]] = []
     touched = set[int]()
     for n, x in parts:
@@ -37,9 +37,26 @@ def cancelled(t: Term) -> Term:
     if not touched:
         return t
     kept = [f for n, f in enumerate(t.factors) if n not in touched]
+    untouched = [e for n, e in enumerate(t.exponent) if count + n not in touched]
     opened = [x for n, x in left if n in touched and not isinstance(x, Term)]
-    exponent = [x for n, x in left if (n in touched or n == -1) and isinstance(x, Term)]
-    return replace(t, factors=(*kept, *opened), exponent=tuple(exponent))
+    exponent = [x for n, x in left if n in touched and isinstance(x, Term)]
+    return replace(t, factors=(*kept, *opened), exponent=(*untouched, *exponent))
+
+
+def _piece(e: Term, where: frozenset[Affine]) -> Term:
+    """Of a summand of the exponent that is a tensor which was put together, the piece that is read under the given conditions."""
+    r = e.factors[0] if len(e.factors) == 1 and isinstance(e.factors[0], Read) else None
+    d = None if r is None or r.function or e.bound or e.indicators or e.exponent else r.leaf.definition
+    if r is None or d is None or d.masked is not None or r.leaf.dirty or not where:
+        return e
+    try:
+        there = [t for t in substituted(d, r.index) if not excluded(t, where)]
+    except NotUnrolled:
+        return e
+    if len(there) != 1 or not restricting(there[0]) or not restricting(there[0]) <= where:
+        return e
+    made = replace(there[0], coef=there[0].coef * e.coef, indicators=frozenset())
+    return _piece(detached_term(made) if r.detached else made, where)
 
 
 def _apart(f: Factor, n: int, depth: int, where: frozenset[Affine]) -> list[tuple[int, Factor | Term]]:
@@ -52,7 +69,7 @@ def _apart(f: Factor, n: int, depth: int, where: frozenset[Affine]) -> list[tupl
     if d is None or d.masked is not None or f.leaf.dirty or len(d.terms) > 1 and not where:
         return whole
     try:
-        there = [t for t in substituted(d, f.index) if not _excluded(t, where)]
+        there = [t for t in substituted(d, f.index) if not excluded(t, where)]
     except NotUnrolled:
         return whole
     if len(there) != 1 or there[0].coef != 1 or there[0].bound or not restricting(there[0]) <= where:
@@ -66,11 +83,6 @@ def _apart(f: Factor, n: int, depth: int, where: frozenset[Affine]) -> list[tupl
         r = replace(r, function=INVERSE[r.function] if f.function else r.function, detached=r.detached or f.detached)
         found += _apart(r, n, depth - 1, where)
     return found + [(n, replace(e, coef=-e.coef) if f.function else e) for e in exponent]
-
-
-def _excluded(t: Term, where: frozenset[Affine]) -> bool:
-    """Whether a term is zero where the given conditions hold, as the other pieces are of a tensor that is put together."""
-    return any(never(a + b) for a in t.indicators for b in where)
 
 
 def computed_once(terms: Sequence[Term]) -> list[Term]:

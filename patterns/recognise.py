@@ -19,6 +19,7 @@ import torch
 from .algebra import pinned, straighten, wider
 from .clock import look
 from .codes import NearMiss, near_miss
+from .conditions import where_it_counts
 from .exponents import gates_apart, numbers_apart, positions_apart
 from .first_apart import rows_from_the_second
 from .index import Index, Unknown, product, untied
@@ -31,7 +32,7 @@ from .pair_weights import Part, Problem
 from .places import Places, SequencePosition, digits_of, innermost, on_one_axis, ordered, position_of, sharing
 from .polynomial import reduced, width
 from .position_weights import rows_alike, weights_apart
-from .quotients import cancelled, computed_once
+from .quotients import cancelled, computed_once, raised
 from .refusals import refuse_function_of_scores, refuse_reads, refuse_states_of_one_tensor, without_causality
 from .roles import Roles, enter, fit, free_linked, key_digits, roles_of, summed
 from .side_by_side import side_by_side
@@ -47,7 +48,7 @@ def recognise(value: Value) -> Match | NearMiss | None:
     look()
     if (rows := maximum(value)) is not None:
         return rows
-    given = [cancelled(straighten(pinned(t))) for t in value.terms]
+    given = [cancelled(where_it_counts(straighten(pinned(t)))) for t in value.terms]
     terms = [numbers_apart(gates_apart(positions_apart(without_maximum(t)))) for t in given]
     found = _recognised(replace(value, terms=tuple(terms)))
     if isinstance(found, NearMiss) and (of_parts := _of_parts(replace(value, terms=tuple(terms)), found.code)) is not None:
@@ -61,9 +62,10 @@ def recognise(value: Value) -> Match | NearMiss | None:
     if isinstance(found, NearMiss) and found.code == "LC109":
         if (once := computed_once(given)) != given:
             return recognise(replace(value, terms=tuple(once)))
-        if (made := [resolved(t) for t in given]) != given and isinstance(
-                other := recognise(replace(value, terms=tuple(made))), Match):
-            return other
+        for law in (resolved, raised):
+            if (made := [law(t) for t in given]) != given and isinstance(
+                    other := recognise(replace(value, terms=tuple(made))), Match):
+                return other
         if (alike := rows_alike(terms)) != terms:
             return _recognised(replace(value, terms=tuple(map(numbers_apart, alike))))
     if isinstance(found, NearMiss) and len(given) > 1:
@@ -95,7 +97,7 @@ def _of_parts(value: Value, code: str) -> Match | None:
         return _of_parts(own, "LC201") or found if isinstance(found, NearMiss) and found.code == "LC201" else found
 
     if code == "LC201":
-        return rows_from_the_second(value, _recognised)
+        return rows_from_the_second(value, _recognised) or own_position_apart(value, part)
     return own_position_apart(value, part) or side_by_side(value, part) if code in ("LC106", "LC109") else None
 
 

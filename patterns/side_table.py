@@ -4,6 +4,7 @@ It sees the ATen operations that a graph's calls are made of, and looks each up 
 """
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -50,12 +51,13 @@ class SideTable(Assembled):
         self.versions: dict[int, int] = {}
         self.storages: dict[int, list[torch.Tensor]] = {}
         self.records: dict[tuple[int, int], Record] = {}
+        self.numbers = itertools.count()                       # of records: a call may take the place of another one
         self.node_of: dict[int, fx.Node] = {}
         self.attention: set[int] = set()                        # tensors that are an attention, or hold one
         self.closed: dict[int, Value] = {}                      # tensors, foremost attentions, read as a leaf
         self.viewed: set[int] = set()                           # of these, mere views and casts of one
         self.codes: dict[int, str] = {}                         # of tensors that no rule expresses, where the rule says why
-        self.folded: dict[int, list[fx.Node]] = {}              # constants known by their values, and the inputs of these
+        self.folded: dict[Key, list[fx.Node]] = {}              # constants known by their values, and the inputs of these
         self.mutations: list[tuple[int, fx.Node | None]] = []   # (storage, node)
         self.stale: set[int] = set()                            # tensors whose memory was written to, and that nobody read since
         self.current: fx.Node | None = None
@@ -261,7 +263,7 @@ class SideTable(Assembled):
         elif still is not None:
             self.pieces[id(out)] = still
         keys = tuple((id(o), self.versions.get(id(o), 0)) for o in outs)
-        record = Record(func, inputs, keywords, keys, tuple(self.values[id(o)] for o in outs), len(self.records))
+        record = Record(func, inputs, keywords, keys, tuple(self.values[id(o)] for o in outs), next(self.numbers))
         if scattered is not None:
             record = self._put_in(scattered, out, record, mutates)
         self.records.update(dict.fromkeys(keys, record))
@@ -338,7 +340,7 @@ class SideTable(Assembled):
                 self._tie(before, after := self.cut(t, self.node_of.get(id(t))), -1)
                 read = whole_tensor(after, t) or read
                 read.leaf.complete = True
-            elif read.leaf.definition is None:
+            if read.leaf.definition is None:
                 read.leaf.definition = few                      # for what else reads one of the pieces
             laid_behind_each_other(pieces, read.leaf)
 

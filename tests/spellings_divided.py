@@ -27,19 +27,20 @@ def size_of(state: Tensor) -> Tensor:
 
 
 # ------------------------------------------------------------------------------------------------ divided where they are left
-def _of_their_size(q: Tensor, k: Tensor, v: Tensor, back: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def _of_their_size(q: Tensor, k: Tensor, v: Tensor, back: Callable[[Tensor, Tensor], Tensor], length: int = L,
+                   divided: bool = True) -> Tensor:
     """`back` makes of the outputs of the states, and what these were divided by, the outputs."""
-    t = torch.arange(L, dtype=q.dtype)
-    q, k, v = chunks(q, k, v)
+    t = torch.arange(length, dtype=q.dtype)
+    q, k, v = chunks(q, k, v, size=length)
     own = (q @ k.mT * torch.exp(-RATE * (t[:, None] - t)).tril()) @ v
-    added = (k * torch.exp(-RATE * (L - 1 - t))[:, None]).mT @ v
+    added = (k * torch.exp(-RATE * (length - 1 - t))[:, None]).mT @ v
     state, size = q.new_zeros(B, H, D, E), q.new_ones(B, H, 1, 1)
     states, sizes = [], []
-    for c in range(N // L):
+    for c in range(N // length):
         states.append(state / size)
         sizes.append(size)
-        state = state * math.exp(-RATE * L) + added[:, :, c]
-        size = size_of(state)
+        state = state * math.exp(-RATE * length) + added[:, :, c]
+        size = size_of(state) if divided else size
     read = (q * torch.exp(-RATE * (t + 1))[:, None]) @ torch.stack(states, 2)
     return (own + back(read, torch.stack(sizes, 2))).flatten(2, 3)
 
@@ -52,6 +53,18 @@ def states_divided_by_their_size(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 @spelling(qkv)
 def states_divided_by_their_size_and_by_its_inverse(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return _of_their_size(q, k, v, lambda read, sizes: read / (1 / sizes))
+
+
+for _count in (2, 3):                                       # of chunks: no law of loops says what the next one would be
+    for _divided in (False, True):
+        _few = functools.partial(_of_their_size, back=lambda read, sizes: read * sizes, length=N // _count, divided=_divided)
+        _few.__name__ = f"states_of_{_count}_chunks{'_divided_by_their_size' * _divided}"  # type: ignore[attr-defined]
+        spelling(qkv)(_few)
+
+
+@spelling(qkv, sites=0)
+def states_of_2_chunks_divided_by_their_size_and_times_the_next_ones(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return _of_their_size(q, k, v, lambda read, sizes: read * sizes.roll(-1, 2), length=N // 2)
 
 
 @spelling(qkv, sites=0)
@@ -165,6 +178,10 @@ def _mild() -> list[Tensor]:
 _spell("states_divided_by_maxima")
 _spell("states_divided_by_maxima_in_buffers", buffer=True)
 _spell("states_divided_by_maxima_in_many_buffers", buffer=True, size=2)
+_spell("states_divided_by_maxima_in_two_buffers", buffer=True, size=12)
+_spell("states_of_two_chunks_divided_by_maxima", size=12)
+_spell("states_of_two_chunks_divided_by_maxima_and_normalised", size=12, normalised=True)
+_spell("states_of_three_chunks_divided_by_maxima_and_normalised", size=8, normalised=True, buffer=True)
 _spell("states_divided_by_maxima_and_normalised", normalised=True)
 _spell("states_divided_by_maxima_in_buffers_and_normalised", buffer=True, normalised=True, size=2)
 _spell("states_divided_by_maxima_and_normalised_twice", normalised=True, twice=True)
@@ -172,6 +189,7 @@ _spell("states_divided_by_maxima_and_queries_by_an_exponential", _mild, over=Tru
 _spell("states_divided_by_maxima_of_gates_times_a_number", factor=0.5, normalised=True)
 _spell("states_divided_by_maxima_and_rows_by_something_else", _mild, row=lambda m: m.abs().cummax(-1)[0])
 _spell("states_divided_by_maxima_and_times_their_square", _mild, sites=0, often=2.0)
+_spell("states_of_two_chunks_divided_by_maxima_and_times_their_square", _mild, sites=0, often=2.0, size=12)
 _spell("states_divided_by_maxima_and_rows_by_two_things", _mild, sites=0, own=lambda m: 1.01 * m)
 
 

@@ -32,6 +32,7 @@ import spellings_shared  # noqa: F401
 import spellings_spaces  # noqa: F401
 import spellings_states  # noqa: F401
 import spellings_steps  # noqa: F401
+import spellings_tables  # noqa: F401
 import spellings_unseen  # noqa: F401
 import spellings_vmap  # noqa: F401
 import spellings_writes  # noqa: F401
