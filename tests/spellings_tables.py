@@ -26,7 +26,7 @@ def numbers() -> Tensor:
 
 
 def toeplitz(rate: Tensor, own: Tensor, n: int = N) -> Tensor:
-    """The same with `own` on the diagonal, as RWKV-5 lays it out: rows of one tensor that is tiled, and cut one place later each."""
+    """The same with `own` on the diagonal, as RWKV-5 lays it out: a row is tiled, and read one place later each time."""
     w = rate[:, None].repeat(1, n) ** torch.arange(n - 1, -1, -1)
     w = torch.tile(F.pad(torch.cat([w[:, 1:], own[:, None]], 1), (0, n)), [n])
     return w[:, :-n].reshape(-1, n, 2 * n - 1)[:, :, n - 1:]
