@@ -7,12 +7,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from .algebra import times
 from .codes import near_miss
+from .evaluate import fold
 from .index import Affine, Index, Size, divide, hint, mixed_radix, product, same, var
 from .normal_form import Leaf, Read, Term, Value
+from .pointwise import table
 
 StateKey = tuple[Leaf, tuple[Affine, ...]]
 
@@ -229,6 +232,25 @@ def resolved(t: Term) -> Term:
             break
         (t,) = expand(t, r)
     return t
+
+
+def resolved_by_steps(t: Term) -> Term:
+    """The same, also without what numbers that are known divide it by, which may be others at each step."""
+    t = resolved(t)
+    for r in t.reads():
+        if r.function == "reciprocal" and (inverse := _inverse_of_numbers(r)) is not None:
+            t = times(replace(t, factors=without(t, [r])), inverse)
+    return t
+
+
+def _inverse_of_numbers(r: Read) -> Term | None:
+    """1 / x, where a leaf x is known while compiling."""
+    d = r.leaf.definition
+    numbers = None if d is None or r.leaf.dirty else fold(d)
+    if d is None or numbers is None or not (np.isfinite(numbers).all() and numbers.all()):
+        return None
+    (inverse,) = substituted(table(1 / numbers, d), r.index)
+    return inverse
 
 
 def _times_numbers(leaf: Leaf) -> bool:

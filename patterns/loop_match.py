@@ -78,7 +78,7 @@ def weigh(pieces: Pieces, frame: Frame, forms: Sequence[Form], states: States, d
     match = _match(pieces, frame, operands, at, coef, densities, reverse, strict, dtype, tables.eps)
     match = _started(match, states, found)
     if found.numbers is not None:
-        return _with_numbers(match, *found.numbers)
+        return _with_numbers(match, tables.heads, *found.numbers)
     if reverse or strict:
         return match
 
@@ -163,16 +163,16 @@ def _started(match: Match, states: States, found: Weighed) -> Match:
     return replace(match, state=(Read(*initial[0]),), entering=median / match.coef)
 
 
-def _with_numbers(m: Match, rows: Array, keys: Array) -> Match:
+def _with_numbers(m: Match, heads: Sequence[Index], rows: Array, keys: Array) -> Match:
     """With numbers of queries' positions, outside of the sum where that can be, and of keys' positions inside."""
-    if not same(m.i[0].size, len(rows)):
+    if not same(m.i[0].size, rows.shape[1]):
         raise near_miss("LC201", seen="numbers of positions, of which there are others at another length")
     beside = (m.v or m.k)[0].leaf
     if not np.allclose(rows, 1, rtol=1e-12, atol=0):
-        own = read_of(rows, m.i[0], beside)                 # where positions have two digits, the queries have them as one
+        own = read_of(rows, heads, m.i[0], beside)                 # where positions have two digits, the queries have them as one
         m = replace(m, out=(*m.out, own)) if m.i == m.rows else replace(m, q=(*m.q, own))
     if not np.allclose(keys, 1, rtol=1e-12, atol=0):
-        more = read_of(keys, m.j[0], beside)
+        more = read_of(keys, heads, m.j[0], beside)
         m = replace(m, v=(*m.v, more)) if m.v else replace(m, k=(*m.k, more))
     return m
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .evaluate import Array
-from .index import Index, var
+from .index import Index, mixed_radix, var
 from .normal_form import Leaf, Numbers, Read
 from .position_weights import numbers_at
 
@@ -24,8 +24,8 @@ NEAR, FAR = np.log(64.0), np.log(4096.0)  # how far numbers may spread without a
 
 @dataclass(frozen=True)
 class Explained:
-    """`rows` and `keys` are the numbers, [n]; `ratios` those by head for each atom, as `recurrence.fit` gives them. Rows that see
-    no key are `open`: theirs are not known."""
+    """`rows` and `keys` are the numbers, [heads, n], or [1, n] where all heads have the same; `ratios` those by head for each atom,
+    as `recurrence.fit` gives them. Rows that see no key are `open`: theirs are not known."""
 
     rows: Array
     keys: Array
@@ -33,19 +33,19 @@ class Explained:
     open: Array
 
     def with_state(self, entering: Array, at: Array) -> Explained:
-        """With the numbers of open rows, which read nothing but the state from outside: its weights in the rows `at`, without a
-        decay."""
+        """With the numbers of open rows, which read nothing but the state from outside: its weights [heads, rows] in the rows
+        `at`, without a decay."""
         known = ~self.open[at]
-        number = float(np.median(entering[known] / self.rows[at][known])) if known.any() else 0.0
+        rows = self.rows.copy()
+        number = float(np.median((entering[:, known] / rows[:, at[known]])[0])) if known.any() else 0.0
         if known.all() or number == 0:
             return self
-        rows = self.rows.copy()
-        rows[at[~known]] = entering[~known] / number
+        rows[:, at[~known]] = entering[: len(rows), ~known] / number
         return replace(self, rows=rows)
 
     def without(self, u: Array, rows: Array) -> Array:
         """[heads, rows, columns]: weights without their numbers."""
-        return u / (self.rows[rows][:, None] * self.keys)
+        return u / (self.rows[:, rows, None] * self.keys[:, None, :])
 
 
 def explained(draws: Sequence[tuple[Array, Sequence[Array]]], moves: Sequence[bool], room: float) -> Explained | None:
@@ -76,9 +76,11 @@ def explained(draws: Sequence[tuple[Array, Sequence[Array]]], moves: Sequence[bo
     if max(_spread(x) for rows, keys, _ in found for x in (rows, keys)) > FAR:
         return None
     unseen = ~np.isfinite(found[0][0])
-    rows, keys = (_numbers(x) for x in found[0][:2])
-    if not all(np.allclose(_numbers(x), y, rtol=room, atol=0) for r, k, _ in found for x, y in ((r, rows), (k, keys))):
-        return None                                         # other numbers for other heads
+    first = [logs[np.isfinite(logs)][0] for rows, keys, _ in found for logs in (rows, keys)]
+    rows = np.stack([_numbers(rows - r) for (rows, *_), r in zip(found, first[::2])])
+    keys = np.stack([_numbers(keys + r - first[0] - first[1]) for (_, keys, _), r in zip(found, first[::2])])
+    if all(np.allclose(x, x[0], rtol=room, atol=0) for x in (rows, keys)):
+        rows, keys = rows[:1], keys[:1]
     return Explained(rows, keys, [np.array([numbers[n] for *_, numbers in found]) for n in range(len(moves))], unseen)
 
 
@@ -126,11 +128,11 @@ def _spread(logs: Array) -> float:
 
 
 def _numbers(logs: Array) -> Array:
-    """Relative to one of them: what all have in common is a coefficient."""
     on = np.isfinite(logs)
-    return np.where(on, np.real(np.exp(np.where(on, logs, 0) - logs[on][0])), 1.0)
+    return np.where(on, np.real(np.exp(np.where(on, logs, 0))), 1.0)
 
 
-def read_of(numbers: Array, x: Index, beside: Leaf) -> Read:
-    """Numbers at a position, as a read."""
-    return numbers_at([(1.0, (Numbers(tuple(map(float, numbers)), var(x)),))], var(x), [beside])
+def read_of(numbers: Array, heads: Sequence[Index], x: Index, beside: Leaf) -> Read:
+    """Numbers [heads, n] at a position, as a read; one row is that of all heads."""
+    place = mixed_radix([*heads, x]) if len(numbers) > 1 else var(x)
+    return numbers_at([(1.0, (Numbers(tuple(map(float, numbers.ravel())), place),))], place, [beside])

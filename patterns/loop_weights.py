@@ -105,8 +105,8 @@ def weighed(forms: Sequence[Form], states: Mapping[StateKey, Sequence[Update | C
         mask = _mask(pairs, ratios := numbers.ratios, rows, columns, room)
         if np.any(every[0].u[:, :, -1]):
             state = _undecayed(every[0].u[:, keep, -1], every[0].levels, ratios, rows, at.count if mask[1] else 0)
-            numbers = numbers.with_state(state[0], rows)
-    entering = [d.u[:, keep, -1] / (1 if numbers is None else numbers.rows[rows]) for d in every]
+            numbers = numbers.with_state(state, rows)
+    entering = [d.u[:, keep, -1] / (1 if numbers is None else numbers.rows[:, rows]) for d in every]
     return Weighed(at.count, rows, columns, atoms, ratios, [d.chain for d in every], [d.levels for d in every], entering, mask,
                    None if numbers is None else (numbers.rows, numbers.keys)), probe
 

@@ -29,7 +29,7 @@ from .index import Affine, Index, Unknown, mixed_radix, product, same, size_of
 from .leaves import are_scores
 from .masks import kept
 from .names import operator_name
-from .normal_form import Leaf, Read, Value, definition_or_value, leaf_value, whole_tensor
+from .normal_form import Leaf, Read, Term, Value, definition_or_value, leaf_value, whole_tensor
 from .pointwise import table
 from .ranges import ALL, Range, by_name
 from .records import Key, Record
@@ -238,6 +238,7 @@ class SideTable(Assembled):
         for o, v, leaf in zip(outs, values, closed):
             if mutates:
                 self.versions[id(o)] = self.versions.get(id(o), 0) + 1
+                v = None if v is not None and self._of_its_own(o, v) else v
             if v is None:
                 v = self.cut(o, scores=self.of_scores(name, args), bounds=by_name(name))
                 self._tie_given(v, name, func, args, kwargs, given)
@@ -282,6 +283,14 @@ class SideTable(Assembled):
             for leaf in self.cut(t, self.node_of.get(id(t))).leaves():
                 leaf.dirty = True
             self.stale.add(id(t))
+
+    def _of_its_own(self, t: torch.Tensor, v: Value) -> bool:
+        """Whether a tensor that the program made is now a multiple of what it was, which nothing holds any more: it is an operand
+        as it is. (What a caller gives may be a state.)"""
+        node = self.node_of.get(id(t))
+        (one, *more) = v.terms or (Term(),)
+        return node is not None and node.op.startswith("call") and not (more or one.bound) and len(one.reads()) == 1 and \
+            one.reads()[0].leaf.tensor is t
 
     def _assigned(self, window: Window, was: Value, number: Value) -> Value | None:
         """The value of states or scores of which a window was set to a number."""

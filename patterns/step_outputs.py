@@ -188,11 +188,17 @@ def to_be_moved(matches: Sequence[Match], interpreter: GraphInterpreter, nodes: 
             seen.add(n)
             todo += n.all_input_nodes
     moved = sorted(seen)
-    tensors = [interpreter.env.get(x) for n in moved for x in (n, *n.all_input_nodes)]
-    read = {t.untyped_storage()._cdata for t in tensors if isinstance(t, torch.Tensor)}
-    write = next((n for s, n in table.mutations if s in read and n is not None and first < n < moved[-1]), None)
-    if write is not None:
-        raise near_miss("LC301", leaf=write)
+
+    def memory(n: fx.Node) -> set[int]:
+        tensors = (interpreter.env.get(x) for x in (n, *n.all_input_nodes))
+        return {t.untyped_storage()._cdata for t in tensors if isinstance(t, torch.Tensor)}
+
+    read = set[int]().union(*map(memory, moved))
+    writes = [(s, n) for s, n in table.mutations if s in read and n is not None and first < n <= moved[-1]]
+    left = [n for n in interpreter.env if first < n < moved[-1] and n not in seen] if writes else []
+    for s, write in writes:                                 # one that is moved is seen by what stays behind before it, too
+        if write not in seen or any(n < write and s in memory(n) for n in left):
+            raise near_miss("LC301", leaf=write)
     return moved
 
 

@@ -34,7 +34,7 @@ from .loop_forms import (
     expand,
     merged,
     one_variable_each,
-    resolved,
+    resolved_by_steps,
     substituted,
     without,
 )
@@ -140,7 +140,7 @@ class _Loop:
         todo = list(p.value.terms)
         while todo:
             t = todo.pop()
-            t = resolved(t)
+            t = resolved_by_steps(t)
             summed = [r for r in t.reads() if r.variables() & set(t.bound)]
             if t.bound and (len(summed) != 1 or not of_products(summed[0])):
                 done.append(t)
@@ -233,7 +233,7 @@ class _Loop:
             if leaf.definition is None or leaf.definition.masked is not None:
                 self.states[key] = []
                 continue
-            terms = [resolved(t) for t in substituted(leaf.definition, index)]
+            terms = [resolved_by_steps(t) for t in substituted(leaf.definition, index)]
             terms = self._looked_into(terms)
             self._note_numbers_of_keys(terms)
             self.states[key] = parts = merged([self._state_part(t) for t in terms])
@@ -251,7 +251,7 @@ class _Loop:
             if made is None:
                 break
             t, r = states[made]
-            terms = [x for x in terms if x is not t] + [resolved(x) for x in expand(t, r)]
+            terms = [x for x in terms if x is not t] + [resolved_by_steps(x) for x in expand(t, r)]
         return terms
 
     def _note_numbers_of_keys(self, terms: list[Term]) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from spelling import B, D, E, H, N, gated, qkv, random, spelling, with_state
+from spelling import B, D, E, H, N, gated, qkv, random, short, spelling, with_state
 from torch import Tensor
+
+Numbers = Callable[[Tensor, int], Tensor]
 
 
 def _weighed(name: str, weights: Callable[[Tensor, Tensor], Tensor], sites: int = 1) -> None:
@@ -166,3 +168,42 @@ def queries_by_their_numbers_added_to_windows_of_chunks(q: Tensor, k: Tensor, v:
         state = state + added[..., c, :, :]
     out = out.flatten(2, 3)
     return torch.stack([out, out])[1]
+
+
+# ------------------------------------------------------------------------------------- numbers of each head and step of a loop
+def _by_head(name: str, gate: Numbers | None, key: Numbers | None, sites: int = 1) -> None:
+    """state = gate(rate, t) state + key(rate, t) k v, with other numbers for each head."""
+    def program(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        rate, state, outs = 1 - 2.0 ** (-1 - torch.arange(H, dtype=q.dtype)), None, []
+        for t in range(12):
+            new = k[:, :, t, :, None] * v[:, :, t, None, :]
+            new = new if key is None else new * key(rate, t).view(H, 1, 1)
+            state = new if state is None else (1 if gate is None else gate(rate, t).view(H, 1, 1)) * state + new
+            outs.append((q[:, :, t, :, None] * state).sum(-2))
+        return torch.stack(outs, 2)
+
+    program.__name__ = f"steps_with_numbers_of_heads_{name}"
+    spelling(short, sites=sites)(program)
+
+
+_by_head("as_gates", lambda rate, t: (rate + t) / (rate + t + 1), None)
+_by_head("for_keys", None, lambda rate, t: (rate + t) / (rate + t + 1))
+_by_head("for_keys_times_one_of_the_step", None, lambda rate, t: rate / (t + 2))
+_by_head("for_both", lambda rate, t: (rate + t) / (rate + t + 1), lambda rate, t: 1 / (rate + t))
+_by_head("that_change_their_sign", None, lambda rate, t: rate - 0.13 * t)
+
+
+@spelling(short)
+def retention_by_steps_with_a_scale(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """RetNet's recurrent form, as torchscale has it: a state is kept divided by the root of the sum of its weights."""
+    rate, state, outs = 1 - 2.0 ** (-5 - torch.arange(H, dtype=q.dtype)), q.new_zeros(()), []
+    scale = torch.ones_like(rate)
+    for t in range(12):
+        new = k[:, :, t, :, None] * v[:, :, t, None, :]
+        if t:
+            after = scale * rate + 1
+            new = state * (scale.sqrt() * rate / after.sqrt()).view(H, 1, 1) + new / after.sqrt().view(H, 1, 1)
+            scale = after
+        state = new
+        outs.append((q[:, :, t, :, None] * state).sum(-2))
+    return torch.stack(outs, 2)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from spelling import B, D, E, H, N, gated, qkv, spelling
-from torch import Tensor
+from spelling import B, D, E, H, N, gated, qkv, random, spelling
+from torch import Tensor, nn
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -48,6 +48,51 @@ def keys_written_by_a_view_of_them(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     k = k.clone()
     k.mT[..., 3] = 2.0
     return _attention(q, k, v)
+
+
+class _Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.ModuleList(nn.Linear(H * D, H * D, bias=False) for _ in range(3))
+
+    def projected(self, x: Tensor) -> list[Tensor]:
+        """Queries and keys are scaled in place."""
+        q, k, v = (f(x) for f in self.qkv)
+        q *= D ** -0.5
+        k.mul_(0.5).neg_()
+        return [y.unflatten(-1, (H, D)).transpose(1, 2) for y in (q, k, v)]
+
+
+@spelling(lambda: [random(B, N, H * D)])
+class ProjectionsScaledInPlace(_Scaled):
+    def forward(self, x: Tensor) -> Tensor:
+        return _attention(*self.projected(x))
+
+
+@spelling(lambda: [random(B, 12, H * D)])
+class ProjectionsOfStepsScaledInPlace(_Scaled):
+    """What goes on with the outputs is in the loop too, so the projections of later steps are moved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.o = nn.Linear(D, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state, outs = x.new_zeros(B, H, D, D), []
+        for t in range(12):
+            q, k, v = self.projected(x[:, t:t + 1])
+            state = 0.9 * state + k.mT @ v
+            outs.append(F.rms_norm(self.o(q @ state), (D,)))
+        return torch.cat(outs, 2)
+
+
+@spelling(lambda: [random(B, N, H * D)], sites=0)
+class KeysScaledInPlaceAfterTheyAreRead(_Scaled):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        q, k, v = self.projected(x)
+        o = (q @ k.mT).tril()
+        v.mul_(2.0)
+        return o @ v, k
 
 
 @spelling(qkv)
