@@ -24,8 +24,8 @@ NEAR, FAR = np.log(64.0), np.log(4096.0)  # how far numbers may spread without a
 
 @dataclass(frozen=True)
 class Explained:
-    """`rows` and `keys` are the numbers, [heads, n], or [1, n] where all heads have the same; `ratios` those by head for each atom,
-    as `recurrence.fit` gives them. Rows that see no key are `open`: theirs are not known."""
+    """`rows` and `keys` are the numbers, [heads, n], or [1, n] where all heads have the same; `ratios` those by head for each
+    atom, as `recurrence.fit` gives them. Rows that see no key are `open`: theirs are not known."""
 
     rows: Array
     keys: Array
