@@ -284,13 +284,15 @@ class SideTable(Assembled):
                 leaf.dirty = True
             self.stale.add(id(t))
 
-    def _of_its_own(self, t: torch.Tensor, v: Value) -> bool:
-        """Whether a tensor that the program made is now a multiple of what it was, which nothing holds any more: it is an operand
-        as it is. (What a caller gives may be a state.)"""
-        node = self.node_of.get(id(t))
+    @staticmethod
+    def _of_its_own(t: torch.Tensor, v: Value) -> bool:
+        """Whether a tensor that the program made is now a product with what it was, which nothing holds any more: it is an operand
+        as it is. (A state goes on to be one; and what a caller gives may be one.)"""
         (one, *more) = v.terms or (Term(),)
-        return node is not None and node.op.startswith("call") and not (more or one.bound) and len(one.reads()) == 1 and \
-            one.reads()[0].leaf.tensor is t
+        old = next((r.leaf for r in one.reads() if r.leaf.tensor.untyped_storage()._cdata == t.untyped_storage()._cdata), None)
+        if old is None or old.node is None or not old.node.op.startswith("call") or more or one.bound:
+            return False
+        return old.definition is None or not any(x.bound or len(x.reads()) > 1 for x in old.definition.terms)
 
     def _assigned(self, window: Window, was: Value, number: Value) -> Value | None:
         """The value of states or scores of which a window was set to a number."""
