@@ -249,7 +249,7 @@ class GraphInterpreter(fx.Interpreter):
             return
         v = self.table.value(t)
         plain = len(v.terms) == 1 and not v.terms[0].factors or not v.terms
-        if plain and not v.leaves() or (real := self.folder.value(mask, reader)) is None:
+        if plain and (not v.leaves() or v.terms[0].exponent) or (real := self.folder.value(mask, reader)) is None:
             return
         if (found := known_value(real)) is not None:
             self.table.put(t, found)

@@ -238,7 +238,7 @@ class SideTable(Assembled):
         for o, v, leaf in zip(outs, values, closed):
             if mutates:
                 self.versions[id(o)] = self.versions.get(id(o), 0) + 1
-                v = None if v is not None and self._of_its_own(o, v) else v
+                v = None if v is not None and window is None and self._of_its_own(o, v) else v
             if v is None:
                 v = self.cut(o, scores=self.of_scores(name, args), bounds=by_name(name))
                 self._tie_given(v, name, func, args, kwargs, given)
@@ -286,8 +286,8 @@ class SideTable(Assembled):
 
     @staticmethod
     def _of_its_own(t: torch.Tensor, v: Value) -> bool:
-        """Whether a tensor that the program made is now a product with what it was, which nothing holds any more: it is an operand
-        as it is. (A state goes on to be one; and what a caller gives may be one.)"""
+        """Whether a tensor that the program made is now a product with what it was, which nothing holds any more: it is an
+        operand as it is. (A state goes on to be one; and what a caller gives may be one.)"""
         (one, *more) = v.terms or (Term(),)
         old = next((r.leaf for r in one.reads() if r.leaf.tensor.untyped_storage()._cdata == t.untyped_storage()._cdata), None)
         if old is None or old.node is None or not old.node.op.startswith("call") or more or one.bound:

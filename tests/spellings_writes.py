@@ -86,13 +86,22 @@ class ProjectionsOfStepsScaledInPlace(_Scaled):
         return torch.cat(outs, 2)
 
 
-@spelling(lambda: [random(B, N, H * D)], sites=0)
-class KeysScaledInPlaceAfterTheyAreRead(_Scaled):
+@spelling(lambda: [random(B, N, H * D)])
+class ValuesScaledInPlaceBehindTheScores(_Scaled):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         q, k, v = self.projected(x)
-        o = (q @ k.mT).tril()
-        v.mul_(2.0)
-        return o @ v, k
+        scores = (q @ k.mT).tril()
+        v *= x[..., :1, None].sigmoid().transpose(1, 2)         # through a view of the projection
+        return scores @ v, k
+
+
+@spelling(lambda: [random(B, N, H * D)], sites=0)
+class KeysScaledInPlaceBehindTheScores(_Scaled):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        q, k, v = self.projected(x)
+        scores = (q @ k.detach().mT).tril()
+        k *= 2.0
+        return scores @ v, k
 
 
 @spelling(qkv)
