@@ -125,9 +125,10 @@ def test_a_recorded_graph_is_dynamos(p: Program) -> None:
         return [f"{name[1:]}_" if name in ("iadd", "imul") else name for name in found]
 
     assert calls(mine) == calls(graphs[0])
-    told = [sorted((c.status, c.code) for c in same_results(p, inputs, False, None, how).candidates)
-            for how in (recorded, rewritten)]
-    assert told[0] == told[1]
+    # `x[0] += y` is recorded as `x[0].add_(y)`: what is rejected as one candidate may be told of twice
+    told = [same_results(p, inputs, False, None, how) for how in (recorded, rewritten)]
+    assert len(told[0].rewritten) == len(told[1].rewritten)
+    assert {(c.status, c.code) for c in told[0].candidates} == {(c.status, c.code) for c in told[1].candidates}
 
 
 def test_a_number_gives_the_same_program_everywhere() -> None:
