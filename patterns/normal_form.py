@@ -30,7 +30,8 @@ class Leaf:
     one was written piece by piece, and no more since. `scores` names the function
     that made it, if that was applied to products of two tensors (softmax of scores). `bounds` are what its values cannot leave,
     whatever the inputs are. `real` holds the values of a static buffer, and `relied` says that something was
-    concluded from them. `definition` is the value that it had before it was made a leaf, where it had one.
+    concluded from them. `definition` is the value that it had before it was made a leaf, where it had one; `assembled` what a few
+    pieces make up that it was put together from.
     `parts` are reads of other leaves, laid one behind the other along the last axis: each with the variables of the other
     axes and those of its own position, outermost first (none: it is a single one). `laid` are tensors of the program that hold
     them, but for the first, which may be another: each with the number of the own axis on which each of its axes is (None: of
@@ -53,6 +54,7 @@ class Leaf:
     real: torch.Tensor | None = None
     relied: bool = False
     definition: Value | None = None
+    assembled: Value | None = None
     parts: tuple[tuple[Read, tuple[Index, ...], tuple[Index, ...]], ...] = ()
     laid: list[tuple[Leaf, tuple[int | None, ...]]] = field(default_factory=list, repr=False)
     version: int = 0

@@ -46,7 +46,7 @@ def cancelled(t: Term) -> Term:
 def _piece(e: Term, where: frozenset[Affine]) -> Term:
     """Of a summand of the exponent that is a tensor which was put together, the piece that is read under the given conditions."""
     r = e.factors[0] if len(e.factors) == 1 and isinstance(e.factors[0], Read) else None
-    d = None if r is None or r.function or e.bound or e.indicators or e.exponent else r.leaf.definition
+    d = None if r is None or r.function or e.bound or e.indicators or e.exponent else r.leaf.definition or r.leaf.assembled
     if r is None or d is None or d.masked is not None or r.leaf.dirty or not where:
         return e
     try:
@@ -65,7 +65,7 @@ def _apart(f: Factor, n: int, depth: int, where: frozenset[Affine]) -> list[tupl
     whole: list[tuple[int, Factor | Term]] = [(n, f)]
     if not isinstance(f, Read) or f.function not in INVERSE or depth == 0:
         return whole
-    d = f.leaf.definition
+    d = f.leaf.definition or f.leaf.assembled
     if d is None or d.masked is not None or f.leaf.dirty or len(d.terms) > 1 and not where:
         return whole
     try:

@@ -48,7 +48,16 @@ def recognise(value: Value) -> Match | NearMiss | None:
     look()
     if (rows := maximum(value)) is not None:
         return rows
-    given = [cancelled(where_it_counts(straighten(pinned(t)))) for t in value.terms]
+    straight = [straighten(pinned(t)) for t in value.terms]
+    found = _of_terms(value, [cancelled(t) for t in straight])
+    if isinstance(found, NearMiss) and (there := [where_it_counts(t) for t in straight]) != straight:
+        other = _of_terms(value, [cancelled(t) for t in there])
+        found = other if isinstance(other, Match) else found
+    return found
+
+
+def _of_terms(value: Value, given: Sequence[Term]) -> Match | NearMiss | None:
+    """The attention that a value of the given terms is."""
     terms = [numbers_apart(gates_apart(positions_apart(without_maximum(t)))) for t in given]
     found = _recognised(replace(value, terms=tuple(terms)))
     if isinstance(found, NearMiss) and (of_parts := _of_parts(replace(value, terms=tuple(terms)), found.code)) is not None:

@@ -351,8 +351,7 @@ class SideTable(Assembled):
                 self._tie(before, after := self.cut(t, self.node_of.get(id(t))), -1)
                 read = whole_tensor(after, t) or read
                 read.leaf.complete = True
-            if read.leaf.definition is None:
-                read.leaf.definition = few                      # for what else reads one of the pieces
+            read.leaf.assembled = few                           # for what else reads one of the pieces
             laid_behind_each_other(pieces, read.leaf)
 
     def of_scores(self, name: str, args: Any) -> str:
