@@ -249,8 +249,11 @@ def _inverse_of_numbers(r: Read) -> Term | None:
     numbers = None if d is None or r.leaf.dirty else fold(d)
     if d is None or numbers is None or not (np.isfinite(numbers).all() and numbers.all()):
         return None
-    (inverse,) = substituted(table(1 / numbers, d), r.index)
-    return inverse
+    try:
+        inverse = substituted(table(1 / numbers, d), r.index)
+    except NotUnrolled:
+        return None
+    return inverse[0] if len(inverse) == 1 else None        # whole numbers in a row are two terms
 
 
 def _times_numbers(leaf: Leaf) -> bool:

@@ -167,9 +167,11 @@ def _with_numbers(m: Match, heads: Sequence[Index], rows: Array, keys: Array) ->
     """With numbers of queries' positions, outside of the sum where that can be, and of keys' positions inside."""
     if not same(m.i[0].size, rows.shape[1]):
         raise near_miss("LC201", seen="numbers of positions, of which there are others at another length")
+    if max(len(rows), len(keys)) > 1 and not all(isinstance(x.size, int) for x in heads):
+        raise near_miss("LC201", seen="numbers for a dynamic number of heads")
     beside = (m.v or m.k)[0].leaf
     if not np.allclose(rows, 1, rtol=1e-12, atol=0):
-        own = read_of(rows, heads, m.i[0], beside)                 # where positions have two digits, the queries have them as one
+        own = read_of(rows, heads, m.i[0], beside)          # where positions have two digits, the queries have them as one
         m = replace(m, out=(*m.out, own)) if m.i == m.rows else replace(m, q=(*m.q, own))
     if not np.allclose(keys, 1, rtol=1e-12, atol=0):
         more = read_of(keys, heads, m.j[0], beside)

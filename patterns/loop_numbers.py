@@ -76,6 +76,7 @@ def explained(draws: Sequence[tuple[Array, Sequence[Array]]], moves: Sequence[bo
     if max(_spread(x) for rows, keys, _ in found for x in (rows, keys)) > FAR:
         return None
     unseen = ~np.isfinite(found[0][0])
+    # a head's rows begin with 1, and so do the keys of the first head: what is left is a coefficient of all
     first = [logs[np.isfinite(logs)][0] for rows, keys, _ in found for logs in (rows, keys)]
     rows = np.stack([_numbers(rows - r) for (rows, *_), r in zip(found, first[::2])])
     keys = np.stack([_numbers(keys + r - first[0] - first[1]) for (_, keys, _), r in zip(found, first[::2])])
@@ -128,6 +129,7 @@ def _spread(logs: Array) -> float:
 
 
 def _numbers(logs: Array) -> Array:
+    """What these are the logarithms of; 1 where that may be anything."""
     on = np.isfinite(logs)
     return np.where(on, np.real(np.exp(np.where(on, logs, 0))), 1.0)
 

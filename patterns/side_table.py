@@ -337,12 +337,14 @@ class SideTable(Assembled):
         pieces, before = self.pieces[id(t)].filled(), self.values[id(t)]
         states = running_sum(pieces)
         few: Value | None = None
-        if states is None and len(pieces.pieces) < SHORTEST and all(p.value.masked is None for p in pieces.pieces):
+        if states is None and len(pieces.pieces) < SHORTEST:
+            summed = any(x.bound for p in pieces.pieces for x in p.value.terms)
             try:
                 few = windows([(p.value, p.length) for p in pieces.pieces], pieces.dim, [size_of(s) for s in t.shape])
             except Unknown:
-                return
-            states = few if any(x.bound for p in pieces.pieces for x in p.value.terms) else None
+                if summed:
+                    return
+            states = few if summed else None
         if states is not None and not self.settled(t):
             self.put(t, states)
             self._tie(before, states, -1)
