@@ -24,6 +24,11 @@ LEFT_ALONE = {
     # features of a polynomial, as many as a dynamic number of features has
     *(n for n in SPELLINGS if n.startswith("polynomial_") and SPELLINGS[n].sites), "squares_of_scores_in_chunks",
     "series_of_second_order_in_chunks",
+    # loops of two and three chunks: which piece a term reads is not told by a dynamic number of positions
+    *(n for n in SPELLINGS if n.startswith(("states_of_2_", "states_of_3_", "states_of_two_", "states_of_three_"))
+      and SPELLINGS[n].sites),
+    # conditions of an exponent hold where the term counts, at static sizes
+    "strict_powers_and_a_learned_number_of_the_own_position", "strict_powers_of_numbers_and_the_own_position",
     # the number of sites is another: the normaliser, or an order of a series, is a site of its own
     "normaliser_of_a_mean", "orders_of_a_series_summed_apart",
     # masks that are recognised by their values, which a dynamic length has not
