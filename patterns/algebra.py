@@ -10,10 +10,9 @@ import torch
 
 from ..compat import no_modes
 from .axes import align, expand, pad
-from .conditions import negation, restricting
-from .index import Affine, Index, Size, Unknown, product, same, var
+from .conditions import negation, only_value, restricting
+from .index import Affine, Index, Size, Unknown, product, var
 from .normal_form import MAX_TERMS, Numbers, Position, Read, Term, Value, rename
-from .sizes import at_most
 
 OPPOSITE = {"": "complement", "complement": ""}
 
@@ -237,16 +236,8 @@ def pinned(t: Term) -> Term:
             if abs(e.coef.get(b, 0)) == 1 and e.scale(-1) in t.indicators and len(e.coef) > 1 and not (
                     mapping.keys() & e.coef.keys()):
                 mapping[b] = var(b) + e.scale(-e.coef[b])
-        low: Any = 0
-        high: Any = b.size - 1
-        for e in t.indicators:
-            if list(e.coef) == [b] and abs(e.coef[b]) == 1:
-                if e.coef[b] == 1 and at_most(-e.const, high):
-                    high = -e.const
-                elif e.coef[b] == -1 and at_most(low, e.const):
-                    low = e.const
-        if same(low, high):
-            mapping[b] = Affine(low)
+        if (value := only_value(b, t.indicators)) is not None:
+            mapping[b] = Affine(value)
     if not mapping:
         return t
     t = replace(t.substitute(mapping), bound=tuple(b for b in t.bound if b not in mapping))

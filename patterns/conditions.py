@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
-from .index import Affine, Index, same
+from .index import Affine, Index, Size, same
 from .normal_form import Read, Term
 from .sizes import at_most
 
@@ -55,9 +56,9 @@ def where_it_counts(t: Term) -> Term:
     if any(e.indicators for e in t.exponent):
         t = replace(t, exponent=tuple(
             replace(e, indicators=frozenset(a for a in e.indicators if not any(always(a - b) for b in where)))
-            for e in t.exponent if not excluded(e, where)))
-    pins = _pinned(where)
-    return _at_own_places(t, pins) if pins else t
+            for e in t.exponent))
+    values = {x: only_value(x, where) for e in where for x in e.coef}
+    return _at_own_places(t, {x: n for x, n in values.items() if n is not None})
 
 
 def _of_first_digits(e: Affine) -> Affine:
@@ -72,20 +73,19 @@ def _of_first_digits(e: Affine) -> Affine:
     return e
 
 
-def _pinned(where: frozenset[Affine]) -> dict[Index, int]:
-    """Variables of which the conditions leave one value."""
-    low: dict[Index, int] = {}
-    high: dict[Index, int] = {}
+def only_value(x: Index, where: frozenset[Affine]) -> Size | None:
+    """The one value of a variable that the conditions leave."""
+    low: Any = 0
+    high: Any = x.size - 1
     for e in where:
-        (x, c), *more = e.coef.items() or [(None, 0)]
-        if more or x is None or not isinstance(e.const, int) or not isinstance(x.size, int) or c not in (1, -1):
-            continue
-        ends, value = (high, -e.const) if c == 1 else (low, e.const)
-        ends[x] = min(value, ends.get(x, value)) if c == 1 else max(value, ends.get(x, value))
-    return {x: low.get(x, 0) for x in {**low, **high} if low.get(x, 0) == high.get(x, x.size - 1)}
+        if list(e.coef) == [x] and e.coef[x] == 1 and at_most(-e.const, high):
+            high = -e.const
+        elif list(e.coef) == [x] and e.coef[x] == -1 and at_most(low, e.const):
+            low = e.const
+    return low if same(low, high) else None
 
 
-def _at_own_places(t: Term, pins: Mapping[Index, int]) -> Term:
+def _at_own_places(t: Term, pins: Mapping[Index, Size]) -> Term:
     """Without a shift back to where a piece begins, by the number of the piece: d + size c - size is d where c is 1."""
     def place(a: Affine) -> Affine:
         for x in a.coef:

@@ -8,7 +8,7 @@ import numpy as np
 import sympy
 
 from .index import Affine, Index, Unknown
-from .normal_form import Numbers, Position, Read, Term, Value
+from .normal_form import Leaf, Numbers, Position, Read, Term, Value
 
 Array = np.ndarray[Any, Any]
 MAX_TABLE = 1 << 16  # numbers in a table that is folded
@@ -107,4 +107,10 @@ def fold(v: Value) -> Array | None:
         return None
 
 
-__all__ = ["Grid", "Numbers", "fold"]
+def known_numbers(leaf: Leaf) -> Array | None:
+    """What a tensor is, if that is known while compiling, and nowhere zero."""
+    numbers = None if leaf.definition is None or leaf.dirty else fold(leaf.definition)
+    return numbers if numbers is not None and np.isfinite(numbers).all() and numbers.all() else None
+
+
+__all__ = ["Grid", "Numbers", "fold", "known_numbers"]

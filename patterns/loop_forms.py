@@ -7,12 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from .algebra import times
 from .codes import near_miss
-from .evaluate import fold
+from .evaluate import known_numbers
 from .index import Affine, Index, Size, divide, hint, mixed_radix, product, same, var
 from .normal_form import Leaf, Read, Term, Value
 from .pointwise import table
@@ -245,12 +244,11 @@ def resolved_by_steps(t: Term) -> Term:
 
 def _inverse_of_numbers(r: Read) -> Term | None:
     """1 / x, where a leaf x is known while compiling."""
-    d = r.leaf.definition
-    numbers = None if d is None or r.leaf.dirty else fold(d)
-    if d is None or numbers is None or not (np.isfinite(numbers).all() and numbers.all()):
+    numbers = known_numbers(r.leaf)
+    if numbers is None or r.leaf.definition is None:
         return None
     try:
-        inverse = substituted(table(1 / numbers, d), r.index)
+        inverse = substituted(table(1 / numbers, r.leaf.definition), r.index)
     except NotUnrolled:
         return None
     return inverse[0] if len(inverse) == 1 else None        # whole numbers in a row are two terms

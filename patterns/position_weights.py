@@ -14,10 +14,11 @@ import numpy as np
 import sympy
 
 from .conditions import restricting
+from .evaluate import known_numbers
 from .exponents import same_sums
 from .index import Affine, Index, hint, mixed_radix, product, same, var
 from .normal_form import Factor, Leaf, Numbers, Position, Read, Term, Value
-from .quotients import INVERSE, known_numbers
+from .quotients import INVERSE
 
 Side = tuple[Factor, ...]
 

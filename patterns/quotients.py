@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from .conditions import excluded, restricting
-from .evaluate import fold
+from .evaluate import known_numbers
 from .index import Affine
 from .loop_forms import NotUnrolled, as_exponent, substituted, without
 from .normal_form import Factor, Leaf, Read, Term, detached_term
@@ -46,17 +45,25 @@ def cancelled(t: Term) -> Term:
 def _piece(e: Term, where: frozenset[Affine]) -> Term:
     """Of a summand of the exponent that is a tensor which was put together, the piece that is read under the given conditions."""
     r = e.factors[0] if len(e.factors) == 1 and isinstance(e.factors[0], Read) else None
-    d = None if r is None or r.function or e.bound or e.indicators or e.exponent else r.leaf.definition or r.leaf.assembled
-    if r is None or d is None or d.masked is not None or r.leaf.dirty or not where:
+    if r is None or r.function or e.bound or e.indicators or e.exponent:
         return e
+    piece = _read_there(r, where)
+    if piece is None or not restricting(piece):
+        return e
+    made = replace(piece, coef=piece.coef * e.coef, indicators=frozenset())
+    return _piece(detached_term(made) if r.detached else made, where)
+
+
+def _read_there(r: Read, where: frozenset[Affine]) -> Term | None:
+    """The one term that a tensor is where the given conditions hold."""
+    d = r.leaf.definition or r.leaf.assembled
+    if d is None or d.masked is not None or r.leaf.dirty:
+        return None
     try:
         there = [t for t in substituted(d, r.index) if not excluded(t, where)]
     except NotUnrolled:
-        return e
-    if len(there) != 1 or not restricting(there[0]) or not restricting(there[0]) <= where:
-        return e
-    made = replace(there[0], coef=there[0].coef * e.coef, indicators=frozenset())
-    return _piece(detached_term(made) if r.detached else made, where)
+        return None
+    return there[0] if len(there) == 1 and restricting(there[0]) <= where else None
 
 
 def _apart(f: Factor, n: int, depth: int, where: frozenset[Affine]) -> list[tuple[int, Factor | Term]]:
@@ -65,16 +72,9 @@ def _apart(f: Factor, n: int, depth: int, where: frozenset[Affine]) -> list[tupl
     whole: list[tuple[int, Factor | Term]] = [(n, f)]
     if not isinstance(f, Read) or f.function not in INVERSE or depth == 0:
         return whole
-    d = f.leaf.definition or f.leaf.assembled
-    if d is None or d.masked is not None or f.leaf.dirty or len(d.terms) > 1 and not where:
+    made = _read_there(f, where)
+    if made is None or made.coef != 1 or made.bound:
         return whole
-    try:
-        there = [t for t in substituted(d, f.index) if not excluded(t, where)]
-    except NotUnrolled:
-        return whole
-    if len(there) != 1 or there[0].coef != 1 or there[0].bound or not restricting(there[0]) <= where:
-        return whole
-    (made,) = there
     exponent = _all_summands(made.exponent)
     if not all(isinstance(r, Read) and r.function in INVERSE for r in made.factors):
         return whole
@@ -142,12 +142,6 @@ def same_elements(a: Read, b: Read) -> bool:
         return np.array_equal(x, y)
     return any(s.leaf is leaf and s.index == tuple(Affine() if n is None else r.index[n] for n in places)
                for r, s in ((a, b), (b, a)) for leaf, places in r.leaf.laid)
-
-
-def known_numbers(leaf: Leaf) -> np.ndarray[Any, Any] | None:
-    """What a tensor is, if that is known while compiling, and nowhere zero."""
-    numbers = None if leaf.definition is None or leaf.dirty else fold(leaf.definition)
-    return numbers if numbers is not None and np.isfinite(numbers).all() and numbers.all() else None
 
 
 def raised(t: Term) -> Term:

@@ -38,6 +38,12 @@ def strict_powers_and_a_learned_number_of_the_own_position(q: Tensor, k: Tensor,
     return ((q @ k.mT) * table) @ v
 
 
+@spelling(lambda: [*qkv(), random(H)])
+def strict_powers_by_an_absolute_distance(q: Tensor, k: Tensor, v: Tensor, w: Tensor) -> Tensor:
+    i = torch.arange(N)
+    return ((q @ k.mT) * (torch.exp(-torch.exp(w)).view(-1, 1, 1) ** (i[:, None] - i - 1).abs()).tril(-1)) @ v
+
+
 @spelling(qkv)
 def strict_powers_of_numbers_and_the_own_position(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return ((q @ k.mT) * (strict(numbers()) + torch.eye(N, dtype=q.dtype))) @ v
