@@ -147,6 +147,8 @@ def run_again(record: Record, get: Callable[[Key], Tensor], sizes: Sizes, out_dt
         return [x.expand(shape)]
     if name == "arange":
         start, step = sizes.number(named.get("start", 0)), sizes.number(named.get("step", 1))
+        if step < 0:                                        # what counts down ends where it ends
+            start += step * (hint(product(x.size for x in record.values[0].axes[0]), sizes.symbols) - product(shape))
         return [(start + step * torch.arange(product(shape))).to(dtype)]
     if name == "repeat":
         rank = len(shape)

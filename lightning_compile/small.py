@@ -123,8 +123,8 @@ class Sizes:
             add(self._by_difference, x, y, more=0)
         for x in sorted([y for first in found for y in first.tied], key=operator.attrgetter("id")):
             if x.window or x.padded:
-                if (tie := self._tied(x)) is not None:
-                    add(self._by_difference, x, tie[0], more=tie[1])
+                for law, whole, more in self._tied(x):
+                    add(law, x, whole, more=more)
                 if self.tiles and (part := tile(x)) is not None:
                     add(self._by_tiles, x, part[0], times=part[1])
             for group in x.splits:
@@ -141,6 +141,13 @@ class Sizes:
             return self._learn(whole, self.known[x] + more)
         if whole in self.known and x not in self.known and self.known[whole] > more:
             return self._learn(x, self.known[whole] - more)
+        return []
+
+    def _by_double(self, x: Index, whole: Index, more: int) -> list[Index]:
+        if whole not in self.known and x in self.known:
+            return self._learn(whole, 2 * self.known[x] + more)
+        if whole in self.known and (self.known[whole] - more) % 2 == 0:
+            return self._learn(x, (self.known[whole] - more) // 2)
         return []
 
     def _by_tiles(self, x: Index, whole: Index, times: int) -> list[Index]:
@@ -170,19 +177,24 @@ class Sizes:
             raise Unsolvable(f"an axis of size {x.size} does not divide")
         return self._learn(open_, whole // rest)
 
-    def _tied(self, x: Index) -> tuple[Index, int] | None:
-        """(y, n) if x is all of y but n of its elements: it stays so at small sizes (a shift by a slice, a pad)."""
+    def _tied(self, x: Index) -> Iterator[tuple[Callable[..., list[Index]], Index, int]]:
+        """(law, y, n) if x is all of y but n of its elements, or half of it: it stays so at small sizes (a shift by a slice, a
+        pad)."""
         if x.padded is not None:
             whole = x.padded[0]
             if self.pad is None:
-                return whole, hint(whole.size - x.size, self.symbols)
-            return whole, min(hint(whole.size) - hint(x.size), self.pad)
-        if x.window is None or x.window[2] != 1:
-            return None
-        whole = x.window[0]
-        more = whole.size - x.size
-        more = int(more) if isinstance(more, int) or more.is_Integer else None
-        return (whole, more) if more is not None and abs(more) <= max(KEPT, self.prefix) else None
+                yield self._by_difference, whole, hint(whole.size - x.size, self.symbols)
+            elif (more := _doubled(x, whole)) is not None:
+                yield self._by_double, whole, more
+            else:
+                yield self._by_difference, whole, min(hint(whole.size) - hint(x.size), self.pad)
+        if x.window is not None and x.window[2] == 1:
+            whole = x.window[0]
+            less = whole.size - x.size
+            if (isinstance(less, int) or less.is_Integer) and abs(less) <= max(KEPT, self.prefix):
+                yield self._by_difference, whole, int(less)
+            elif self.pad is not None and _doubled(x, whole) == -1:
+                yield self._by_double, whole, -1
 
     def of(self, x: Index) -> int:
         n = self.known.get(x.first)
@@ -305,6 +317,12 @@ def keep_order(terms: Iterable[Term], sizes: Sizes) -> None:
 
 def _order(a: int, b: int) -> int:
     return (a > b) - (a < b)
+
+
+def _doubled(x: Index, whole: Index) -> int | None:
+    """n where another variable has n more than twice as many values, as there are distances of both signs: 2 x or 2 x - 1."""
+    more = hint(whole.size) - 2 * hint(x.size)
+    return more if -1 <= more <= 0 and hint(x.size) > 2 else None
 
 
 def tile(x: Index) -> tuple[Index, int] | None:

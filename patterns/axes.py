@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from .conditions import always, never
 from .index import Affine, Index, Size, Unknown, divide, mixed_radix, product, same, var
-from .normal_form import Axes, Value, rename
+from .normal_form import Axes, Term, Value, rename
 
 
 def refine(xs: Sequence[Index], ys: Sequence[Index]) -> tuple[list[list[Index]], list[list[Index]]]:
@@ -100,12 +100,42 @@ def tie_axes(axes: Sequence[tuple[Index, ...]], others: Sequence[tuple[Index, ..
 
 def reshape(v: Value, sizes: Sequence[Size]) -> Value:
     wanted = [() if same(s, 1) else (Index(s),) for s in sizes]
-    source = [x for axis in v.axes for x in axis]
     target = [x for axis in wanted for x in axis]
+    source = [x for axis in v.axes for x in axis]
+    if len(target) > 1 and (found := _skewed(v, source, *target[-2:])) is not None and same(
+            product(x.size for x in source[-2:]), product(x.size for x in target[-2:])):
+        v, source = found, [x for axis in found.axes for x in axis]
     gx, gy = refine(source, target)
     w = regroup(v, source, gx)
     groups = iter(gy)
     return replace(w, axes=tuple(tuple(next(groups)) if axis else () for axis in wanted))
+
+
+def _skewed(v: Value, digits: Sequence[Index], i: Index, c: Index) -> Value | None:
+    """v with its last two digits (a, b) replaced by (i, c), all along one axis, where rows are one place shorter or longer than
+    they were: element i (P - 1) + c of rows of P is c - i of row i, or c - i + P of the row before. So a row that is repeated
+    becomes a table by distances (Toeplitz). None where sizes are no such, or a tensor is read along these rows."""
+    if len(digits) < 2:
+        return None
+    (a, b), count = digits[-2:], i.size * c.size
+    rows, inner, shorter = i.size, b.size, b.size - c.size
+    if not all(isinstance(x.size, int) for x in (a, b, i, c)) or abs(shorter) != 1 or rows > inner or count > a.size * inner or \
+            v.masked is not None or any({a, b} & r.variables() for t in v.terms for u in (t, *t.exponent) for r in u.reads()):
+        return None
+    c.slice_of(b, 0, 1) if shorter > 0 else b.slice_of(c, 0, 1)
+    if same(i.size, a.size):
+        i.split((a,))
+    else:
+        rename(a).pad_to(i, 0) if i.size > a.size else i.slice_of(a, 0, 1)
+    here = Affine(0, {c: 1, i: -shorter})
+    outside = -here if shorter > 0 else here.shift(1 - inner)
+    axes = tuple(tuple(x for x in axis if x not in (a, b)) + ((i, c) if b in axis else ()) for axis in v.axes)
+    terms: list[Term] = []
+    for other in (0, shorter):
+        w = v.substitute({a: var(i).shift(-other), b: here.shift(other * inner)}, axes)
+        holds = outside if other == 0 else Affine(1) - outside
+        terms += [replace(t, indicators=t.indicators | {holds}) for t in w.terms]
+    return _inside(Value(axes, tuple(terms)), {i, c})
 
 
 def permute(v: Value, order: Sequence[int]) -> Value:
@@ -154,6 +184,11 @@ def _outer_window(v: Value, dim: int, start: Size, step: int, length: Size) -> V
     outer, *inner = v.axes[dim]
     block = product(x.size for x in inner)
     begin, count = divide(start, block), divide(length, block)
+    if step == 1 and start == 0 and count is None and len(inner) == 1:
+        for width in (block - 1, block + 1):
+            rows = divide(length, width)
+            if rows is not None and (found := _skewed(v, v.axes[dim], Index(rows), Index(width))) is not None:
+                return found
     if step != 1 or begin is None or count is None:
         raise Unknown("a slice cuts through a merged axis")
     new = Index(count)
@@ -177,6 +212,9 @@ def unfold(v: Value, dim: int, size: int, step: int, count: Size) -> Value:
         raise Unknown("unfold of a merged axis")
     n, c = Index(count), Index(size)
     axis[0].split((n, c)) if same(axis[0].size, count * size) and size == step else None
+    if step == 1:
+        for x in (n, c):
+            rename(x).slice_of(axis[0], 0, 1)
     parts = [() if same(x.size, 1) else (x,) for x in (n, c)]
     at = Affine(0, {x: k for part, k in zip(parts, (step, 1)) for x in part})
     return v.substitute({axis[0]: at}, v.axes[:dim] + (parts[0],) + v.axes[dim + 1:] + (parts[1],))
@@ -211,7 +249,7 @@ def pad(v: Value, spec: Sequence[Size]) -> Value:
         new = Index(length + low + high)
         mapping = {}
         if axis:
-            axis[0].pad_to(new, low)
+            rename(axis[0]).pad_to(new, low)                # one that is padded elsewhere, too, keeps that
             mapping = {axis[0]: Affine(-low, {new: 1})}
         w = v.substitute(mapping, v.axes[:dim] + ((new,),) + v.axes[dim + 1:])
         inside = frozenset(([Affine(low, {new: -1})] if low != 0 else [])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -39,6 +40,11 @@ def never(e: Affine) -> bool:
 def negation(e: Affine) -> Affine:
     """not [e <= 0] is [1 - e <= 0], for integers."""
     return Affine(1) - e
+
+
+def nowhere(where: Collection[Affine]) -> bool:
+    """Whether two of these conditions exclude each other, or one holds for no values."""
+    return any(never(a) for a in where) or any(never(a + b) for a, b in itertools.combinations(where, 2))
 
 
 def excluded(t: Term, where: frozenset[Affine]) -> bool:

@@ -45,6 +45,23 @@ def _counted_from_zero(e: Term) -> list[Term]:
     return [*rest, Term(e.coef * f.at.const)]
 
 
+def _gathered(every: tuple[Term, ...]) -> tuple[Term, ...]:
+    """c x (n + 1) + d x = c x n + (c + d) x."""
+    found = list(every)
+    for e in every:
+        places = [f for f in e.factors if isinstance(f, Position)]
+        rest = tuple(f for f in e.factors if f not in places)
+        if len(places) != 1 or not rest or not places[0].at.coef:
+            continue
+        number = replace(e, coef=e.coef * places[0].at.const, factors=rest)
+        other = next((o for o in found if replace(o, coef=1) == replace(number, coef=1)), None)
+        if other is not None and number.coef != 0:
+            at = places[0].at
+            found[found.index(e)] = replace(e, factors=(*rest, Position(at.shift(-at.const))))
+            found[found.index(other)] = replace(number, coef=number.coef + other.coef)
+    return tuple(e for e in found if e.coef != 0)
+
+
 def gates_apart(t: Term) -> Term:
     """exp(decay + c gate[j]) = exp(decay) exp(c gate[j]), where a gate is one tensor at the key's position that the decay does
     not read."""
@@ -67,6 +84,7 @@ def positions_apart(t: Term) -> Term:
     if pair is None:
         return t
     i, j = pair
+    t = replace(t, exponent=_gathered(t.exponent))
     every = tuple(_plain(e, x) if e.bound and (x := _one(e, pair)) is not None else e for e in t.exponent)
     tensors = [e for e in every if e.leaves()]
     at = {x: [e for e in tensors if _one(e, pair) is x] for x in pair}

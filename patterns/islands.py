@@ -37,7 +37,7 @@ from .transforms import FEWEST, loops, regions, suspect
 CAUSAL = frozenset({
     "cumsum", "cumsum_", "tril", "tril_", "triu", "triu_", "where", "masked_fill", "masked_fill_", "arange", "ge", "gt",
     "le", "lt", "cumprod", "segsum", "stack", "cat", "tril_indices", "setitem", "copy_", "slice_scatter", "select_scatter",
-    "tensor", "diagonal", "diag_embed"})
+    "tensor", "diagonal", "diag_embed", "pad"})
 
 # Operations that sum over no axis that an attention could sum over: those that have no rule, or only move elements.
 HARMLESS = frozenset({

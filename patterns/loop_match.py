@@ -16,6 +16,7 @@ from .evaluate import Array
 from .functions import detaches
 from .index import Affine, Index, hint, product, same
 from .loop_ending import ending
+from .loop_factors import factors_apart
 from .loop_forms import Carry, Form, Frame, NotUnrolled, StateKey, Update, gates_as_exponents
 from .loop_numbers import read_of
 from .loop_weights import Sequenced, Weighed, weighed
@@ -72,7 +73,12 @@ def weigh(pieces: Pieces, frame: Frame, forms: Sequence[Form], states: States, d
     forms, states = _gates_as_one(forms, states, updates, operands.moving_key(), frame, length, stride)
     weights = [p.weight for parts in (*states.values(), *(f.parts for f in forms)) for p in parts]
     at = _sequenced(pieces, forms, operands, updates, stride, Tables(frame, weights, 0), empty)
-    found, tables = _soon_or_late(forms, states, frame, weights, operands.moving_key(), at, empty)
+    try:
+        found, tables = _soon_or_late(forms, states, frame, weights, operands.moving_key(), at, empty)
+    except NearMiss as e:
+        if e.code != "LC201" or (apart := factors_apart(forms, frame, operands.moving_key(), at.low[1], stride)) is forms:
+            raise
+        return weigh(pieces, frame, apart, states, dtype, state_part, empty)
     coef, reverse, strict = found.mask
     densities = tuple(a.density(-r if reverse else r, tables) for a, r in zip(found.atoms, found.ratios) if np.any(r))
     match = _match(pieces, frame, operands, at, coef, densities, reverse, strict, dtype, tables.eps)

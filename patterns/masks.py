@@ -10,7 +10,7 @@ import torch
 
 from .algebra import OPPOSITE, add, multiply
 from .axes import align
-from .conditions import negation
+from .conditions import negation, nowhere
 from .index import Affine, Size, Unknown
 from .normal_form import Position, Read, Term, Value, constant
 
@@ -40,6 +40,18 @@ def affine(v: Value) -> Affine:
         else:
             raise Unknown("not an expression of positions")
     return result
+
+
+def cases(v: Value) -> list[tuple[Affine, frozenset[Affine]]]:
+    """Index expressions that a value is, each with the condition under which: one, or two of which either holds."""
+    ways = {e for t in v.finite().terms for e in t.indicators}
+    if not ways:
+        return [(affine(v), frozenset())]
+    one = min(ways, key=repr)
+    if not ways <= {one, negation(one)} or any(len(t.indicators) > 1 for t in v.terms):
+        raise Unknown("not an expression of positions")
+    return [(affine(replace(v, terms=tuple(replace(t, indicators=frozenset()) for t in v.terms if not t.indicators - {e}))),
+             frozenset({e})) for e in (one, negation(one))]
 
 
 def is_indicator(v: Value) -> bool:
@@ -81,7 +93,7 @@ def where(c: Value, x: Value, y: Value) -> Value:
             return Value(axes, branch.terms, (branch.masked or frozenset()) | cond.terms[0].indicators, other.sign)
     chosen = multiply(c, x) if x.terms or x.masked else Value(axes, ())
     rest = multiply(n, y) if y.terms or y.masked else Value(axes, ())
-    return add(chosen, rest)
+    return add(*(replace(v, terms=tuple(t for t in v.terms if not nowhere(t.indicators))) for v in (chosen, rest)))
 
 
 def held(v: Value, dtype: torch.dtype) -> bool:

@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from .algebra import pinned
 from .codes import NearMiss
-from .index import product, same, var
+from .conditions import restricting
+from .index import Affine, product, same, var
 from .loop_forms import expand, resolved
 from .loop_roles import is_sum
 from .match import Match
@@ -65,12 +67,15 @@ def _alone(t: Term) -> bool:
 
 def own_steps_apart(pieces: Pieces, terms: Mapping[int, Sequence[Term]],
                     recognised: Callable[[Pieces], Match | NearMiss | None]) -> Match | None:
-    """The same of a loop, of which each step is a piece with these terms: what no step reads of a state is its own."""
+    """The same of a loop, of which each step or chunk is a piece with these terms: what is not read of a state, nor summed over
+    positions, is its own."""
     last = pieces.pieces[-1]
-    if not isinstance(last.start, int) or any(not same(p.length, 1) for p in pieces.pieces):
+    if not isinstance(last.start, int):
         return None
+    local = last.value.axes[pieces.dim]
+
     def own_of(start: int) -> list[Term]:
-        return [t for t in terms[start] if _of_products(t) and not reads_a_state([t])]
+        return [t for t in map(_pinned, terms[start]) if _of_products(t) and not reads_a_state([t])]
 
     if not own_of(last.start):                              # the step reads a sum of the state and what is its own
         terms = {start: [s for t in every for s in _looked_into(t)] for start, every in terms.items()}
@@ -78,7 +83,7 @@ def own_steps_apart(pieces: Pieces, terms: Mapping[int, Sequence[Term]],
     masks: list[set[Moving]] = [set() for _ in own]
     rest: list[Piece] = []
     for p in pieces.pieces:
-        left = list(terms.get(p.start, ()))
+        left = list(map(_pinned, terms.get(p.start, ())))
         for t, seen in zip(own, masks):
             every = ((s, _moving(s, p.value, t, last.value, last.start - p.start)) for s in left)
             found = next(((s, m) for s, m in every if m is not None), None)
@@ -93,14 +98,21 @@ def own_steps_apart(pieces: Pieces, terms: Mapping[int, Sequence[Term]],
     m = recognised(replace(pieces, pieces=tuple(rest)))
     if not isinstance(m, Match) or len(m.rows) != 1:
         return None
-    here = var(m.rows[0]).shift(-last.start)
+    here = (Affine() if local else var(m.rows[0])).shift(-last.start)
     names = {a: var(b) for mine, theirs in zip(last.value.axes, m.value.axes) for a, b in zip(mine, theirs)}
     placed = []
     for t, at in zip(own, moving):
         flags = iter(at)
+        if local and any(bool(set(local) & set(a.coef)) != moves or moves and a.const != last.start
+                         for moves, a in zip(at, (a for r in _sorted(t) for a in r.index))):
+            return None                                     # read at the number of a chunk, or of a place within it
         reads = [replace(r, index=tuple(a + here if next(flags) else a for a in r.index)) for r in _sorted(t)]
         placed.append(replace(t, factors=tuple(reads)).substitute(names))
     return beside(replace(m, ending=None), placed, m.value)
+
+
+def _pinned(t: Term) -> Term:
+    return replace(pinned(t), indicators=restricting(pinned(t)))
 
 
 def _looked_into(t: Term) -> list[Term]:

@@ -181,13 +181,15 @@ def atoms_of(problem: Problem) -> list[Atom]:
 
 
 class Pairs:
-    """Pairs of positions with the exponents of each part, for one value of the batch variables."""
+    """Pairs of positions with the exponents of each part, for one value of the batch variables, and random numbers by a seed
+    for what these read."""
 
-    def __init__(self, problem: Problem, sizes: Sizes, atoms: Sequence[Atom], fixed: Mapping[Index, int], late: bool) -> None:
+    def __init__(self, problem: Problem, sizes: Sizes, atoms: Sequence[Atom], fixed: Mapping[Index, int], late: bool,
+                 seed: int = 1) -> None:
         self.problem, self.sizes, self.atoms, self.fixed, self.late = problem, sizes, atoms, fixed, late
         self.random: dict[Any, Array] = {}
         self.places = _places(problem)
-        self.generator = np.random.default_rng(1)
+        self.generator = np.random.default_rng(seed)
         low, high = zip(*(self._range([e for p in problem.parts if (e := getattr(p, name)) is not None])
                           for name in ("query", "key")))
         self.low = tuple(max(0, x) for x in low)

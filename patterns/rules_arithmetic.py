@@ -12,7 +12,7 @@ from . import axes as ax
 from . import masks, pointwise
 from .calls import Call, rule
 from .index import Unknown, product, same, size_of
-from .normal_form import Numbers, Read, Value, constant
+from .normal_form import Numbers, Read, Term, Value, constant
 from .sums import enters, precedes
 
 
@@ -148,6 +148,9 @@ def _log_of(c: Call, x: Any, told: str) -> Value:
     if (found := pointwise.logarithm(v)) is not None:
         return found
     if v.leaves() and all(leaf.bounds[0] > 0 for leaf in v.leaves()) and len(v.terms) == 1 and not isinstance(x, (int, float)):
+        (t,) = v.terms
+        if len(t.factors) == 1 and replace(t, factors=(), dtype=None, via=frozenset()) == Term() and not t.reads()[0].function:
+            return replace(v, terms=(replace(t, factors=(replace(t.reads()[0], function="log"),)),))
         return c.table.leaf(x, "log")
     raise Unknown("powers of a base that may be negative, or zero", told)
 

@@ -11,8 +11,9 @@ from . import algebra as al
 from . import axes as ax
 from . import masks
 from .calls import Call, rule
+from .conditions import always, nowhere
 from .index import Affine, Index, Size, Unknown, same, size_of, var
-from .normal_form import Read, Value
+from .normal_form import Read, Term, Value
 
 
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy", "squeeze", "unflatten", "flatten")
@@ -81,6 +82,8 @@ def looked_up(c: Call) -> Value:
     given = [d for d, x in enumerate(indices) if x is not None]
     if (both := on_diagonal(c, v, indices)) is not None:
         return ax.diagonal(v, *both)
+    if len(given) == 1 and indices[given[0]].dtype != torch.bool and indices[given[0]].dim() > 1:
+        return _tabulated(v, given[0], c.table.value(indices[given[0]]))
     if len(given) != 1 or indices[given[0]].dim() != 1 or indices[given[0]].dtype == torch.bool or len(v.axes[given[0]]) != 1:
         raise Unknown("elements picked along several axes")
     d, where = given[0], c.table.value(indices[given[0]])
@@ -93,6 +96,28 @@ def looked_up(c: Call) -> Value:
     if len(at.coef) == 1 and set(at.coef.values()) == {1}:
         where.axes[0][0].slice_of(x, at.const, 1)
     return v.substitute({x: at}, v.axes[:d] + (where.axes[0],) + v.axes[d + 1:])
+
+
+def _tabulated(v: Value, d: int, where: Value) -> Value:
+    """A row of numbers, or of powers, as a table by differences of positions: w[i - j], counted from the end where i < j."""
+    if len(v.axes[d]) != 1 or v.masked is not None or where.masked is not None:
+        raise Unknown("elements picked along several axes")
+    (x,) = v.axes[d]
+    if not isinstance(x.size, int) or any(x in r.variables() for t in v.terms for u in (t, *t.exponent) for r in u.reads()):
+        raise Unknown("elements of a tensor, picked at a table of positions")
+    terms = list[Term]()
+    for at, holds in masks.cases(where):
+        for shift, sign in ((0, -at), (x.size, at.shift(1))):   # at >= 0, or at < 0
+            conditions = frozenset({*holds, sign})
+            if nowhere(conditions):
+                continue
+            inside = (at.shift(shift + 1 - x.size), -at.shift(shift))
+            if not all(any(always(e - c) for c in (*conditions, Affine())) for e in inside):
+                raise Unknown("positions outside of a table")
+            w = v.substitute({x: at.shift(shift)}, v.axes)
+            said = holds if any(always(sign - c) for c in (*holds, Affine())) else conditions
+            terms += [replace(t, indicators=t.indicators | said) for t in w.terms if not nowhere(t.indicators | said)]
+    return Value(v.axes[:d] + where.axes + v.axes[d + 1:], tuple(terms))
 
 
 @rule("diagonal")
@@ -182,9 +207,17 @@ def concatenated(c: Call) -> Value:
         some = [(v, n) for v, n in zip(pieces, lengths) if not same(n, 0)] or [(pieces[0], lengths[0])]
         pieces, lengths = _joined([v for v, _ in some], [n for _, n in some], d)
     zeros = sum(not v.terms and v.masked is None for v in pieces)
-    if len(pieces) - zeros > 1 and not any(t.bound or al.outer(t) for v in pieces for t in v.terms):
+    if len(pieces) - zeros > 1 and not any(t.bound or al.outer(t) for v in pieces for t in v.terms) and not _powers(pieces, d):
         raise Unknown("pieces of several tensors")
     return al.windows(list(zip(pieces, lengths)), d, c.sizes())
+
+
+def _powers(pieces: Sequence[Value], d: int) -> bool:
+    """Whether pieces are a decay by position, as one rate gives it, and what is the same at all positions."""
+    along = {x for v in pieces for x in v.axes[d]}
+    terms = [t for v in pieces for t in v.terms]
+    return any(along & e.free() for t in terms for e in t.exponent) and not any(
+        along & r.variables() for t in terms for u in (t, *t.exponent) for r in u.reads())
 
 
 def _joined(pieces: list[Value], lengths: list[Size], d: int) -> tuple[list[Value], list[Size]]:

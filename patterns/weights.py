@@ -99,7 +99,7 @@ def _solve(problem: Problem, late: bool, symbols: Mapping[Any, int]) -> Weights:
     summed = [False] * len(atoms)
     result: tuple[float, bool, bool, float] | None = None
     for n, fixed in enumerate(assignments):
-        pairs = Pairs(problem, sizes, atoms, fixed, late)
+        pairs = Pairs(problem, sizes, atoms, fixed, late, n + 1)  # what is left without the decay are numbers, whatever it reads
         if n == 0:
             numbers, summed = [pairs.ratio(a) for a in range(len(atoms))], pairs.summed
         at = tuple(fixed[x] for x in problem.batch)
@@ -110,7 +110,7 @@ def _solve(problem: Problem, late: bool, symbols: Mapping[Any, int]) -> Weights:
         if found[3] and reverse:
             raise near_miss("LC109")
         if result is not None and not np.allclose(found, result, rtol=1e-9, atol=0):
-            raise near_miss("LC201", seen="it differs between heads")
+            raise near_miss("LC201", seen="it differs between heads, or with the tensors that a decay reads")
         result = found
     assert result is not None
     sign = -1 if result[1] else 1                           # reversed, the weight of a pair is exp(G[p] - G[i])

@@ -14,6 +14,7 @@ import spellings_chunks  # noqa: F401
 import spellings_closed  # noqa: F401
 import spellings_conditions  # noqa: F401
 import spellings_decays  # noqa: F401
+import spellings_distances  # noqa: F401
 import spellings_divided  # noqa: F401
 import spellings_given  # noqa: F401
 import spellings_kernels  # noqa: F401
