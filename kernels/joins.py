@@ -1,9 +1,13 @@
-"""The small kernels beside the sweep: sums of log-decays, the scan over segments, the log-decay's gradient."""
+"""The small kernels beside the sweep: sums of log-decays, the scan over segments, the log-decay's gradient.
+
+WAITS: see `sweep`.
+"""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_wait
 
 from .arithmetic import LOG2E, i64
 
@@ -16,9 +20,11 @@ GIVEN = tl.constexpr(2)
 @triton.jit(do_not_specialize=["n", "heads", "g_b", "g_h"])
 def chunk_sums(
     G, OUT, n, heads, g_b: i64, g_h: i64, g_n,
-    C: tl.constexpr, ROWS: tl.constexpr, LOWEST: tl.constexpr,
+    C: tl.constexpr, ROWS: tl.constexpr, LOWEST: tl.constexpr, WAITS: tl.constexpr,
 ):  # fmt: skip
     """OUT [B*H, chunks * C]: sums of the log-decay G [B, H, N] from the start of each chunk of C steps, in powers of two."""
+    if WAITS:
+        gdc_wait()
     bh = tl.program_id(0).to(tl.int64)
     t = (tl.program_id(1) * ROWS + tl.arange(0, ROWS))[:, None] * C + tl.arange(0, C)[None, :]
     at = G + (bh // heads) * g_b + (bh % heads) * g_h + t.to(tl.int64) * g_n
@@ -32,12 +38,14 @@ def chunk_sums(
 def join_segments(
     S, TOTAL, FIRST, LAST, segments, size,
     BLOCK: tl.constexpr, REVERSE: tl.constexpr, HAS_TOTAL: tl.constexpr, HAS_FIRST: tl.constexpr,
-    HAS_LAST: tl.constexpr, ACC: tl.constexpr,
+    HAS_LAST: tl.constexpr, ACC: tl.constexpr, WAITS: tl.constexpr,
 ):  # fmt: skip
     """S [B*H, segments, size], in place: what each segment adds becomes the state that enters it.
 
     FIRST, LAST [B*H, size]: the states that enter and leave the whole sequence.
     """
+    if WAITS:
+        gdc_wait()
     bh = tl.program_id(0).to(tl.int64)
     x = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = x < size
@@ -81,7 +89,7 @@ def sums_at(ROWS, t, bh, n, parts, SPLIT: tl.constexpr, PAIRS: tl.constexpr):
 def join_sums(
     QUERIES, KEYS, PASSING, START, END, OUT, n, borders, query_parts, key_parts, passing_parts,
     BETWEEN: tl.constexpr, REVERSE: tl.constexpr, AT_START: tl.constexpr, AT_END: tl.constexpr,
-    SPLIT_QUERIES: tl.constexpr, SPLIT_KEYS: tl.constexpr, PAIRS_OF_QUERIES: tl.constexpr,
+    SPLIT_QUERIES: tl.constexpr, SPLIT_KEYS: tl.constexpr, PAIRS_OF_QUERIES: tl.constexpr, WAITS: tl.constexpr,
 ):  # fmt: skip
     """OUT [B*H, N], the gradient of each step's log-decay, from what the sweeps summed.
 
@@ -92,6 +100,8 @@ def join_sums(
     the sum begins: what is given there was multiplied as it is read, and nothing decays between. fp64: the terms of the sum
     cancel. Behind START [B*H] lies the same as it is, and not as products read it.
     """
+    if WAITS:
+        gdc_wait()
     bh, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     # back to front, for the sum runs that way
     t = block * BETWEEN + (BETWEEN - 1 - tl.arange(0, BETWEEN))
@@ -130,7 +140,7 @@ def join_sums(
 @triton.jit(do_not_specialize=["n", "chunks"])
 def join_chunks(
     QUERIES, KEYS, PASSING, OUT, n, chunks, query_parts, key_parts, passing_parts,
-    C: tl.constexpr, SPLIT_QUERIES: tl.constexpr, SPLIT_KEYS: tl.constexpr, REVERSE: tl.constexpr,
+    C: tl.constexpr, SPLIT_QUERIES: tl.constexpr, SPLIT_KEYS: tl.constexpr, REVERSE: tl.constexpr, WAITS: tl.constexpr,
 ):  # fmt: skip
     """OUT [B*H, N], the gradient of each step's log-decay, from sums at each chunk: nothing that is large is taken off again.
 
@@ -138,6 +148,8 @@ def join_chunks(
     what goes from a key before it to behind the chunk (reversed: the other way round), and by pairs inside of the chunk, summed
     with KEYS. Sums are in fp64: a pair behind the step is in that of its row and in that of its column.
     """
+    if WAITS:
+        gdc_wait()
     bh, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     t = chunk * C + (C - 1 - tl.arange(0, C))  # back to front, as the sums run
     passing = tl.full([], 0.0, tl.float64)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_wait
 
 from .arithmetic import (
     LOG2E,
@@ -65,6 +66,7 @@ def sweep(
     AHEAD: tl.constexpr, BRANCH: tl.constexpr, HAS_IN: tl.constexpr, HAS_OUT: tl.constexpr, HAS_TOTAL: tl.constexpr,
     DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, LOWEST: tl.constexpr, ALIGN: tl.constexpr,
     HOLD: tl.constexpr, STAGES: tl.constexpr, SKIP: tl.constexpr, ALIKE: tl.constexpr, SPLIT: tl.constexpr, TURNED: tl.constexpr,
+    WAITS: tl.constexpr,
 ):  # fmt: skip
     """O = scale * LA(A, B, V) for one segment of one head and one block of O's features; states are sums of B^T V.
 
@@ -85,7 +87,10 @@ def sweep(
     SKIP: what leaves the last segment is not asked for. ALIKE: all tiles lie alike.
     TURNED: products with the state, and those that are added to it, are made transposed: tensor cores read it where it is, in
     registers, and it never goes through shared memory. For an output alone, of two tiles of contracted features.
+    WAITS: launched while the kernel before it runs; reads nothing until that has ended (programmatic dependent launch).
     """
+    if WAITS:
+        gdc_wait()
     ALONE: tl.constexpr = REST != 0 and OUTPUT and not COMPANION and COLUMN == NO_COLUMN and SUM == 0
     tl.static_assert(not TURNED or ALONE, "TURNED is for an output alone, of two tiles")
     # no register is left for what is added to the state while the output is made: it is read a second time

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
+from . import offline
 from .plan import Buffer, Plan
 from .schedule import HOPPER, Schedule, products, schedule
 from .spec import Decay
@@ -103,6 +105,24 @@ class Sweeps:
         """Of sums for the log-decay's gradient."""
         return torch.float64 if self.each else self.acc
 
+    @property
+    def waits(self) -> bool:
+        """Whether kernels are launched while those before them run: 1 us less for each (docs/performance.md)."""
+        there = offline.asked is not None or self.plan.device.type != "cpu" and torch.cuda.is_available()
+        return there and self.capability >= HOPPER and torch.version.hip is None
+
+    def _launch(
+        self,
+        kernel: Any,
+        grid: tuple[int, ...],
+        buffers: Sequence[Buffer],
+        numbers: Sequence[float],
+        constants: dict[str, Any],
+        **options: int,
+    ) -> None:
+        more = {"launch_pdl": True} if self.waits else {}
+        self.plan.launch(kernel, grid, buffers, numbers, {**constants, "WAITS": self.waits}, **options, **more)
+
     def _decays(self, chunk: int) -> Buffer | None:
         """The log-decay as a sweep with such chunks reads it; a decay of each step is summed once for all of them."""
         from .joins import chunk_sums
@@ -115,7 +135,7 @@ class Sweeps:
             # whole chunks: those behind the end need no mask, and rows that follow each other are read together
             shape = (b, heads, -(-n // chunk) * chunk)
             out = self.plan.empty(shape, torch.float64 if self.operand == torch.float32 else self.acc)
-            self.plan.launch(
+            self._launch(
                 chunk_sums,
                 (b * heads, -(-n // SUMMED)),
                 (self.log_decay, out),
@@ -161,7 +181,7 @@ class Sweeps:
         optional = [x, self._decays(plan.chunk), z]
         optional += [None] * 4 if sums is None else [sums.rows, *_parts(sums.states), sums.passing]
         optional += [*_parts(enters), *_parts(leaves), total]
-        self.plan.launch(
+        self._launch(
             sweep,
             (b * heads * direction.count * -(-value.shape[3] // plan.out),),
             (*read, *written, *(right if buffer is None else buffer for buffer in optional)),
@@ -253,7 +273,7 @@ class Sweeps:
             if part is None:
                 continue
             size = math.prod(part.shape[2:])
-            self.plan.launch(
+            self._launch(
                 join_segments,
                 (bh, -(-size // SCANNED)),
                 (part, *(part if buffer is None else buffer for buffer in (total, enters, leaves))),
@@ -303,7 +323,7 @@ class Sweeps:
         splits = {"SPLIT_QUERIES": queries.split, "SPLIT_KEYS": keys.split}
         if self.each:
             assert keys.pairs and not queries.pairs
-            self.plan.launch(
+            self._launch(
                 join_chunks,
                 (b * heads, self.borders),
                 (queries.rows, keys.rows, passing, steps),
@@ -311,7 +331,7 @@ class Sweeps:
                 {"C": EACH, **splits, "REVERSE": reverse},
             )
             return steps
-        self.plan.launch(
+        self._launch(
             join_sums,
             (b * heads, self.borders + 1),
             (queries.rows, keys.rows, passing, *(steps if x is None else x for _, x in ends), steps),

@@ -77,7 +77,7 @@ _SHAPED = frozenset({"view", "_unsafe_view", "reshape", "_reshape_alias", "_resh
 _FILLED = {"ones": 1, "zeros": 0, "ones_like": 1, "zeros_like": 0, "new_ones": 1, "new_zeros": 0}
 _PIECES = frozenset({"split", "split_with_sizes", "chunk", "unbind"})
 # what `run_again` has an answer of its own to, and what begins like "empty": all else runs as it was recorded
-_OWN = _SHAPED | _PIECES | set(_FILLED) | {"expand", "arange", "repeat", "slice", "slice_scatter", "select", "unfold",
+_OWN = _SHAPED | _PIECES | set(_FILLED) | {"expand", "arange", "eye", "repeat", "slice", "slice_scatter", "select", "unfold",
                                            "constant_pad_nd", "_to_copy"}
 
 # what loops are full of, by a shorter way to the same operator than by its overload
@@ -142,6 +142,8 @@ def run_again(record: Record, get: Callable[[Key], Tensor], sizes: Sizes, out_dt
         return [torch.full(shape, fill, dtype=dtype)]
     if name.startswith(("empty", "new_empty")):
         return [torch.full(shape, torch.nan, dtype=dtype)]  # what is not written must not be read
+    if name == "eye":
+        return [torch.eye(*shape, dtype=dtype)]
     x: Any = get(record.keys[0]) if record.keys else None
     if name == "expand":
         return [x.expand(shape)]

@@ -38,6 +38,7 @@ LARGEST = 2**23   # elements of a tensor at small sizes
 HEADS = 64        # batch sizes up to this may be checked as they are
 MERGED = 256      # ... where no smaller ones were found
 FEATURES = ((3, 4), (4, 6), (8, 8), (MAX_FEATURES, MAX_FEATURES))  # sizes of d and e, at most the user's own
+DYNAMIC = 8       # the most of these where there is a dynamic number of them
 UNROLLED_FEATURES = (FEATURES[0], (4, 4), FEATURES[-1])
 UNROLLED_CHECKS = ("weights of positions along the states", "replay of the recorded operations, of a long loop some pieces",
                    "gradients")
@@ -277,6 +278,8 @@ def _small(site: Site, table: SideTable, regions: Sequence[list[Record]], featur
     length = POSITIONS + max([c for c in offsets if c < 64], default=0)
     given: dict[Index, int] = {}
     symbols: dict[Any, int] = dict(length_symbols or {})
+    if not all(isinstance(x.size, int) for x in (*site.main.d, *site.main.e)):
+        features = min(features[0], DYNAMIC), min(features[1], DYNAMIC)
 
     def choose(x: Index, n: int) -> None:
         if x in given:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from .conditions import always, never
 from .index import Affine, Index, Size, Unknown, divide, mixed_radix, product, same, var
 from .normal_form import Axes, Term, Value, rename
+from .sizes import at_most
 
 
 def refine(xs: Sequence[Index], ys: Sequence[Index]) -> tuple[list[list[Index]], list[list[Index]]]:
@@ -117,16 +118,16 @@ def _skewed(v: Value, digits: Sequence[Index], i: Index, c: Index) -> Value | No
     becomes a table by distances (Toeplitz). None where sizes are no such, or a tensor is read along these rows."""
     if len(digits) < 2:
         return None
-    (a, b), count = digits[-2:], i.size * c.size
-    rows, inner, shorter = i.size, b.size, b.size - c.size
-    if not all(isinstance(x.size, int) for x in (a, b, i, c)) or abs(shorter) != 1 or rows > inner or count > a.size * inner or \
-            v.masked is not None or any({a, b} & r.variables() for t in v.terms for u in (t, *t.exponent) for r in u.reads()):
+    (a, b), inner = digits[-2:], digits[-1].size
+    shorter = next((n for n in (1, -1) if same(inner - c.size, n)), 0)
+    if not shorter or not at_most(i.size, inner) or not at_most(i.size * c.size, a.size * inner) or v.masked is not None or \
+            any({a, b} & r.variables() for t in v.terms for u in (t, *t.exponent) for r in u.reads()):
         return None
     c.slice_of(b, 0, 1) if shorter > 0 else b.slice_of(c, 0, 1)
     if same(i.size, a.size):
         i.split((a,))
     else:
-        rename(a).pad_to(i, 0) if i.size > a.size else i.slice_of(a, 0, 1)
+        rename(a).pad_to(i, 0) if at_most(a.size, i.size) else i.slice_of(a, 0, 1)
     here = Affine(0, {c: 1, i: -shorter})
     outside = -here if shorter > 0 else here.shift(1 - inner)
     axes = tuple(tuple(x for x in axis if x not in (a, b)) + ((i, c) if b in axis else ()) for axis in v.axes)

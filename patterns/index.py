@@ -67,7 +67,7 @@ def _divide(a: Size, b: Size) -> Size | None:
     quotient = sympy.sympify(a) / b
     if sympy.denom(quotient) != 1:
         quotient = sympy.cancel(quotient)
-    if sympy.denom(quotient) != 1:
+    if sympy.denom(sympy.together(quotient)) != 1:          # n - 1/2 is no whole number, either
         return None
     return int(quotient) if quotient.is_Integer else quotient
 

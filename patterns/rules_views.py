@@ -103,7 +103,7 @@ def _tabulated(v: Value, d: int, where: Value) -> Value:
     if len(v.axes[d]) != 1 or v.masked is not None or where.masked is not None:
         raise Unknown("elements picked along several axes")
     (x,) = v.axes[d]
-    if not isinstance(x.size, int) or any(x in r.variables() for t in v.terms for u in (t, *t.exponent) for r in u.reads()):
+    if any(x in r.variables() for t in v.terms for u in (t, *t.exponent) for r in u.reads()):
         raise Unknown("elements of a tensor, picked at a table of positions")
     terms = list[Term]()
     for at, holds in masks.cases(where):

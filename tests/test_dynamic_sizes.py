@@ -28,7 +28,7 @@ LEFT_ALONE = {
     *(n for n in SPELLINGS if n.startswith(("states_of_2_", "states_of_3_", "states_of_two_", "states_of_three_"))
       and SPELLINGS[n].sites),
     # conditions of an exponent hold where the term counts, at static sizes
-    "strict_powers_and_a_learned_number_of_the_own_position", "strict_powers_of_numbers_and_the_own_position",
+    "strict_powers_of_numbers_and_the_own_position", "powers_of_numbers_in_a_tiled_row",
     # the number of sites is another: the normaliser, or an order of a series, is a site of its own
     "normaliser_of_a_mean", "orders_of_a_series_summed_apart",
     # masks that are recognised by their values, which a dynamic length has not
