@@ -59,7 +59,7 @@ LEFT_ALONE = {
     "steps_by_matrices_from_outside_from_a_product", "rows_of_chunks_that_are_assigned_for_all",
     "rows_of_chunks_that_are_assigned_for_each_batch", "reads_of_states_of_merged_heads_added_to_chunks",
     "chunks_behind_a_state_of_groups", "strict_sums_up_to_the_step_before", "strict_weights_and_a_normaliser",
-    "padded_with_gates_and_a_normaliser", "halves_of_projections",
+    "halves_of_projections",
     # a diagonal by indices, and positions of a type that need not have all of them
     "scores_with_a_diagonal_added_by_index", "scores_with_a_diagonal_set_by_index", "positions_in_bfloat16_that_are_few",
 }

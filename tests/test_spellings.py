@@ -16,6 +16,7 @@ import spellings_conditions  # noqa: F401
 import spellings_decays  # noqa: F401
 import spellings_distances  # noqa: F401
 import spellings_divided  # noqa: F401
+import spellings_elements  # noqa: F401
 import spellings_given  # noqa: F401
 import spellings_kernels  # noqa: F401
 import spellings_late  # noqa: F401

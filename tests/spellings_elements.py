@@ -1,0 +1,68 @@
+"""Elements that are set, added to and rolled one by one: what a rule that mistakes one for another would get wrong."""
+
+from __future__ import annotations
+
+import torch
+from spelling import B, D, E, H, N, qkv, random, spelling
+from torch import Tensor
+
+HALF = N // 2
+
+
+@spelling(qkv)
+def states_from_behind_rolled_back_by_one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Each position sees those behind it: the last state is no one's, and is zeroed."""
+    states = (k.unsqueeze(-1) * v.unsqueeze(-2)).flip(2).cumsum(2).flip(2)
+    keep = (torch.arange(N) < N - 1).to(q.dtype).view(1, 1, -1, 1, 1)
+    return (q.unsqueeze(-2) @ (states.roll(-1, 2) * keep)).squeeze(-2)
+
+
+@spelling(lambda: [random(N, H, D), random(N, H, D), random(N, H, E)], sites=None)
+def scores_set_where_two_axes_apart_agree(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """[N, H, N], with a number where the first and the last are one."""
+    i = torch.arange(N)
+    scores = torch.einsum("ihd,jhd->ihj", q, k) * (i[:, None, None] >= i)
+    scores[i, :, i] = 0.5
+    return torch.einsum("ihj,jhe->ihe", scores, v)
+
+
+@spelling(lambda: [random(H, H, D), random(H, H, D), random(H, H, E)], sites=None)
+def scores_set_where_two_axes_apart_agree_of_as_many_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    i = torch.arange(H)
+    scores = torch.einsum("ihd,jhd->ihj", q, k) * (i[:, None, None] >= i)
+    scores[i, :, i] = 0.5
+    return torch.einsum("ihj,jhe->ihe", scores, v)
+
+
+@spelling(lambda: [random(N, D), random(N, D), random(N, E), random(N)])
+def numbers_added_to_a_diagonal_in_place(q: Tensor, k: Tensor, v: Tensor, d: Tensor) -> Tensor:
+    i = torch.arange(N)
+    return (q @ k.mT).tril().index_put((i, i), d, accumulate=True) @ v
+
+
+@spelling(lambda: [random(B, H, N, D), random(B, H, N, D), random(B, H, N, E)], sites=None)
+def a_number_of_the_query_added_to_all_features(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.mT).tril() @ v + q[..., :1] * k[..., :1]
+
+
+def _chunks(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
+    """[N / 2, E] each."""
+    y = (q @ k.mT).tril() @ v
+    return [y[:HALF], y[HALF:]]
+
+
+@spelling(lambda: [random(N, D), random(N, D), random(N, E), random(N, E)], sites=None)
+def halves_added_to_what_is_there(q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
+    out, i = x.clone(), torch.arange(HALF)
+    for n, y in enumerate(_chunks(q, k, v)):
+        out.index_put_((n * HALF + i,), y, accumulate=True)
+    return out
+
+
+@spelling(lambda: [random(N, D), random(N, D), random(N, E)], sites=None)
+def a_half_in_every_other_row_and_one_over_it(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    out, i = v.new_zeros(N, E), torch.arange(HALF)
+    first, second = _chunks(q, k, v)
+    out[2 * i] = first
+    out[HALF + i] = second
+    return out
