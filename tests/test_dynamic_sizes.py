@@ -68,7 +68,8 @@ SOMETIMES = {"zeros_in_front_of_all", "mixer_that_is_made_a_matrix"} | (
     set() if NEW else {"reference_of_a_padded_sequence", "steps_with_a_product_and_a_sum"})
 FOUND = ("SlopesInABuffer", "steps_with_a_gate_each", "windows_before_the_own_position", "chunks_read_by_a_strict_mask",
          "features_of_a_softmax_and_a_detached_maximum", "features_of_second_order", "heads_by_split_and_stack",
-         "chunks_of_masked_sums_with_a_first_state", "first_state_put_in_front_of_the_sum")
+         "chunks_of_masked_sums_with_a_first_state", "first_state_put_in_front_of_the_sum",
+         "gates_of_each_step_in_both_states")
 
 
 def watching(reports: list[Report]) -> Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Any]]:

@@ -5,6 +5,7 @@ Mistakes in these were seeded (benchmarks/mutants.py) and noticed by no other te
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,8 @@ from torch import Tensor
 import lightning_compile
 from lightning_compile import rewrite
 from lightning_compile.emit import Site
-from lightning_compile.patterns import algebra, masks, pointwise
+from lightning_compile.patterns import algebra, axes, masks, pointwise
+from lightning_compile.patterns.evaluate import fold
 from lightning_compile.patterns.index import Index, untied, var
 from lightning_compile.patterns.match import Match
 from lightning_compile.patterns.normal_form import Leaf, Position, Term, Value, constant
@@ -172,6 +174,21 @@ def test_a_sign_that_is_relied_on(numbers: tuple[float, ...], sign: int) -> None
     assert relied_sign(leaf) == 0
     leaf.relied = True
     assert relied_sign(leaf) == sign
+
+
+@pytest.mark.parametrize(("rows", "inner", "shape"), [(5, 4, (4, 5)), (4, 5, (5, 4)), (6, 7, (7, 6)), (6, 7, (5, 8)),
+                                                        (5, 9, (5, 8))])
+def test_rows_that_are_a_place_shorter_or_longer_hold_the_same_numbers(rows: int, inner: int, shape: tuple[int, ...]) -> None:
+    """A view of numbers by row and column, or of the first of them, is torch's."""
+    a, b = Index(rows), Index(inner)
+    v = Value(((a,), (b,)), (Term(100, (Position(var(a)),)), Term(1, (Position(var(b)), Position(var(b))))))
+    x = 100 * torch.arange(rows)[:, None] + torch.arange(inner) ** 2
+    count = math.prod(shape)
+    if count < rows * inner:
+        v = axes.window(axes.reshape(v, [rows * inner]), 0, 0, 1, count)
+    found = fold(axes.reshape(v, shape))
+    assert found is not None
+    assert torch.from_numpy(found).reshape(shape).equal(x.flatten()[:count].double().reshape(shape))
 
 
 def test_sizes_are_untied_where_no_symbol_is_in_both() -> None:
