@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from spelling import B, D, E, H, N, qkv, random, spelling
 from torch import Tensor
 
@@ -66,3 +67,19 @@ def a_half_in_every_other_row_and_one_over_it(q: Tensor, k: Tensor, v: Tensor) -
     out[2 * i] = first
     out[HALF + i] = second
     return out
+
+
+@spelling(lambda: [*qkv(), random(B, H, N)], sites=None)
+def a_state_after_all_times_a_number(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
+    g = F.logsigmoid(f).cumsum(-1)
+    weights = torch.exp(g.unsqueeze(-1) - g.unsqueeze(-2)).tril()
+    return (q @ k.mT * weights) @ v, 0.5 * ((k * torch.exp(g[..., -1:] - g).unsqueeze(-1)).mT @ v)
+
+
+@spelling(lambda: [*qkv(n=12), random(B, H, 12)])
+def steps_divided_by_an_exponential(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+    s, out = q.new_zeros(B, H, D, E), []
+    for t in range(12):
+        s = s / torch.exp(F.softplus(f[:, :, t]).cumsum(1) * 0.1)[..., None, None] + k[:, :, t, :, None] * v[:, :, t, None]
+        out.append((q[:, :, t, None] @ s).squeeze(-2))
+    return torch.stack(out, 2)

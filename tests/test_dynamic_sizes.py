@@ -30,22 +30,22 @@ LEFT_ALONE = {
     # conditions of an exponent hold where the term counts, at static sizes
     "strict_powers_of_numbers_and_the_own_position", "powers_of_numbers_in_a_tiled_row",
     # the number of sites is another: the normaliser, or an order of a series, is a site of its own
-    "normaliser_of_a_mean", "orders_of_a_series_summed_apart",
+    "normaliser_of_a_mean", "orders_of_a_series_summed_apart", "divided_before_the_states_are_added_to_by_one_more",
+    "divided_before_the_states_are_added_to_and_by_nothing_else",
     # masks that are recognised by their values, which a dynamic length has not
-    "mask_from_indices", "mask_filled_row_by_row", "mask_repeated_for_merged_heads",
+    "mask_from_indices", "mask_filled_row_by_row",
     "mask_by_a_matrix_of_differences", *(f"prefix_{m}_with_{what}" for m in ("short", "long") for what in (
         "a_mask_of_two_parts", "the_last_rows_of_a_mask")),
     # states of a loop over chunks, divided, of a length that the program knows: exponents are sums of a dynamic number of chunks
     *(n for n in SPELLINGS if n.startswith("states_divided_by_") and SPELLINGS[n].sites),
     # a length, or a number of chunks or heads, that the program knows and its inputs have by chance
-    "blocks_of_running_sums", "heads_and_batches_merged_step_by_step",
+    "blocks_of_running_sums",
     "given_sums_of_chunks_as_the_tensor_lies", "sums_of_lists_of_states", "states_read_back_in_three_blocks",
     "states_read_back_in_many_blocks", "states_of_blocks_written_into_a_tensor", "reference_of_whole_chunks",
     "reference_of_one_group", "reference_from_a_state", "prefix_and_the_state_after_all",
     "state_of_a_prefix_before_chunks_that_decay", "state_of_a_prefix_before_chunks_that_divide",
     "numbers_in_steps_of_a_schedule_of_decays",
     "numbers_in_steps_of_a_steep_schedule_of_decays", "scores_zeroed_by_a_mask_as_an_index",
-    "state_copied_and_added_to_in_one_statement",
     # of a dynamic length it is not known that it is longer than what it is rolled by
     "states_rolled_by_one", "states_rolled_by_one_of_which_the_first_is_zeroed",
     # regions under vmap are traced at the sizes that they have
@@ -62,10 +62,11 @@ LEFT_ALONE = {
     "halves_of_projections",
     # a diagonal by indices, and positions of a type that need not have all of them
     "scores_with_a_diagonal_added_by_index", "scores_with_a_diagonal_set_by_index", "positions_in_bfloat16_that_are_few",
+    "numbers_added_to_a_diagonal_in_place",
 }
 # left alone or not: by the symbols that sizes get, by the time that it takes (nearly 10 s), and before PyTorch 2.13
-SOMETIMES = {"zeros_in_front_of_all", "mixer_that_is_made_a_matrix"} | (
-    set() if NEW else {"reference_of_a_padded_sequence", "steps_with_a_product_and_a_sum"})
+SOMETIMES = {"zeros_in_front_of_all", "mixer_that_is_made_a_matrix", "reference_of_a_padded_sequence"} | (
+    set() if NEW else {"steps_with_a_product_and_a_sum"})
 FOUND = ("SlopesInABuffer", "steps_with_a_gate_each", "windows_before_the_own_position", "chunks_read_by_a_strict_mask",
          "features_of_a_softmax_and_a_detached_maximum", "features_of_second_order", "heads_by_split_and_stack",
          "chunks_of_masked_sums_with_a_first_state", "first_state_put_in_front_of_the_sum",
