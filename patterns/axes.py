@@ -103,8 +103,8 @@ def reshape(v: Value, sizes: Sequence[Size]) -> Value:
     wanted = [() if same(s, 1) else (Index(s),) for s in sizes]
     target = [x for axis in wanted for x in axis]
     source = [x for axis in v.axes for x in axis]
-    if len(target) > 1 and (found := _skewed(v, source, *target[-2:])) is not None and same(
-            product(x.size for x in source[-2:]), product(x.size for x in target[-2:])):
+    ends = [product(x.size for x in digits[-2:]) for digits in (source, target)]
+    if len(target) > 1 and same(*ends) and (found := _skewed(v, source, *target[-2:])) is not None:
         v, source = found, [x for axis in found.axes for x in axis]
     gx, gy = refine(source, target)
     w = regroup(v, source, gx)
@@ -116,14 +116,14 @@ def _skewed(v: Value, digits: Sequence[Index], i: Index, c: Index) -> Value | No
     """v with its last two digits (a, b) replaced by (i, c), all along one axis, where rows are one place shorter or longer than
     they were: element i (P - 1) + c of rows of P is c - i of row i, or c - i + P of the row before. So a row that is repeated
     becomes a table by distances (Toeplitz). None where sizes are no such, or a tensor is read along these rows."""
-    if len(digits) < 2:
+    if len(digits) < 2 or same(i.size, 1) or same(c.size, 1):
         return None
     (a, b), inner = digits[-2:], digits[-1].size
     shorter = next((n for n in (1, -1) if same(inner - c.size, n)), 0)
     if not shorter or not at_most(i.size, inner) or not at_most(i.size * c.size, a.size * inner) or v.masked is not None or \
             any({a, b} & r.variables() for t in v.terms for u in (t, *t.exponent) for r in u.reads()):
         return None
-    c.slice_of(b, 0, 1) if shorter > 0 else b.slice_of(c, 0, 1)
+    c.slice_of(b, 0, 1) if shorter > 0 else rename(b).slice_of(c, 0, 1)
     if same(i.size, a.size):
         i.split((a,))
     else:

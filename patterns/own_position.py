@@ -112,7 +112,9 @@ def own_steps_apart(pieces: Pieces, terms: Mapping[int, Sequence[Term]],
 
 
 def _pinned(t: Term) -> Term:
-    return replace(pinned(t), indicators=restricting(pinned(t)))
+    """Without sums of one term, and conditions that always hold."""
+    t = pinned(t)
+    return replace(t, indicators=restricting(t))
 
 
 def _looked_into(t: Term) -> list[Term]:
