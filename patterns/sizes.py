@@ -201,8 +201,8 @@ def _solved(e: sympy.Expr, low: Any, high: Any) -> Iterable[tuple[sympy.Symbol, 
     elif isinstance(e, FloorDiv) and e.args[1].is_Integer and e.args[1] > 0:
         n = e.args[1]
         yield from _solved(e.args[0], low if low == -int_oo else low * n, high if high == int_oo else high * n + n - 1)
-    elif isinstance(e, sympy.Pow) and e.args[1].is_Integer and e.args[1] > 0 and high != int_oo:
-        n = int(e.args[1])                                  # heads and batch of one size, on one axis; sizes are not negative
+    elif isinstance(e, sympy.Pow) and e.args[0].is_Symbol and e.args[1].is_Integer and e.args[1] > 0 and high != int_oo:
+        n = int(e.args[1])                                  # heads and batch of one size, on one axis; a size is not negative
         yield from _solved(e.args[0], 0 if low < 1 else sympy.integer_nthroot(int(low) - 1, n)[0] + 1,
                            sympy.integer_nthroot(max(int(high), 0), n)[0])
     elif isinstance(e, Min):
