@@ -172,7 +172,10 @@ class Plan:
         constants: dict[str, Any],
         **options: int,
     ) -> None:
-        """A launch; arguments of the kernel in its order: addresses, numbers, constants. An empty grid does nothing."""
+        """A launch; arguments of the kernel in its order: addresses, numbers, constants. An empty grid does nothing. A kernel
+        that WAITS for the one before it is launched while that runs."""
+        if constants.get("WAITS"):
+            options = {**options, "launch_pdl": True}
         if all(size > 0 for size in grid):
             self.steps.append(Launch(kernel, grid, buffers, numbers, constants, options))
 

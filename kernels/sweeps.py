@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -111,18 +110,6 @@ class Sweeps:
         there = offline.asked is not None or self.plan.device.type != "cpu" and torch.cuda.is_available()
         return there and self.capability >= HOPPER and torch.version.hip is None
 
-    def _launch(
-        self,
-        kernel: Any,
-        grid: tuple[int, ...],
-        buffers: Sequence[Buffer],
-        numbers: Sequence[float],
-        constants: dict[str, Any],
-        **options: int,
-    ) -> None:
-        more = {"launch_pdl": True} if self.waits else {}
-        self.plan.launch(kernel, grid, buffers, numbers, {**constants, "WAITS": self.waits}, **options, **more)
-
     def _decays(self, chunk: int) -> Buffer | None:
         """The log-decay as a sweep with such chunks reads it; a decay of each step is summed once for all of them."""
         from .joins import chunk_sums
@@ -135,12 +122,12 @@ class Sweeps:
             # whole chunks: those behind the end need no mask, and rows that follow each other are read together
             shape = (b, heads, -(-n // chunk) * chunk)
             out = self.plan.empty(shape, torch.float64 if self.operand == torch.float32 else self.acc)
-            self._launch(
+            self.plan.launch(
                 chunk_sums,
                 (b * heads, -(-n // SUMMED)),
                 (self.log_decay, out),
                 (n, heads, *self.log_decay.strides),
-                {"C": chunk, "ROWS": SUMMED // chunk, "LOWEST": LOWEST[self.acc]},
+                {"C": chunk, "ROWS": SUMMED // chunk, "LOWEST": LOWEST[self.acc], "WAITS": self.waits},
             )
             self._sums[chunk] = out
         return self._sums[chunk]
@@ -181,7 +168,7 @@ class Sweeps:
         optional = [x, self._decays(plan.chunk), z]
         optional += [None] * 4 if sums is None else [sums.rows, *_parts(sums.states), sums.passing]
         optional += [*_parts(enters), *_parts(leaves), total]
-        self._launch(
+        self.plan.launch(
             sweep,
             (b * heads * direction.count * -(-value.shape[3] // plan.out),),
             (*read, *written, *(right if buffer is None else buffer for buffer in optional)),
@@ -234,6 +221,7 @@ class Sweeps:
                 "ALIKE": len({(*x.strides[:3], x.shape[1]) for x in (*read, *written)}) == 1,
                 "SPLIT": 1 if sums is None else plan.split,
                 "TURNED": plan.turned,
+                "WAITS": self.waits,
             },
             num_warps=plan.warps,
             num_stages=plan.stages,
@@ -273,7 +261,7 @@ class Sweeps:
             if part is None:
                 continue
             size = math.prod(part.shape[2:])
-            self._launch(
+            self.plan.launch(
                 join_segments,
                 (bh, -(-size // SCANNED)),
                 (part, *(part if buffer is None else buffer for buffer in (total, enters, leaves))),
@@ -285,6 +273,7 @@ class Sweeps:
                     "HAS_FIRST": enters is not None,
                     "HAS_LAST": leaves is not None,
                     "ACC": tl.float64 if self.acc == torch.float64 else tl.float32,
+                    "WAITS": self.waits,
                 },
             )
         return State(matrix, sums)
@@ -323,22 +312,22 @@ class Sweeps:
         splits = {"SPLIT_QUERIES": queries.split, "SPLIT_KEYS": keys.split}
         if self.each:
             assert keys.pairs and not queries.pairs
-            self._launch(
+            self.plan.launch(
                 join_chunks,
                 (b * heads, self.borders),
                 (queries.rows, keys.rows, passing, steps),
                 (n, self.borders, queries.rows.shape[0], keys.rows.shape[0], passing.shape[0]),
-                {"C": EACH, **splits, "REVERSE": reverse},
+                {"C": EACH, **splits, "REVERSE": reverse, "WAITS": self.waits},
             )
             return steps
-        self._launch(
+        self.plan.launch(
             join_sums,
             (b * heads, self.borders + 1),
             (queries.rows, keys.rows, passing, *(steps if x is None else x for _, x in ends), steps),
             (n, self.borders, queries.rows.shape[0], keys.rows.shape[0], passing.shape[0]),
             {
                 "BETWEEN": self.between, "REVERSE": reverse, "AT_START": ends[0][0], "AT_END": ends[1][0], **splits,
-                "PAIRS_OF_QUERIES": queries.pairs,
+                "PAIRS_OF_QUERIES": queries.pairs, "WAITS": self.waits,
             },
         )
         return steps

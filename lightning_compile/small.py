@@ -126,7 +126,7 @@ class Sizes:
                 for law, whole, more in self._tied(x):
                     add(law, x, whole, more=more)
                 if self.tiles and (part := tile(x)) is not None:
-                    add(self._by_tiles, x, part[0], times=part[1])
+                    add(self._by_multiple, x, part[0], times=part[1])
             for group in x.splits:
                 add(self._by_split, x, *group)
         return laws
@@ -143,18 +143,11 @@ class Sizes:
             return self._learn(x, self.known[whole] - more)
         return []
 
-    def _by_double(self, x: Index, whole: Index, more: int) -> list[Index]:
+    def _by_multiple(self, x: Index, whole: Index, times: int, more: int = 0) -> list[Index]:
         if whole not in self.known and x in self.known:
-            return self._learn(whole, 2 * self.known[x] + more)
-        if whole in self.known and (self.known[whole] - more) % 2 == 0:
-            return self._learn(x, (self.known[whole] - more) // 2)
-        return []
-
-    def _by_tiles(self, x: Index, whole: Index, times: int) -> list[Index]:
-        if whole not in self.known and x in self.known:
-            return self._learn(whole, self.known[x] * times)
-        if whole in self.known and self.known[whole] % times == 0:
-            return self._learn(x, self.known[whole] // times)
+            return self._learn(whole, self.known[x] * times + more)
+        if whole in self.known and (self.known[whole] - more) % times == 0:
+            return self._learn(x, (self.known[whole] - more) // times)
         return []
 
     def _by_split(self, x: Index, *group: Index) -> list[Index]:
@@ -185,7 +178,7 @@ class Sizes:
             if self.pad is None:
                 yield self._by_difference, whole, hint(whole.size - x.size, self.symbols)
             elif (more := _doubled(x, whole)) is not None:
-                yield self._by_double, whole, more
+                yield functools.partial(self._by_multiple, times=2), whole, more
             else:
                 yield self._by_difference, whole, min(hint(whole.size) - hint(x.size), self.pad)
         if x.window is not None and x.window[2] == 1:
@@ -194,7 +187,7 @@ class Sizes:
             if (isinstance(less, int) or less.is_Integer) and abs(less) <= max(KEPT, self.prefix):
                 yield self._by_difference, whole, int(less)
             elif self.pad is not None and _doubled(x, whole) == -1:
-                yield self._by_double, whole, -1
+                yield functools.partial(self._by_multiple, times=2), whole, -1
 
     def of(self, x: Index) -> int:
         n = self.known.get(x.first)

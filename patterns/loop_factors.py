@@ -13,9 +13,8 @@ from .exponents import exponential
 from .index import Affine, Index, mixed_radix
 from .loop_forms import Form, Frame, Update
 from .normal_form import Position, Read, Term
+from .pair_weights import ROOM
 from .slots import Slot
-
-ROOM = 1e-9
 
 
 def factors_apart(given: Sequence[Form], frame: Frame, key: Slot, low: int, stride: int) -> Sequence[Form]:

@@ -18,21 +18,20 @@ def states_from_behind_rolled_back_by_one(q: Tensor, k: Tensor, v: Tensor) -> Te
     return (q.unsqueeze(-2) @ (states.roll(-1, 2) * keep)).squeeze(-2)
 
 
-@spelling(lambda: [random(N, H, D), random(N, H, D), random(N, H, E)], sites=None)
-def scores_set_where_two_axes_apart_agree(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """[N, H, N], with a number where the first and the last are one."""
-    i = torch.arange(N)
-    scores = torch.einsum("ihd,jhd->ihj", q, k) * (i[:, None, None] >= i)
-    scores[i, :, i] = 0.5
-    return torch.einsum("ihj,jhe->ihe", scores, v)
+def _set_where_two_axes_agree(name: str, n: int) -> None:
+    def program(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """[n, H, n], with a number where the first and the last are one."""
+        i = torch.arange(n)
+        scores = torch.einsum("ihd,jhd->ihj", q, k) * (i[:, None, None] >= i)
+        scores[i, :, i] = 0.5
+        return torch.einsum("ihj,jhe->ihe", scores, v)
+
+    program.__name__ = f"scores_set_where_two_axes_apart_agree{name}"
+    spelling(lambda: [random(n, H, D), random(n, H, D), random(n, H, E)], sites=None)(program)
 
 
-@spelling(lambda: [random(H, H, D), random(H, H, D), random(H, H, E)], sites=None)
-def scores_set_where_two_axes_apart_agree_of_as_many_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    i = torch.arange(H)
-    scores = torch.einsum("ihd,jhd->ihj", q, k) * (i[:, None, None] >= i)
-    scores[i, :, i] = 0.5
-    return torch.einsum("ihj,jhe->ihe", scores, v)
+_set_where_two_axes_agree("", N)
+_set_where_two_axes_agree("_of_as_many_heads", H)
 
 
 @spelling(lambda: [random(N, D), random(N, D), random(N, E), random(N)])

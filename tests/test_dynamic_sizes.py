@@ -27,7 +27,7 @@ LEFT_ALONE = {
     # loops of two and three chunks: which piece a term reads is not told by a dynamic number of positions
     *(n for n in SPELLINGS if n.startswith(("states_of_2_", "states_of_3_", "states_of_two_", "states_of_three_"))
       and SPELLINGS[n].sites),
-    # conditions of an exponent hold where the term counts, at static sizes
+    # numbers of a tuple outside of the program are inputs there
     "strict_powers_of_numbers_and_the_own_position", "powers_of_numbers_in_a_tiled_row",
     # the number of sites is another: the normaliser, or an order of a series, is a site of its own
     "normaliser_of_a_mean", "orders_of_a_series_summed_apart", "divided_before_the_states_are_added_to_by_one_more",

@@ -55,3 +55,22 @@ def test_forward_and_backward_spill_no_more_than_they_did(capability: int, d: in
     spilled, bounds = [x.stack for x in sweeps], BOUNDS.get(key, (0,) * len(sweeps))
     bounds = NEWER.get(key, bounds) if newer else bounds
     assert all(x <= bound for x, bound in zip(spilled, bounds, strict=True)), spilled
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_a_kernel_that_is_launched_early_waits_before_it_reads(capability: int) -> None:
+    """Few heads, so that all kinds of kernels run: sums of decays, states of segments, their scan, sweeps, and joined sums."""
+    from lightning_compile.kernels import offline
+
+    q, k, v, grad_o = (torch.empty(1, 4, 2048, 16, dtype=torch.bfloat16, device="meta") for _ in range(4))
+    given = (v, q, k, torch.empty(1, 4, 2048, device="meta"), None)
+    with offline.target(capability):
+        plan = planning.plan_backward((*given, grad_o, None, None, None), 1.0, False, False, True, True, True, True, False)
+        by_name = {launch.kernel.__name__: launch for launch in plan.launches}
+        texts = {name: launch.compile().asm["ptx"] for name, launch in by_name.items()}
+    assert set(texts) == {"chunk_sums", "sweep", "join_segments", "join_sums"}
+    for name, text in texts.items():
+        early = capability >= 90
+        assert bool(by_name[name].options.get("launch_pdl")) == early
+        waits, reads = text.find("griddepcontrol.wait"), min(x for x in map(text.find, ("ld.global", "cp.async")) if x >= 0)
+        assert 0 <= waits < reads if early else waits < 0, name
