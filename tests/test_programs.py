@@ -327,6 +327,12 @@ def test_a_wrong_backend_is_found() -> None:
     for change in (torch.nan_to_num, lambda x: x * (1 + 1e-7)):  # 0 / 0 stays none, the rest as it is
         with pytest.raises(WrongResult):
             same_results(empty, empty.spec.inputs(0), compile=spoilt(change))
+    # gradients that are 0 as numbers, and roundings of 1e-16 in eager mode, may be 0, but not something else
+    level = Program(Spec(), Spelling(), (("output", "o = o.abs().log() - (3 * o.abs()).log()"),))
+    inputs = level.spec.inputs(0)
+    assert same_results(level, inputs, compile=spoilt(lambda x: x.detach() + 0 * x)).candidates == ()
+    with pytest.raises(WrongResult):
+        same_results(level, inputs, compile=lambda f, dynamic: (lambda *args: f(*args) + 1e-12 * args[0].sum(), []))
 
 
 def test_strategies_are_public_and_say_what_they_need() -> None:

@@ -21,6 +21,7 @@ NOISE = 1e-7    # ... and the most that eager mode's own roundings are taken to 
 FACTOR = 8      # fp32: how much further from fp64 than eager a result may be
 ROUNDINGS = 64  # ... and how many roundings it may be off where eager happens to be exact
 NEARBY = 8      # inputs near to these, for which eager's error is measured where it is small for these
+MOVED = 1e-9    # how far fp64 inputs are moved to see what is nothing but roundings
 
 Compiled = tuple[Callable[..., Any], list[Report]]
 
@@ -102,19 +103,27 @@ def _as(inputs: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     return [_copy(x, dtype).requires_grad_(x.requires_grad) for x in inputs]
 
 
+def _near(inputs: Sequence[Tensor], seed: int, distance: float) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    near = [(x * (1 + distance * torch.randn(x.shape, generator=generator).to(x))).detach() for x in inputs]
+    return [_copy(x).copy_(y).requires_grad_(x.requires_grad) for x, y in zip(inputs, near)]
+
+
 def _noise(p: Program, inputs: Sequence[Tensor], gradients: bool, eager: Sequence[Tensor]) -> list[float]:
     """How far results of eager mode may be off for their own roundings. In fp64: as far as fp32 results are, in units of
-    these. In fp32: the most that they are off for other inputs, a thousandth away, for roundings may happen to cancel."""
+    these; by their whole size, if they are nothing but roundings (gradients that are 0 as numbers), for these change altogether
+    where inputs are moved a little. In fp32: the most that they are off for other inputs, a thousandth away, for roundings may
+    happen to cancel."""
     f = p.function()
     if p.spec.dtype == torch.float64:
         unit = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
         narrow = results(f, _as(inputs, torch.float32), gradients)
-        return [min(off(a, b) * unit, NOISE) for a, b in zip(narrow, eager, strict=True)]
+        moved = results(f, _near(inputs, 0, MOVED), gradients)
+        return [1.0 if 0.01 < off(m, e) < float("inf") else min(off(n, e) * unit, NOISE)
+                for n, m, e in zip(narrow, moved, eager, strict=True)]
     worst = [0.0] * len(eager)
     for seed in range(NEARBY):
-        generator = torch.Generator().manual_seed(seed)
-        near = [(x * (1 + torch.randn(x.shape, generator=generator).to(x) / 1000)).detach() for x in inputs]
-        near = [_copy(x).copy_(y).requires_grad_(x.requires_grad) for x, y in zip(inputs, near)]
+        near = _near(inputs, seed, 1e-3)
         pairs = zip(results(f, near, gradients), results(f, _as(near, torch.float64), gradients), strict=True)
         worst = [max(w, off(a, b)) for w, (a, b) in zip(worst, pairs, strict=True)]
     return worst
