@@ -1,16 +1,15 @@
 """Seeded mistakes in rules, checks and kernels: which of them do the tests notice?
 
-    python benchmarks/mutants.py                    every mutant, in a copy of the package; an hour on one core
-    python benchmarks/mutants.py --reach r.json     once, most of an hour: which tests reach the lines of mutants
-    python benchmarks/mutants.py --reached r.json   these run first, the quickest of them before the others
+    python benchmarks/mutants.py                    every mutant, in a copy of the package; two hours on one core
+    python benchmarks/mutants.py --jobs 2           so many processes beside each other
     python benchmarks/mutants.py --only algebra     those of one file
     python benchmarks/mutants.py --json out.json    with the results; those that the file already holds are not run again
-    python benchmarks/mutants.py --part 2/8         every eighth, from the third on: parts may run beside each other
-    python benchmarks/mutants.py --first old.json   the test that killed a mutant in that run is the first to run; of
-                                                    results/mutants.json, unless given
+    python benchmarks/mutants.py --seen seen.json   which tests can tell each mutant (see below): read from there, or written
 
-A mutant is one replacement in one file. The fast tests that concern it run against the copy, in a fork of this process that has
-imported PyTorch already; it is killed if one of them fails.
+A mutant is one replacement in one file. First the tests run once against sources in which all mutants are computed beside what they
+replace (both_ways.py): what is seen by no test survives. Then each mutant runs, in a copy of the package and a fork of this process that has
+imported PyTorch already, against the tests that see it, the quickest first; it is killed if one of them fails. Mutants of kernels
+run against all tests of kernels that concern them.
 Prints a table in Markdown, and ends with 1 if less than 95 of 100 are killed.
 """
 
@@ -26,36 +25,31 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import both_ways
 import pytest
-from reach import Place, Reach, place, statement
 from seeded import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNELS = "tests/kernels/"
-# Which tests concern a file, the quickest and most likely first.
+# Which tests concern what.
 SUITES: dict[str, tuple[str, ...]] = {
-    "rules": ("tests/test_laws.py", "tests/test_spellings.py", "tests/test_codes.py", "tests/test_checks.py",
-              "tests/test_programs.py"),
-    "loops": ("tests/test_loops.py", "tests/test_tables.py", "tests/test_checks.py", "tests/test_codes.py",
-              "tests/test_programs.py"),
-    "checks": ("tests/test_laws.py", "tests/test_checks.py", "tests/test_codes.py", "tests/test_spellings.py",
-               "tests/test_programs.py"),
-    "rewrite": ("tests/test_laws.py", "tests/test_checks.py", "tests/test_spellings.py", "tests/test_faults.py",
-                "tests/test_backend.py", "tests/test_programs.py"),
+    "pass": tuple(f"tests/test_{name}.py" for name in (
+        "laws", "spellings", "codes", "checks", "loops", "tables", "faults", "backend", "programs")),
     "chunked": (KERNELS + "test_kernels_operator.py", KERNELS + "test_kernels_registration.py"),
     "tiles": (KERNELS + "test_kernels_tiles_values.py", KERNELS + "test_kernels_tiles_gradients.py",
               KERNELS + "test_kernels_tiles_numbers.py"),
     "wide": (KERNELS + "test_kernels_tiles_wide.py",),
 }
-KILLERS = ROOT / "benchmarks/results/mutants.json"
 INTERPRETED = ("tiles", "wide")
-SLOW = {"test_laws.py": 0, "test_checks.py": 4, "test_loops.py": 4}  # about 10 s a test, where others take one; 0: the first
-LIMIT = 1800  # seconds of one mutant
+LIMIT = 600   # seconds of one mutant
+QUICKEST = 40  # tests that run first; the others that see a mutant are mixed, so that those of one theme are not all late
+
+Seen = dict[str, float]   # tests that see a mutant, and what they take, in seconds
 
 
 def lay_out(folder: Path) -> None:
@@ -71,45 +65,67 @@ def installed(folder: Path, file: str) -> Path:
 
 @dataclass(frozen=True)
 class Result:
+    """killed_by: a test that fails; empty if none does. seen: how many tests can tell the mutant, -1 if that was not asked."""
+
     mutant: Mutant
     killed_by: str
     seconds: float
+    seen: int = -1
+
+
+def in_order(seen: Seen) -> list[str]:
+    """Tests that see a mutant, in the order in which they run."""
+    tests = sorted(seen, key=seen.__getitem__)
+    rest = tests[QUICKEST:]
+    random.Random(0).shuffle(rest)
+    return tests[:QUICKEST] + rest
 
 
 class Watch:
-    """Pytest's plugin in a child: `first` before all others, in this order; the others mixed, so that those of one theme are not
-    all late, slow ones rather late. Notes the first failure."""
+    """Pytest's plugin in a child: notes the first failure."""
 
-    def __init__(self, first: Sequence[str]) -> None:
-        self.first, self.failed = {name: i for i, name in enumerate(first)}, ""
-
-    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        draw = random.Random(0)
-        items.sort(key=lambda item: draw.random() * SLOW.get(item.path.name, 1))
-        items.sort(key=lambda item: self.first.get(item.nodeid.split("/")[-1], len(self.first)))
+    def __init__(self) -> None:
+        self.failed = ""
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.failed and not self.failed:
-            self.failed = report.nodeid.split("/")[-1]
+            self.failed = report.nodeid
 
     def pytest_collectreport(self, report: Any) -> None:
         if report.failed and not self.failed:
-            self.failed = f"{report.nodeid.split('/')[-1]} (import)"
+            self.failed = f"{report.nodeid} (import)"
 
 
-class Part:
-    """Pytest's plugin: every so manieth test, from the given one on."""
+class Look:
+    """Pytest's plugin: `found` holds, for each mutant, the tests that see it, of every so manieth one from the given one on."""
 
     def __init__(self, part: int, parts: int) -> None:
         self.part, self.parts = part, parts
+        self.found: dict[int, Seen] = {}
+        self.failed: list[str] = []
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         items[:] = items[self.part::self.parts]
 
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: Any) -> Iterator[Any]:
+        current = importlib.import_module("_both_ways").current
+        current.clear()
+        started = time.monotonic()
+        try:
+            return (yield)
+        finally:
+            for number in current:
+                self.found.setdefault(number, {})[item.nodeid] = round(time.monotonic() - started, 2)
 
-def _pytest(folder: Path, suite: str, plugins: Sequence[Any], *more: str) -> int:
-    """The tests of a suite against the package in `folder`, in a process that has imported nothing of this project yet."""
-    os.environ.update({"PYTHONPATH": str(folder), "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"), "CI": "1",
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed:
+            self.failed.append(report.nodeid)
+
+
+def _pytest(folder: Path, suite: str, plugins: Sequence[Any], tests: Sequence[str], *more: str) -> int:
+    """Tests against the package in `folder`, in a process that has imported nothing of this project yet."""
+    os.environ.update({"PYTHONPATH": str(folder), "TORCHINDUCTOR_CACHE_DIR": str(folder / f"cache{os.getpid()}"), "CI": "1",
                        "TRITON_INTERPRET": "1" if suite in INTERPRETED else "0", "CUDA_VISIBLE_DEVICES": ""})
     sys.path.insert(0, str(folder))
     os.chdir(folder)
@@ -118,98 +134,118 @@ def _pytest(folder: Path, suite: str, plugins: Sequence[Any], *more: str) -> int
     os.dup2(silence, 2)
     words = [*more, "-q", "--tb=no", "-p", "no:cacheprovider", "-m", "not slow and not gpu", "-k", "not one_is_interpreted",
              "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml")]  # that one has a clock
-    return int(pytest.main([*words, *(str(ROOT / tests) for tests in SUITES[suite])], plugins=list(plugins)))
+    return int(pytest.main([*words, *(str(ROOT / test) for test in tests)], plugins=list(plugins)))
 
 
-def _child(folder: Path, suite: str, first: Sequence[str], result: Path) -> int:
-    watch = Watch(first)
-    done = _pytest(folder, suite, [watch], "-x")
+def child(words: Sequence[str]) -> int:
+    """What a fork does: a mutant's tests, or (`--look`) all of the pass, to see which of them see which mutants."""
+    kind, folder, suite, last = words
+    result = Path(folder) / f"result{os.environ['RESULT']}"
+    if kind == "--look":
+        look = Look(*map(int, last.split("/")))
+        _pytest(Path(folder), suite, [look], SUITES[suite])
+        result.write_text(json.dumps([look.failed, look.found]))
+        return 0
+    watch = Watch()
+    done = _pytest(Path(folder), suite, [watch], json.loads(last), "-x")
     result.write_text(watch.failed or (f"exit status {done}" if done else ""))
     return 0
 
 
-def _reaching(folder: Path, suite: str, part: int, parts: int, result: Path) -> int:
-    """Which tests of a suite reach the statements of its mutants."""
-    mine = [m for m in MUTANTS if m.suite == suite]
-    plugin = Reach(ROOT, {where(m) for m in mine}, {m.file: installed(folder, m.file) for m in mine})
-    _pytest(folder, suite, [Part(part, parts), plugin])
-    result.write_text(json.dumps(plugin.quickest(ROOT)))
-    return 0
+class Fork:
+    """A child of these words, and what it leaves: empty if it does not end within `limit` seconds."""
+
+    def __init__(self, folder: Path, suite: str, words: Sequence[str], limit: float = LIMIT) -> None:
+        self.started, self.limit, number = time.monotonic(), limit, str(time.monotonic_ns())
+        self.result, self.over = folder / f"result{number}", False
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                os.setpgid(0, 0)
+                os.environ["RESULT"] = number
+                if suite in INTERPRETED:                     # Triton, when it is imported, decides whether it interprets
+                    os.execve(sys.executable, [sys.executable, __file__, *words], {**os.environ, "TRITON_INTERPRET": "1"})
+                code = child(words)
+            finally:
+                os._exit(code)
+
+    def ended(self) -> bool:
+        if not self.over and time.monotonic() - self.started > self.limit:
+            os.killpg(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            self.over = True
+        self.over = self.over or os.waitpid(self.pid, os.WNOHANG)[0] != 0
+        return self.over
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    @property
+    def left(self) -> str:
+        late = self.seconds > self.limit
+        return self.result.read_text() if self.result.exists() else "" if late else "the process died"
 
 
-def where(m: Mutant) -> Place:
-    text = (ROOT / m.file).read_text()
-    return place(m.file, text, m.apply(text))
+def look(mutants: Sequence[Mutant], jobs: int) -> dict[Mutant, Seen]:
+    """Which tests see which mutants of the pass.
 
-
-def _reaching_tests(m: Mutant, reached: dict[tuple[str, str, str], list[tuple[float, str]]]) -> list[str]:
-    file, line = where(m)
-    said = statement((ROOT / file).read_text(), line)
-    return [name for _, name in sorted(reached.get((m.suite, file, said), ()))]
-
-
-def reach(part: int, parts: int) -> list[Any]:
-    """Rows of a suite, a place and the tests that reach it, of every suite."""
-    rows = []
-    for suite in SUITES:
-        with tempfile.TemporaryDirectory() as name:
-            lay_out(Path(name))
-            done = forked(Path(name), suite, ["--reach-child", name, suite, f"{part}/{parts}"])
-            rows += [[suite, *row] for row in json.loads(done)] if done.startswith("[") else []
-            print(suite, "ends" if done.startswith("[") else f"fails: {done}", file=sys.stderr, flush=True)
-    return rows
-
-
-def forked(folder: Path, suite: str, words: Sequence[str], limit: float = 7200) -> str:
-    """What a child of these words leaves; empty if it does not end in time."""
-    result = folder / "result"
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            os.setpgid(0, 0)
-            if suite in INTERPRETED:                         # Triton, when it is imported, decides whether it interprets
-                os.execve(sys.executable, [sys.executable, __file__, *words], {**os.environ, "TRITON_INTERPRET": "1"})
-            code = child(words)
-        finally:
-            os._exit(code)
-    until = time.monotonic() + limit
-    while os.waitpid(pid, os.WNOHANG)[0] == 0:
-        if time.monotonic() > until:
-            os.killpg(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            return ""
-        time.sleep(0.2)
-    return result.read_text() if result.exists() else "the process died"
-
-
-def child(words: Sequence[str]) -> int:
-    kind, folder, suite, last = words
-    if kind == "--child":
-        return _child(Path(folder), suite, json.loads(last), Path(folder) / "result")
-    part, parts = map(int, last.split("/"))
-    return _reaching(Path(folder), suite, part, parts, Path(folder) / "result")
-
-
-def run_tests(folder: Path, suite: str, first: Sequence[str] = (), limit: float = LIMIT) -> str:
-    """The first test that fails, `first` before others; empty if none does, or if the tests do not end, which says nothing."""
-    return forked(folder, suite, ["--child", str(folder), suite, json.dumps(list(first))], limit)
-
-
-def try_one(m: Mutant, first: Sequence[str], limit: float) -> Result:
-    started = time.monotonic()
+    Raises:
+        RuntimeError: a test fails without any of them.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         lay_out(folder)
-        file = installed(folder, m.file)
-        file.write_text(m.apply(file.read_text()))
-        return Result(m, run_tests(folder, m.suite, first, limit), time.monotonic() - started)
+        (folder / "_both_ways.py").write_text(both_ways.NOTES)
+        everywhere = []
+        for file in {m.file for m in mutants}:
+            text = (ROOT / file).read_text()
+            others = {i: m.apply(text) for i, m in enumerate(mutants) if m.file == file}
+            everywhere += [i for i, other in others.items() if both_ways.change(text, other) == both_ways.Change(None, 0)]
+            installed(folder, file).write_text(both_ways.both_ways(text, others))
+        parts = [Fork(folder, "pass", ["--look", name, "pass", f"{i}/{jobs}"], 4 * 3600) for i in range(jobs)]
+        while not all([part.ended() for part in parts]):
+            time.sleep(1)
+        found: dict[int, Seen] = {}
+        for part in parts:
+            failed, seen = json.loads(part.left)
+            if failed:
+                raise RuntimeError(f"without any mutant, {failed[0]} fails: nothing can be said")
+            for number, tests in seen.items():
+                found.setdefault(int(number), {}).update(tests)
+    every = {test: seconds for tests in found.values() for test, seconds in tests.items()}
+    return {m: every if i in everywhere else found.get(i, {}) for i, m in enumerate(mutants)}
 
 
-def read(files: Sequence[Path]) -> dict[Mutant, Result]:
-    """The results that `files` hold, where they exist."""
-    rows = [r for file in files if file.exists() for r in json.loads(file.read_text())]
-    return {Mutant(**r["mutant"]): Result(Mutant(**r["mutant"]), r["killed_by"], r["seconds"]) for r in rows}
+def attempt(todo: Sequence[Mutant], seen: dict[Mutant, Seen], limit: float, jobs: int) -> Iterator[Result]:
+    """Each mutant's result, as it comes."""
+    running: list[tuple[Mutant, Fork, tempfile.TemporaryDirectory[str]]] = []
+    waiting = list(todo)
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            m = waiting.pop(0)
+            tests = in_order(seen[m]) if m in seen else list(SUITES[m.suite])
+            if not tests:
+                yield Result(m, "", 0.0, 0)
+                continue
+            home = tempfile.TemporaryDirectory()
+            lay_out(Path(home.name))
+            file = installed(Path(home.name), m.file)
+            file.write_text(m.apply(file.read_text()))
+            running.append((m, Fork(Path(home.name), m.suite, ["--child", home.name, m.suite, json.dumps(tests)], limit), home))
+        for one in [x for x in running if x[1].ended()]:
+            running.remove(one)
+            m, fork, home = one
+            yield Result(m, fork.left, round(fork.seconds, 1), len(seen[m]) if m in seen else -1)
+            home.cleanup()
+        time.sleep(0.2)
+
+
+def read(file: Path | None) -> dict[Mutant, Result]:
+    """The results that a file holds, if it exists."""
+    rows = json.loads(file.read_text()) if file is not None and file.exists() else []
+    return {(m := Mutant(**r.pop("mutant"))): Result(m, **r) for r in rows}
 
 
 def table(results: Sequence[Result]) -> str:
@@ -229,49 +265,35 @@ def table(results: Sequence[Result]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="mutants of files whose name holds this")
-    parser.add_argument("--trust", action="store_true", help="do not first run the tests without a mutant")
-    parser.add_argument("--part", default="0/1", help="which part of how many")
-    parser.add_argument("--reach", type=Path, help="write there which tests reach the lines of mutants, and end")
-    parser.add_argument("--reached", type=Path, action="append", help="what --reach has written (repeatable, of several parts)")
+    parser.add_argument("--jobs", type=int, default=1, help="processes beside each other")
+    parser.add_argument("--seen", type=Path, help="a file of which tests see which mutants: read, or written if there is none")
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds of one mutant, after which it counts as surviving")
+    parser.add_argument("--json", type=Path, help="a file of results: those in it are not run again, the others added")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
-    parser.add_argument("--reach-child", nargs=3, help=argparse.SUPPRESS)
-    parser.add_argument("--json", type=Path, action="append", help="where results are; the first file is written (repeatable)")
-    parser.add_argument("--first", type=Path, action="append", help="earlier results: their killers run first (repeatable)")
     args = parser.parse_args()
-    if args.child or args.reach_child:
-        return child(["--child", *args.child] if args.child else ["--reach-child", *args.reach_child])
-    part, parts = map(int, args.part.split("/"))
+    if args.child:
+        return child(["--child", *args.child])
     for name in ("torch._dynamo", "sympy", "hypothesis"):   # once, not once a mutant
         importlib.import_module(name)
-    if args.reach:
-        args.reach.write_text(json.dumps(reach(part, parts), indent=1) + "\n")
-        return 0
-    chosen = [m for m in MUTANTS if args.only in m.file][part::parts]
-    known = read(args.json or ())
-    killers = {(m.file, m.old, m.new): r.killed_by for m, r in read(args.first or (KILLERS,)).items()}
-    reached: dict[tuple[str, str, str], list[tuple[float, str]]] = {}
-    for suite, home, said, tests in (row for file in args.reached or () for row in json.loads(file.read_text())):
-        reached.setdefault((suite, home, said), []).extend((seconds, name) for name, seconds in tests)
-    first = {m: [killers.get((m.file, m.old, m.new), ""), *_reaching_tests(m, reached)] for m in chosen}  # finds all places
-    for suite in sorted({m.suite for m in chosen if m not in known}) if not args.trust else ():
-        with tempfile.TemporaryDirectory() as name:
-            lay_out(Path(name))
-            if failed := run_tests(Path(name), suite):
-                print(f"without any mutant, {failed} fails: nothing can be said", file=sys.stderr)
-                return 2
-    results = []
-    for m in chosen:
-        r = known.get(m) or try_one(m, first[m], args.limit)
-        results.append(r)
-        if m in known:
-            continue
-        print(f"{r.seconds:5.0f} s  {r.killed_by or 'SURVIVES'} ({len(first[m]) - 1})   {m.file}: {m.new.strip()[:80]}",
+    chosen = [m for m in MUTANTS if args.only in m.file]
+    known = read(args.json)
+    todo = [m for m in chosen if m not in known]
+    of_pass = [m for m in todo if m.suite == "pass"]
+    if args.seen is not None and args.seen.exists():
+        said = [(Mutant(**m), tests) for m, tests in json.loads(args.seen.read_text())]
+    else:
+        said = list(look(of_pass, args.jobs).items()) if of_pass else []
+        if args.seen is not None:
+            args.seen.write_text(json.dumps([[asdict(m), tests] for m, tests in said], indent=0) + "\n")
+    results = dict(known)
+    for r in attempt(todo, dict(said), args.limit, args.jobs):
+        results[r.mutant] = r
+        print(f"{r.seconds:5.0f} s  {r.killed_by or 'SURVIVES'} ({r.seen})   {r.mutant.file}: {r.mutant.new.strip()[:80]}",
               flush=True, file=sys.stderr)
         if args.json:
-            args.json[0].write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n")
-    print(table(results))
-    return 0 if sum(bool(r.killed_by) for r in results) >= 0.95 * len(results) else 1
+            args.json.write_text(json.dumps([asdict(x) for x in results.values()], indent=0) + "\n")
+    print(table([results[m] for m in chosen]))
+    return 0 if sum(bool(results[m].killed_by) for m in chosen) >= 0.95 * len(chosen) else 1
 
 
 if __name__ == "__main__":
