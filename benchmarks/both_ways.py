@@ -1,8 +1,8 @@
 """Which tests can tell a mutant from the program: what mutants.py asks once, of all mutants, before it tries any.
 
-In a copy of the sources the expressions that mutants change are computed both ways, the program goes on with its own, and each test
-in which the two differ is noted. A test in which they never do cannot fail for the mutant. Where a statement is what changes, those
-are noted that reach it.
+In a copy of the sources the expressions that mutants change are computed both ways, the program goes on with its own, and each
+test in which the two differ is noted. A test in which they never do cannot fail for the mutant. Where a statement is what
+changes, those are noted that reach it.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def both(own, **others):
 
 @dataclass(frozen=True)
 class Change:
-    """`expression`: where the smallest one is that holds all of a change; None if a statement is what changes. line: of that, 0 if
-    it runs once, when the module is imported."""
+    """`expression`: where the smallest one is that holds all of a change; None if a statement is what changes. line: of that,
+    0 if it runs once, when the module is imported."""
 
     expression: Path | None
     line: int

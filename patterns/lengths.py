@@ -2,7 +2,7 @@
 
 Those of the example are not enough: a window of `w` positions is none where no sequence is as long. So weights are also looked
 at with lengths that exceed all other numbers, with tables read to their ends, and with all symbols that are no lengths within
-these.
+these, and with lengths of which remainders are others.
 """
 
 from __future__ import annotations
@@ -62,6 +62,9 @@ def other_lengths(problem: Problem, symbols: dict[Any, int]) -> list[dict[Any, i
         found += [symbols | {s: symbols[s] * times for s in lengths}] if times > 1 else []
         if tables and short == long < min(tables):          # to their ends
             found.append(symbols | dict.fromkeys(lengths, min(tables)))
+        for m in sorted(_divisors([*numbers, *sizes])):     # no remainder, the least, and the greatest
+            other = [{s: symbols[s] + (r - symbols[s]) % m for s in lengths} for r in (0, 1, m - 1)]
+            found += [symbols | x for x in other if max(x.values()) <= min(tables, default=LONGEST)]
     shortest = min(int(hint(s.subs(symbols) if isinstance(s, sympy.Basic) else s)) for s in problem.lengths)
     for order in (others, others[::-1])[:min(len(others), 2)]:  # no two alike, and each the larger one once
         found.append(symbols | {s: max(2, shortest // 3) + n for n, s in enumerate(order)})
@@ -75,6 +78,14 @@ def _places(p: Any) -> Iterable[Affine]:
 
 def _symbols(every: Iterable[Any]) -> set[Any]:
     return {s for n in every for s in getattr(n, "free_symbols", ())}
+
+
+def _divisors(every: Iterable[Any]) -> set[int]:
+    """Numbers of which remainders, or rounded quotients, are taken."""
+    made = [x for n in every if isinstance(n, sympy.Basic) for x in n.atoms(sympy.Function)]
+    by = [int(x.args[1]) for x in made if len(x.args) == 2 and x.args[1].is_Integer]
+    by += [int(q.q) for x in made for q in x.atoms(sympy.Rational)]
+    return {m for m in by if m > 1}
 
 
 def _whole(c: Any) -> list[int]:

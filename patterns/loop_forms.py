@@ -13,7 +13,7 @@ from .algebra import times
 from .codes import near_miss
 from .evaluate import known_numbers
 from .index import Affine, Index, Size, divide, hint, mixed_radix, product, same, var
-from .normal_form import Leaf, Read, Term, Value
+from .normal_form import Leaf, Read, Term, Value, detached_term
 from .pointwise import table
 
 StateKey = tuple[Leaf, tuple[Affine, ...]]
@@ -196,7 +196,7 @@ def expand(t: Term, r: Read) -> list[Term]:
     factors = list(t.factors)
     factors.remove(r)
     rest = replace(t, factors=tuple(factors))
-    return [times(rest, d) for d in substituted(r.leaf.definition, r.index)]
+    return [times(rest, detached_term(d) if r.detached else d) for d in substituted(r.leaf.definition, r.index)]
 
 
 def without(t: Term, reads: Iterable[Read]) -> tuple[Any, ...]:

@@ -59,13 +59,21 @@ def is_indicator(v: Value) -> bool:
     return v.masked is None and len(v.terms) == 1 and not (
         v.terms[0].factors or v.terms[0].exponent or v.terms[0].bound)
 
+
+def _are_bits(v: Value) -> bool:
+    """Products of truth values and indicators, in any dtype: they take 0 and 1, or a number instead of it."""
+    return v.masked is None and len(v.terms) == 1 and bool(v.terms[0].factors) and not (
+        v.terms[0].exponent or v.terms[0].bound) and all(
+        isinstance(f, Read) and f.leaf.tensor.dtype == torch.bool and f.function in OPPOSITE for f in v.terms[0].factors)
+
+
 _MIRROR = {"gt": "lt", "lt": "gt", "ge": "le", "le": "ge", "eq": "eq", "ne": "ne"}
 
 
 def compare(op: str, a: Value, b: Value) -> Value:
     """Comparisons of positions are indicators; a mask compared with a number is the mask or its complement."""
     for x, y, o in ((a, b, op), (b, a, _MIRROR[op])):
-        if is_indicator(x) and x.terms[0].indicators and (c := y.number()) is not None:
+        if (is_indicator(x) and x.terms[0].indicators or _are_bits(x)) and (c := y.number()) is not None:
             at_zero, at_one = (getattr(operator, o)(k, c) for k in (0, x.terms[0].coef))
             x = align(x, y)[1][0]
             if at_zero == at_one:

@@ -10,6 +10,7 @@ match has to pass, looks at all positions.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -213,7 +214,8 @@ def _flat(x: Array, values: Sequence[Array]) -> Array:
 
 def sample(n: int, forms: Sequence[Form], stride: int, weights: Sequence[Term], windows: Sequence[tuple[Affine, Term]]) -> Array:
     """Columns to look at: all, if some weights are told by tables, for which nothing follows from others. `windows` are where
-    keys are read, and their weights."""
+    keys are read, and their weights: the ends of those that are none of pieces, or that are read more or less often than most,
+    are among the columns."""
     if n <= ALL:
         return np.arange(n)
     if any(map(by_numbers, weights)):
@@ -224,6 +226,11 @@ def sample(n: int, forms: Sequence[Form], stride: int, weights: Sequence[Term], 
     for f in forms[::max(1, 4 * len(forms) // COLUMNS)]:
         start = f.start * stride
         chosen |= {start - 1, start, start + 1, start + f.length * stride // 2}
+    ends = [(a := int(hint(at.const)), a + 1 + sum((int(hint(x.size)) - 1) * int(hint(c)) for x, c in at.coef.items()))
+            for at, _ in windows]
+    times, borders = Counter(ends), {p * stride for f in forms for p in (f.start, f.start + f.length)}
+    usual = Counter(times.values()).most_common(1)[0][0] if times else 0
+    chosen |= {p + d for w, often in times.items() if often != usual or not borders.issuperset(w) for p in w for d in (-1, 0)}
     for at, t in windows:
         for x, c in at.coef.items():
             odd = any(x in e.coef and irregular(e) for e in _conditions(t))

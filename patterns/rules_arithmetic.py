@@ -28,12 +28,12 @@ def cast(c: Call) -> Value:
     v, source, target = c.open("self"), c.args["self"].dtype, c.out.dtype
     if target.is_complex or source.is_complex:
         raise Unknown("complex numbers")
-    if not target.is_floating_point and source.is_floating_point and not masks.is_indicator(v):
-        masks.affine(v)
     if target != source and not masks.held(v, source):
         raise Unknown("positions that their type does not hold")
     if target == torch.bool and source != torch.bool:
         return masks.compare("ne", v, constant(0))
+    if not target.is_floating_point and source.is_floating_point and not masks.is_indicator(v):
+        masks.affine(v)
     return v
 
 
@@ -147,12 +147,22 @@ def _log_of(c: Call, x: Any, told: str) -> Value:
     v = c.table.value(x)
     if (found := pointwise.logarithm(v)) is not None:
         return found
-    if v.leaves() and all(leaf.bounds[0] > 0 for leaf in v.leaves()) and len(v.terms) == 1 and not isinstance(x, (int, float)):
+    if v.leaves() and all(leaf.bounds[0] > 0 for leaf in v.leaves()) and len(v.terms) == 1 and _positive(v) and not isinstance(
+            x, (int, float)):
         (t,) = v.terms
         if len(t.factors) == 1 and replace(t, factors=(), dtype=None, via=frozenset()) == Term() and not t.reads()[0].function:
             return replace(v, terms=(replace(t, factors=(replace(t.reads()[0], function="log"),)),))
         return c.table.leaf(x, "log")
     raise Unknown("powers of a base that may be negative, or zero", told)
+
+
+def _positive(v: Value) -> bool:
+    """Whether a product of positive tensors is positive: with the sign of its number, and of numbers in it, and nowhere 0."""
+    (t,) = v.terms
+    factors = (isinstance(f, Read) and f.function in ("", "reciprocal", "exp") or isinstance(f, Numbers) and min(f.values) > 0
+               for f in t.factors)
+    signed = t.coef > 0 if isinstance(t.coef, (int, float)) else bool(t.coef.is_positive)
+    return signed and v.masked is None and not t.indicators and all(factors)
 
 
 def _is_gate(v: Value) -> bool:

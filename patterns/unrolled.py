@@ -205,7 +205,7 @@ class _Loop:
         if state is None:
             update, extra = self._update(rest)
             return _Seen(Term(dtype=t.dtype), q, extra, update)
-        if rest.bound or state.function:
+        if rest.bound or state.function or state.detached:
             raise NotUnrolled
         key = (state.leaf, state.index)
         self._describe(key)
@@ -310,7 +310,7 @@ class _Loop:
             return self._times(replace(update, weight=weight), own)
         r = both[0]
         others = [s for s in reads if s is not r]
-        if len(both) > 1 or r.function:
+        if len(both) > 1 or r.function or r.detached:       # of a detached state no gradient goes back to earlier steps
             raise NotUnrolled
         if set(t.bound) & r.variables():                    # it is multiplied by a matrix, not by a number
             raise near_miss("LC115", leaf=r.leaf)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
-from spelling import H, N, qkv, random, short, spelling
+from spelling import B, H, N, qkv, random, short, spelling
 from torch import Tensor, nn
 
 
@@ -265,3 +267,29 @@ def exponentials_of_scores(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 @spelling(qkv, sites=0)
 def softmax_with_a_large_number(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k.mT).masked_fill(torch.ones(N, N, dtype=torch.bool).triu(1), -1e9).softmax(-1) @ v
+
+
+# ------------------------------------------------------------------------------ a mask of positions and of keys, against a number
+def _padded(name: str, mask: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Truth values times a mask of positions are 0 or 1, in any dtype."""
+    def program(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+        seen = mask(torch.ones(N, N, dtype=torch.bool).tril(), (f > 0)[:, None, None, :])
+        return (q @ k.mT).masked_fill(seen, 0.0) @ v
+
+    program.__name__ = f"padding_and_positions_{name}"
+    spelling(lambda: [*qkv(), random(B, N)])(program)
+
+
+_padded("equal_to_zero", lambda causal, there: (causal & there) == 0)
+_padded("equal_to_false", lambda causal, there: (causal & there) == False)  # noqa: E712
+_padded("of_numbers_equal_to_zero", lambda causal, there: causal.double() * there == 0)
+_padded("of_numbers_not_above_a_half", lambda causal, there: causal.double() * 2 * there < 0.5)
+_padded("not_as_truth_values", lambda causal, there: ~(causal.double() * there).bool())
+_padded("below_one", lambda causal, there: causal.int() * there < 1)
+
+
+@spelling(lambda: [*qkv(), random(B, N)], sites=0)
+def padding_and_positions_that_are_equal(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+    """What is masked is where both or none are true: no causal mask."""
+    causal, there = torch.ones(N, N, dtype=torch.bool).tril(), (f > 0)[:, None, None, :]
+    return (q @ k.mT).masked_fill((causal.double() + there) != 2, 0.0).mul((causal == there).double()) @ v

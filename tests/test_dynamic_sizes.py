@@ -127,6 +127,29 @@ def test_a_number_that_changes_is_not_taken_for_its_example() -> None:
     assert len(reports) == 4 and not codes & {"LC501", "LC502", "LC901"}, reports
 
 
+REMAINDERS: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
+    "a diagonal": lambda s, n: s.tril(-(n % 5)), "a window": lambda s, n: s.tril() - s.tril(-(n - n // 5 * 5) - n),
+    "a number": lambda s, n: s.tril() * (1 + n % 5),
+    "a decay": lambda s, n: s.tril() * torch.exp(-0.1 * (1 + n % 5) * (torch.arange(n)[:, None] - torch.arange(n)).clamp(min=0)),
+    "positions": lambda s, n: (s * (torch.arange(n, dtype=s.dtype)[:, None] >= n % 5)).tril()}
+
+
+@pytest.mark.parametrize("name", REMAINDERS)
+def test_a_remainder_of_a_length_is_not_taken_for_none(name: str) -> None:
+    """Of lengths that are multiples, and so of all their multiples, there is none."""
+    def program(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return REMAINDERS[name](q @ k.mT, q.shape[2]) @ v
+
+    for first in (25, 20):
+        torch._dynamo.reset()
+        reports = list[Report]()
+        compiled = torch.compile(program, backend=watching(reports), dynamic=True)
+        for n in (first, first + 1, 2 * first + 2, first - 3):
+            q, k, v = (torch.randn(2, 3, n, 4, dtype=torch.float64) for _ in range(3))
+            assert off(compiled(q, k, v), program(q, k, v)) <= EXACT, (n, str(reports[-1]))
+        assert not {c.code for r in reports for c in r.rejected} & {"LC901"}, reports
+
+
 def test_positions_that_start_between_whole_numbers_are_where_they_are() -> None:
     def f(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         i, j = torch.arange(0.5, 24.5, dtype=q.dtype), torch.arange(24, dtype=q.dtype)
