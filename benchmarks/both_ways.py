@@ -90,7 +90,8 @@ def change(text: str, changed: str) -> Change:
         if isinstance(a, ast.stmt):
             line, found = a.lineno, None
         inside = inside or isinstance(a, (ast.FunctionDef, ast.Lambda))
-        if inside and _closed(a) and _closed(b):
+        numbers = isinstance(a, (ast.Constant, ast.Name)) and isinstance(b, (ast.Constant, ast.Name))
+        if inside and _closed(a) and _closed(b) and not numbers:  # what is made of these tells more
             found = path
         if type(a) is not type(b):
             break

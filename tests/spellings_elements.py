@@ -82,3 +82,17 @@ def steps_divided_by_an_exponential(q: Tensor, k: Tensor, v: Tensor, f: Tensor) 
         s = s / torch.exp(F.softplus(f[:, :, t]).cumsum(1) * 0.1)[..., None, None] + k[:, :, t, :, None] * v[:, :, t, None]
         out.append((q[:, :, t, None] @ s).squeeze(-2))
     return torch.stack(out, 2)
+
+
+@spelling(lambda: [random(2, 2, N, D), random(2, 2, N + 1, D), random(2, 2, N + 1, E)])
+def keys_and_values_of_two_windows_with_a_row_between(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Windows that follow on each other are one; these do not."""
+    k, v = (torch.cat([x[:, :, :9], x[:, :, 10:]], 2) for x in (k, v))
+    return (q @ k.mT).tril() @ v
+
+
+@spelling(lambda: [random(2, 2, N, D), random(2, 2, N + 1, D), random(2, 2, N + 1, E), random(2, 2, N + 1)])
+def gates_of_two_windows_with_a_row_between(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+    k, v, f = (torch.cat([x[:, :, :9], x[:, :, 10:]], 2) for x in (k, v, f))
+    level = F.logsigmoid(f).cumsum(-1)
+    return (q @ k.mT * (level[..., :, None] - level[..., None, :]).exp().tril()) @ v
