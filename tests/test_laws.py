@@ -5,7 +5,6 @@ Mistakes in these were seeded (benchmarks/mutants.py) and noticed by no other te
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,11 +18,11 @@ from torch import Tensor
 import lightning_compile
 from lightning_compile import rewrite
 from lightning_compile.emit import Site
-from lightning_compile.patterns import algebra, axes, conditions, masks, pointwise, quotients
+from lightning_compile.patterns import algebra, axes, masks, pointwise
 from lightning_compile.patterns.evaluate import fold
-from lightning_compile.patterns.index import Affine, Index, untied, var
+from lightning_compile.patterns.index import Index, untied, var
 from lightning_compile.patterns.match import Match
-from lightning_compile.patterns.normal_form import Leaf, Position, Read, Term, Value, constant
+from lightning_compile.patterns.normal_form import Leaf, Position, Term, Value, constant
 from lightning_compile.patterns.states import final_state
 from lightning_compile.signature import relied_sign
 from lightning_compile.small import Sizes, evaluate
@@ -248,51 +247,3 @@ def test_gradients_of_stabilised_gates_are_summed_by_the_operator() -> None:
                   for call in (f, torch.compile(f, backend="lightning", options=ALWAYS)))
     assert len(lightning_compile.explain(f, *inputs, options=ALWAYS).rewritten) == 1
     assert found < 1.5 * own, (found, own)
-
-
-# ------------------------------------------------------------------------------------------- pieces, and what is read of them
-def test_a_condition_on_the_last_digits_of_a_position_holds_for_the_same_positions() -> None:
-    for k, const, coef, sizes in itertools.product((2, 3, 4), range(-9, 4), (1, -1), ((3, 2), (4, 3), (2, 4))):
-        b, s = Index(sizes[0]), Index(sizes[1])
-        e = Affine(const, {b: coef * k, s: 1})
-        short = conditions._of_first_digits(e)
-        for x, y in itertools.product(range(sizes[0]), range(sizes[1])):
-            values = {b: Affine(x), s: Affine(y)}
-            assert (e.substitute(values).const <= 0) == (short.substitute(values).const <= 0), (e, short, x, y)
-
-
-def test_a_piece_is_read_at_its_own_place_only_where_it_begins_there() -> None:
-    for pinned, coef, const in itertools.product(range(3), (1, 2), range(-4, 5)):
-        d, x = Index(8), Index(3)
-        read = Read(Leaf((8,), random(8)), (Affine(const, {d: 1, x: coef}),))
-        where = frozenset({Affine(-pinned, {x: 1}), Affine(pinned, {x: -1})})
-        (after,) = conditions.where_it_counts(Term(1, (read,), indicators=where)).reads()
-        assert after.index[0].substitute({x: Affine(pinned)}) == read.index[0].substitute({x: Affine(pinned)})
-
-
-def _put_together(*pieces: tuple[float, list[Affine], Index]) -> Leaf:
-    """A tensor of four numbers: so many times another one, where conditions on its position hold, and 0 elsewhere."""
-    i = pieces[0][2]
-    terms = tuple(Term(coef, (Read(Leaf((4,), random(4)), (var(i),)),), indicators=frozenset(where)) for coef, where, _ in pieces)
-    return Leaf((4,), random(4), definition=Value(((i,),), terms))
-
-
-def test_a_tensor_is_one_of_its_pieces_only_where_that_is_all_that_is_read() -> None:
-    i, j = Index(4), Index(4)
-    first, last = Affine(-1, {i: 1}), Affine(2, {i: -1})
-    both, one = _put_together((2.0, [first], i), (3.0, [last], i)), _put_together((2.0, [first], i))
-    early = frozenset({Affine(-1, {j: 1})})
-    for leaf in (both, one):
-        summand = Term(5, (Read(leaf, (var(j),)),))
-        piece = quotients._piece(summand, early)
-        assert piece.coef == 10 and not piece.indicators and piece.factors != summand.factors
-        assert quotients._piece(summand, frozenset()) == summand, "further on it is another piece, or 0"
-
-
-def test_of_one_over_an_exponential_the_exponent_is_negative() -> None:
-    i, j = Index(4), Index(4)
-    level = Read(Leaf((4,), random(4)), (var(i),))
-    made = Leaf((4,), random(4), definition=Value(((i,),), (Term(1, exponent=(Term(2.0, (level,)),)),)))
-    for function, sign in (("", 1), ("reciprocal", -1)):
-        ((_, e),) = quotients._apart(Read(made, (var(j),), function), 0, 3, frozenset())
-        assert isinstance(e, Term) and e.coef == 2 * sign
