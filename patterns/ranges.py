@@ -6,6 +6,7 @@ What is 0 only by rounding (a sigmoid of -1000) has a lower bound above 0, what 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,12 +34,15 @@ _NUMBERED = frozenset({"elu", "softplus"})  # by which they are told what their 
 _VIEWS = frozenset({
     "view", "reshape", "transpose", "permute", "contiguous", "to", "float", "half", "bfloat16", "double", "squeeze", "type_as",
     "unsqueeze", "flatten", "unflatten", "chunk", "split", "unbind", "narrow", "getitem", "expand", "expand_as", "repeat",
-    "repeat_interleave", "clone", "detach", "select", "flip", "movedim", "swapaxes"})
+    "repeat_interleave", "clone", "detach", "select", "flip", "movedim", "swapaxes", "moveaxis", "swapdims", "broadcast_to",
+    "tile", "ravel", "view_as", "reshape_as", "roll", "gather", "index_select", "take_along_dim", "diagonal", "unfold", "amax",
+    "amin", "mean"})  # ... and what is chosen among the elements of an argument, or lies between them
 _MATRIX_VIEWS = frozenset({"mT", "T", "mH", "H"})
 _SUMS = {"add": 1, "radd": 1, "sub": -1, "subtract": -1, "rsub": -1}
 _PRODUCTS = frozenset({"mul", "rmul", "multiply"})
 _QUOTIENTS = frozenset({"div", "truediv", "true_divide", "divide", "rtruediv"})
 _WRITING = frozenset({"setitem", "iadd", "isub", "imul", "itruediv", "ipow"})
+_FILLED = {"ones": 1.0, "zeros": 0.0}
 _DEPTH = 24  # nodes that are looked through
 
 
@@ -141,7 +145,18 @@ class Ranges:
             return ALL if low < 0 else (min(low, TINY), 1.0 if high <= 1 else math.inf)
         if name in ("clamp", "clip", "clamp_min", "clamp_max"):
             return self._clamped(n, name, depth)
-        return ALL
+        if name in ("maximum", "minimum") and len(n.args) == 2 and not n.kwargs:
+            lows, highs = zip(*(self.of(a, depth) for a in n.args))
+            choose = max if name == "maximum" else min
+            return choose(lows), choose(highs)
+        if name == "lerp" and len(n.args) == 3 and unit(self.of(n.args[2], depth)):
+            return self._hull(n.args[:2], depth)
+        return self._hull(_chosen_among(n, name), depth)
+
+    def _hull(self, every: Sequence[Any], depth: int) -> Range:
+        """Where the values of several nodes and numbers lie; of none, anywhere."""
+        ranges = [self.of(x, depth) for x in every]
+        return (min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else ALL
 
     def _clamped(self, n: fx.Node, name: str, depth: int) -> Range:
         low, high = self.of(n.args[0], depth)
@@ -154,6 +169,26 @@ class Ranges:
             if bound is not None:
                 low, high = (max(low, bound), max(high, bound)) if key == "min" else (min(low, bound), min(high, bound))
         return low, high
+
+
+def _chosen_among(n: fx.Node, name: str) -> Sequence[Any]:
+    """The nodes and numbers among whose elements a function chooses; none if it does something else, or is called otherwise."""
+    args = n.args
+    if name == "where" and len(args) == 3 and not n.kwargs:
+        return (args[0], args[2]) if n.op == "call_method" else args[1:]
+    if name == "masked_fill" and len(args) == 3 and not n.kwargs:
+        return args[0], args[2]
+    if name in ("cat", "concat", "concatenate", "stack", "hstack", "vstack") and args and isinstance(args[0], (list, tuple)):
+        return args[0]
+    if name == "pad" and args:
+        given = {**dict(zip(("input", "pad", "mode", "value"), args)), **n.kwargs}
+        value = given.get("value")
+        return (args[0], 0.0 if value is None else value) if given.get("mode", "constant") == "constant" else args[:1]
+    if (start := _FILLED.get(name.removeprefix("new_").removesuffix("_like"))) is not None:
+        return (start,)
+    if name in ("full", "full_like", "new_full") and (given := args[2 if name == "new_full" else 1:]):
+        return given[:1]
+    return ()
 
 
 def _holds(example: Any, low: float, high: float) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from spelling import B, D, E, H, N, gated, qkv, random, short, spelling, with_state
 from torch import Tensor
 
@@ -207,3 +208,32 @@ def retention_by_steps_with_a_scale(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         state = new
         outs.append((q[:, :, t, :, None] * state).sum(-2))
     return torch.stack(outs, 2)
+
+
+# ------------------------------------------------------------------------------------------- gates that are chosen among others
+def _chosen(name: str, gate: Callable[[Tensor, Tensor], Tensor], sites: int | None) -> None:
+    """What is chosen among positive numbers is positive: where nothing is to be read a gate is 1. With a 0 among them it may be
+    0, and has no logarithm."""
+    def program(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+        g, state, outputs = gate(f.sigmoid(), f), q.new_zeros(2, 2, D, E), []
+        for t in range(q.shape[2]):
+            state = state * g[:, :, t, None, None] + k[:, :, t, :, None] * v[:, :, t, None, :]
+            outputs.append((q[:, :, t, None] @ state).squeeze(-2))
+        return torch.stack(outputs, 2)
+
+    program.__name__ = f"gates_chosen_{name}"
+    spelling(lambda: [*qkv(n=12), random(2, 2, 12)], sites=sites)(program)
+
+
+_chosen("by_a_mask", lambda g, f: torch.where(f > 0, g, 1.0), 1)
+_chosen("by_a_mask_as_a_method", lambda g, f: g.where(f > 0, torch.ones_like(g)), 1)
+_chosen("by_a_fill", lambda g, f: g.masked_fill(f > 0, 1.0), 1)
+_chosen("as_the_greater", lambda g, f: torch.maximum(g, torch.full_like(g, 0.5)), 1)
+_chosen("as_the_less", lambda g, f: torch.minimum(2 * g, g.new_ones(12)), 1)
+_chosen("behind_a_one", lambda g, f: torch.cat([torch.ones_like(g[..., :1]), g[..., 1:]], -1), 1)
+_chosen("behind_a_padded_one", lambda g, f: F.pad(g[..., 1:], (1, 0), value=1.0), 1)
+_chosen("between_two", lambda g, f: torch.lerp(g, torch.ones_like(g), f.cos().square().clamp(max=1)), 1)
+_chosen("with_zeros", lambda g, f: torch.where(f > 0, g, 0.0), None)
+_chosen("behind_a_padded_zero", lambda g, f: F.pad(g[..., 1:], (1, 0)), None)
+_chosen("as_the_less_of_any", lambda g, f: torch.minimum(g, f), None)
+_chosen("beyond_two", lambda g, f: torch.lerp(g, torch.ones_like(g), 3 * f), None)
