@@ -6,6 +6,7 @@ Mistakes in these were seeded (benchmarks/mutants.py) and noticed by no program.
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 import torch.fx as fx
 
 from lightning_compile.patterns import (
+    candidates,
     conditions,
     loop_forms,
     loop_numbers,
@@ -136,3 +138,17 @@ def test_a_size_is_bounded_by_the_roots_of_what_bounds_its_square(low: int, high
     s = sympy.Symbol("s", integer=True, positive=True)
     ((_, least, most),) = sizes._solved(s ** 2, low, high)
     assert [n for n in range(10) if low <= n * n <= high] == list(range(int(least), int(most) + 1))
+
+
+# -------------------------------------------------------------------------------------------------------------- second looks
+@pytest.mark.parametrize(("second", "counts"), [({1, 2}, True), ({2, 3}, False), ({1}, False), (set(), False)])
+def test_a_second_look_counts_if_it_finds_all_of_the_first_and_more(second: set[int], counts: bool,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    def findings(found: set[int]) -> SimpleNamespace:
+        return SimpleNamespace(attentions=lambda: found, left=lambda _: {"LC202"}, inside=set, closable=lambda _: frozenset(),
+                               interpreter=SimpleNamespace(coupled={"features"}, closed=frozenset()))
+
+    looks = [findings({1}), findings(second)]
+    left = iter(looks)
+    monkeypatch.setattr(candidates, "_find", lambda *_: next(left))
+    assert candidates.find(*[None] * 3) is looks[counts]  # type: ignore[arg-type]
