@@ -39,7 +39,7 @@ KERNELS = "tests/kernels/"
 # Which tests concern what.
 SUITES: dict[str, tuple[str, ...]] = {
     "pass": tuple(f"tests/test_{name}.py" for name in (
-        "laws", "parts", "spellings", "codes", "checks", "loops", "tables", "faults", "backend", "programs")),
+        "laws", "parts", "spellings", "codes", "checks", "loops", "tables", "dynamic_sizes", "faults", "backend", "programs")),
     "chunked": (KERNELS + "test_kernels_operator.py", KERNELS + "test_kernels_registration.py"),
     "tiles": (KERNELS + "test_kernels_tiles_values.py", KERNELS + "test_kernels_tiles_gradients.py",
               KERNELS + "test_kernels_tiles_numbers.py"),

@@ -338,4 +338,13 @@ MUTANTS = [
     *_of("patterns/sizes.py", "pass", ("int(low) - 1, n)[0] + 1", "int(low) - 1, n)[0]")),
     *_of("lightning_compile/small.py", "pass", ("elif self.pad is not None and _doubled(x, whole) == -1:", "elif False:")),
     *_of("lightning_compile/replay.py", "pass", ("        if step < 0:  ", "        if False:  ")),
+    *_of("patterns/exponents.py", "pass",
+         ("return high <= 0", "return True"),
+         ("step = replace(e, coef=-e.coef, bound=(),", "step = replace(e, coef=e.coef, bound=(),")),
+    *_of("patterns/unrolled.py", "pass", ("if len(both) > 1 or r.function or r.detached:", "if len(both) > 1 or r.function:")),
+    *_of("patterns/rules_arithmetic.py", "pass", ("return signed and v.masked", "return v.masked")),
+    *_of("patterns/lengths.py", "pass", ("for r in (0, 1, m - 1)]", "for r in (0,)]")),
+    *_of("patterns/recurrence.py", "pass", ("if often != usual or not borders", "if not borders")),
+    *_of("patterns/ranges.py", "pass", ("choose = max if name", "choose = min if name")),
+    *_of("patterns/masks.py", "pass", ("and f.leaf.tensor.dtype == torch.bool and f.function in OPPOSITE for f", "for f")),
 ]

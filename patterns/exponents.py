@@ -2,6 +2,7 @@
 
     exp(decay + number)      = exp(number) exp(decay)
     exp(decay + gate[j])     = exp(decay) exp(gate[j])
+    exp(G[i] - G[j - 1])     = exp(G[i] - G[j]) exp(g[j])
     exp(F[i] - F[j] + a[j] - s[i]) = exp(m[i] - s[i]) exp((F - m)[i] - (F - m)[j]) exp(a[j] - m[j]),
                                      m = F + M,  M the running maximum of a - F
 
@@ -11,11 +12,13 @@ from the rest, the exponential of either side would overflow.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence, Set
 from dataclasses import replace
 from typing import Literal
 
+from . import ranges
 from .conditions import restricting
 from .index import Affine, Index, hint, mixed_radix, product, same, var
 from .normal_form import Leaf, Position, Read, Term, Value, detached_term, rename
@@ -99,6 +102,35 @@ def positions_apart(t: Term) -> Term:
         return t
     weight = exponential(alone + free, j)
     return replace(t, factors=(*t.factors, weight), exponent=tuple(e for e in every if e not in alone and e not in free))
+
+
+def own_steps_apart(t: Term) -> Term:
+    """exp(G[i] - G[j - 1]) = exp(G[i] - G[j]) exp(g[j]), where the step of the key decays it, too: that is a weight of the key,
+    which is not above 1."""
+    pair = _positions(t) if t.exponent else None
+    if pair is None:
+        return t
+    _, j = pair
+    own, rest = list[Term](), list[Term]()
+    for e in (_plain(e, j) if e.bound and _one(e, pair) is j else e for e in t.exponent):
+        step = e
+        if len(e.bound) == 1 and e.indicators == {Affine(1, {(b := e.bound[0]): 1, j: -1})}:
+            step = replace(e, coef=-e.coef, bound=(), indicators=frozenset()).substitute({b: var(j)})
+            e = replace(e, indicators=frozenset({Affine(0, {b: 1, j: -1})}))
+        if step.leaves() and _one(step, pair) is j and not step.bound and is_sum_at(step, j) and _falls(step):
+            own.append(step)
+            rest += [e] if e.bound else []
+        else:
+            rest.append(e)
+    return replace(t, factors=(*t.factors, exponential(own, j)), exponent=tuple(rest)) if own else t
+
+
+def _falls(e: Term) -> bool:
+    """Whether a product of tensors cannot be positive."""
+    if not isinstance(e.coef, (int, float)) or any(r.function for r in e.reads()):
+        return False
+    high = functools.reduce(ranges.product, (r.leaf.bounds for r in e.reads()), (float(e.coef), float(e.coef)))[1]
+    return high <= 0
 
 
 def _stabilised(t: Term, i: Index, j: Index) -> Term:

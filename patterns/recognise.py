@@ -20,7 +20,7 @@ from .algebra import pinned, straighten, wider
 from .clock import look
 from .codes import NearMiss, near_miss
 from .conditions import where_it_counts
-from .exponents import gates_apart, numbers_apart, positions_apart
+from .exponents import gates_apart, numbers_apart, own_steps_apart, positions_apart
 from .first_apart import rows_from_the_second
 from .index import Index, Unknown, product, untied
 from .loop_forms import resolved
@@ -62,6 +62,9 @@ def _of_terms(value: Value, given: Sequence[Term]) -> Match | NearMiss | None:
     found = _recognised(replace(value, terms=tuple(terms)))
     if isinstance(found, NearMiss) and (of_parts := _of_parts(replace(value, terms=tuple(terms)), found.code)) is not None:
         return of_parts
+    if isinstance(found, NearMiss) and found.code == "LC201" and (own := list(map(own_steps_apart, terms))) != terms:
+        if isinstance(match := _recognised(replace(value, terms=tuple(own))), Match):
+            return match
     weighed = isinstance(found, NearMiss) and found.code in ("LC103", "LC108", "LC109", "LC203")
     if weighed and (apart := weights_apart(terms)) != terms:
         return _recognised(replace(value, terms=tuple(apart)))

@@ -229,6 +229,7 @@ _chosen("by_a_mask", lambda g, f: torch.where(f > 0, g, 1.0), 1)
 _chosen("by_a_mask_as_a_method", lambda g, f: g.where(f > 0, torch.ones_like(g)), 1)
 _chosen("by_a_fill", lambda g, f: g.masked_fill(f > 0, 1.0), 1)
 _chosen("as_the_greater", lambda g, f: torch.maximum(g, torch.full_like(g, 0.5)), 1)
+_chosen("as_the_greater_of_any", lambda g, f: torch.maximum(f, torch.full_like(g, 0.5)), 1)
 _chosen("as_the_less", lambda g, f: torch.minimum(2 * g, g.new_ones(12)), 1)
 _chosen("behind_a_one", lambda g, f: torch.cat([torch.ones_like(g[..., :1]), g[..., 1:]], -1), 1)
 _chosen("behind_a_padded_one", lambda g, f: F.pad(g[..., 1:], (1, 0), value=1.0), 1)
@@ -237,3 +238,25 @@ _chosen("with_zeros", lambda g, f: torch.where(f > 0, g, 0.0), None)
 _chosen("behind_a_padded_zero", lambda g, f: F.pad(g[..., 1:], (1, 0)), None)
 _chosen("as_the_less_of_any", lambda g, f: torch.minimum(g, f), None)
 _chosen("beyond_two", lambda g, f: torch.lerp(g, torch.ones_like(g), 3 * f), None)
+
+
+# ----------------------------------------------------------------------------------------- the step of the key decays it, too
+def _own_step(name: str, exponent: Callable[[Tensor], Tensor], sites: int | None = 1) -> None:
+    def program(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+        return (q @ k.mT * exponent(F.logsigmoid(f)).tril().exp().tril()) @ v
+
+    program.__name__ = f"own_step_{name}"
+    spelling(gated, sites=sites)(program)
+
+
+def _padded(g: Tensor) -> Tensor:
+    return F.pad(g.cumsum(-1), (1, 0))
+
+
+_own_step("by_padded_sums", lambda g: _padded(g)[..., 1:, None] - _padded(g)[..., None, :-1])
+_own_step("taken_off_sums", lambda g: g.cumsum(-1)[..., :, None] - (g.cumsum(-1) - g)[..., None, :])
+_own_step("added", lambda g: g.cumsum(-1)[..., :, None] - g.cumsum(-1)[..., None, :] + g[..., None, :])
+_own_step("twice", lambda g: g.cumsum(-1)[..., :, None] - g.cumsum(-1)[..., None, :] + 2 * g[..., None, :])
+_own_step("of_a_rate", lambda g: -((-2 * g).cumsum(-1)[..., :, None] - (-2 * g).cumsum(-1)[..., None, :] - 2 * g[..., None, :]))
+_own_step("undone", lambda g: g.cumsum(-1)[..., :, None] - g.cumsum(-1)[..., None, :] - g[..., None, :], 0)
+_own_step("before_it", lambda g: _padded(_padded(g))[..., 2:, None] - _padded(g.roll(1, -1))[..., None, :-1], None)

@@ -24,9 +24,11 @@ from lightning_compile.patterns import (
     own_position,
     piece_gates,
     quotients,
+    recurrence,
     sizes,
 )
 from lightning_compile.patterns.index import Affine, Index, var
+from lightning_compile.patterns.loop_forms import Form
 from lightning_compile.patterns.normal_form import Leaf, Read, Term, Value
 
 
@@ -101,6 +103,16 @@ def test_rows_that_see_nothing_have_the_number_that_their_state_has() -> None:
     of_all = loop_numbers.Explained(np.where(nothing, 1.0, rows), np.ones((1, 4)), [], nothing)
     entering = 0.5 * rows
     assert np.array_equal(of_all.with_state(entering, np.arange(4)).rows, rows)
+
+
+def test_keys_that_are_read_more_or_less_often_than_most_are_looked_at() -> None:
+    """Of a long loop not all columns are; those of one step of six hundred that reads another one's key are."""
+    n = 600
+    forms = [Form(m, 1, (), (), (), (), None) for m in range(n)]
+    windows = [(Affine(m), Term()) for m in range(n)]
+    plain = recurrence.sample(n, forms, 1, [], windows)
+    assert len(plain) < n and 7 not in plain
+    assert 7 in recurrence.sample(n, forms, 1, [], [*windows, (Affine(7), Term())])
 
 
 @pytest.mark.parametrize(("const", "moves"), [(3, False), (0, True), (2, None), (5, None)])
