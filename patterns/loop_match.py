@@ -145,7 +145,10 @@ def _sequenced(pieces: Pieces, forms: Sequence[Form], operands: _Operands, updat
     q, k, v = operands.q, operands.k, operands.v
     key = operands.moving_key()
     low_q = _first_query(forms, q, stride)
-    low_k = min(int(tables.affine(key.position(u.k[key.number])).min()) for u in updates)
+    places = [tables.affine(key.position(u.k[key.number])) for u in updates]
+    if not any(a.size for a in places):                     # windows that are all empty
+        raise NotUnrolled
+    low_k = min(int(a.min()) for a in places if a.size)
     _moving_together(updates, k, v)
     n = int(hint(pieces.length)) * stride
     if n - 1 in empty and low_k > 0:                        # seen by later ones only, the first key is seen by none

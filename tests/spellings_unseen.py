@@ -175,3 +175,8 @@ def _one_chunk(name: str, own: bool) -> None:
 
 _one_chunk("leaves_out_of_its_own", True)
 _one_chunk("does_not_see", False)
+
+
+@spelling(lambda: qkv(n=8), sites=0)
+def windows_that_are_all_empty(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.cat([q[:, :, t:t + 1] @ k[:, :, -1:t].mT @ v[:, :, -1:t] for t in range(7)], 2)
