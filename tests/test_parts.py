@@ -29,7 +29,9 @@ from lightning_compile.patterns import (
 )
 from lightning_compile.patterns.index import Affine, Index, var
 from lightning_compile.patterns.loop_forms import Form
+from lightning_compile.patterns.match import Match
 from lightning_compile.patterns.normal_form import Leaf, Read, Term, Value
+from lightning_compile.patterns.recognise import recognise
 
 
 def tensor(*shape: int) -> torch.Tensor:
@@ -164,3 +166,19 @@ def test_a_second_look_counts_if_it_finds_all_of_the_first_and_more(second: set[
     left = iter(looks)
     monkeypatch.setattr(candidates, "_find", lambda *_: next(left))
     assert candidates.find(*[None] * 3) is looks[counts]  # type: ignore[arg-type]
+
+
+# -------------------------------------------------------------------------------------- what a position sees of itself, beside
+@pytest.mark.parametrize(("own", "beside"), [("a pair of features", True), ("a number of all features", False), ("values", True),
+                                             ("a pair without gradients", False)])
+def test_what_stands_beside_an_attention_has_its_features_and_gradients(own: str, beside: bool) -> None:
+    i, j, d, e, own_d = Index(6), Index(6), Index(3), Index(2), Index(3)
+    q, k, v = (Leaf((6, n), tensor(6, n)) for n in (3, 3, 2))
+    attention = Term(1, (Read(q, (var(i), var(d))), Read(k, (var(j), var(d))), Read(v, (var(j), var(e)))),
+                     indicators=frozenset({Affine(0, {j: 1, i: -1})}), bound=(j, d))
+    pair = Read(q, (var(i), var(own_d))), Read(k, (var(i), var(own_d)))
+    term = {"a pair of features": Term(2, (*pair, Read(v, (var(i), var(e)))), bound=(own_d,)),
+            "a pair without gradients": Term(2, (*pair, Read(v, (var(i), var(e)), detached=True)), bound=(own_d,)),
+            "a number of all features": Term(2, (Read(Leaf((6,), tensor(6)), (var(i),)),)),
+            "values": Term(2, (Read(v, (var(i), var(e))),))}[own]
+    assert isinstance(recognise(Value(((i,), (e,)), (attention, term))), Match) == beside
