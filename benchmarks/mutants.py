@@ -190,7 +190,11 @@ class Fork:
 
 
 def look(mutants: Sequence[Mutant], jobs: int) -> dict[Mutant, Seen]:
-    """Which tests see which mutants of the pass. Tests that fail without any of them say nothing, and are left out."""
+    """Which tests see which mutants of the pass. Tests that fail without any of them say nothing, and are left out.
+
+    Raises:
+        RuntimeError: the tests do not end.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         lay_out(folder)
@@ -206,6 +210,8 @@ def look(mutants: Sequence[Mutant], jobs: int) -> dict[Mutant, Seen]:
             time.sleep(1)
         found: dict[int, Seen] = {}
         for part in parts:
+            if not part.left.startswith("["):
+                raise RuntimeError(f"the tests did not end: {part.left or 'they took too long'}")
             failed, seen = json.loads(part.left)
             for test in failed:
                 print(f"without any mutant, {test} fails", file=sys.stderr)

@@ -18,11 +18,11 @@ from collections.abc import Sequence, Set
 from dataclasses import replace
 from typing import Literal
 
-from . import ranges
 from .conditions import restricting
 from .index import Affine, Index, hint, mixed_radix, product, same, var
 from .normal_form import Leaf, Position, Read, Term, Value, detached_term, rename
 from .ranges import ALL
+from .ranges import product as product_of_ranges
 from .sizes import at_most
 
 LARGE = 80.0  # exp of more overflows float32
@@ -114,7 +114,7 @@ def own_steps_apart(t: Term) -> Term:
     own, rest = list[Term](), list[Term]()
     for e in (_plain(e, j) if e.bound and _one(e, pair) is j else e for e in t.exponent):
         step = e
-        if len(e.bound) == 1 and e.indicators == {Affine(1, {(b := e.bound[0]): 1, j: -1})}:
+        if len(e.bound) == 1 and e.indicators == {Affine(1, {(b := e.bound[0]): 1, j: -1})} and at_most(j.size, b.size):
             step = replace(e, coef=-e.coef, bound=(), indicators=frozenset()).substitute({b: var(j)})
             e = replace(e, indicators=frozenset({Affine(0, {b: 1, j: -1})}))
         if step.leaves() and _one(step, pair) is j and not step.bound and is_sum_at(step, j) and _falls(step):
@@ -129,7 +129,7 @@ def _falls(e: Term) -> bool:
     """Whether a product of tensors cannot be positive."""
     if not isinstance(e.coef, (int, float)) or any(r.function for r in e.reads()):
         return False
-    high = functools.reduce(ranges.product, (r.leaf.bounds for r in e.reads()), (float(e.coef), float(e.coef)))[1]
+    high = functools.reduce(product_of_ranges, (r.leaf.bounds for r in e.reads()), (float(e.coef), float(e.coef)))[1]
     return high <= 0
 
 

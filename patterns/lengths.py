@@ -64,7 +64,7 @@ def other_lengths(problem: Problem, symbols: dict[Any, int]) -> list[dict[Any, i
             found.append(symbols | dict.fromkeys(lengths, min(tables)))
         for m in sorted(_divisors([*numbers, *sizes])):     # no remainder, the least, and the greatest
             other = [{s: symbols[s] + (r - symbols[s]) % m for s in lengths} for r in (0, 1, m - 1)]
-            found += [symbols | x for x in other if max(x.values()) <= min(tables, default=LONGEST)]
+            found += [symbols | x for x in other if max(x.values()) <= min(tables, default=long + LONGEST)]
     shortest = min(int(hint(s.subs(symbols) if isinstance(s, sympy.Basic) else s)) for s in problem.lengths)
     for order in (others, others[::-1])[:min(len(others), 2)]:  # no two alike, and each the larger one once
         found.append(symbols | {s: max(2, shortest // 3) + n for n, s in enumerate(order)})

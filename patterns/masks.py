@@ -62,9 +62,11 @@ def is_indicator(v: Value) -> bool:
 
 def _are_bits(v: Value) -> bool:
     """Products of truth values and indicators, in any dtype: they take 0 and 1, or a number instead of it."""
-    return v.masked is None and len(v.terms) == 1 and bool(v.terms[0].factors) and not (
-        v.terms[0].exponent or v.terms[0].bound) and all(
-        isinstance(f, Read) and f.leaf.tensor.dtype == torch.bool and f.function in OPPOSITE for f in v.terms[0].factors)
+    if v.masked is not None or len(v.terms) != 1:
+        return False
+    (t,) = v.terms
+    return isinstance(t.coef, (int, float)) and bool(t.factors) and not (t.exponent or t.bound) and all(
+        isinstance(f, Read) and f.leaf.tensor.dtype == torch.bool and f.function in OPPOSITE for f in t.factors)
 
 
 _MIRROR = {"gt": "lt", "lt": "gt", "ge": "le", "le": "ge", "eq": "eq", "ne": "ne"}

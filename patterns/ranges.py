@@ -35,8 +35,8 @@ _VIEWS = frozenset({
     "view", "reshape", "transpose", "permute", "contiguous", "to", "float", "half", "bfloat16", "double", "squeeze", "type_as",
     "unsqueeze", "flatten", "unflatten", "chunk", "split", "unbind", "narrow", "getitem", "expand", "expand_as", "repeat",
     "repeat_interleave", "clone", "detach", "select", "flip", "movedim", "swapaxes", "moveaxis", "swapdims", "broadcast_to",
-    "tile", "ravel", "view_as", "reshape_as", "roll", "gather", "index_select", "take_along_dim", "diagonal", "unfold", "amax",
-    "amin", "mean"})  # ... and what is chosen among the elements of an argument, or lies between them
+    "tile", "ravel", "view_as", "reshape_as", "roll", "gather", "index_select", "take_along_dim", "diagonal", "amax", "amin",
+    "mean"})  # ... and what is chosen among the elements of an argument, or lies between them
 _MATRIX_VIEWS = frozenset({"mT", "T", "mH", "H"})
 _SUMS = {"add": 1, "radd": 1, "sub": -1, "subtract": -1, "rsub": -1}
 _PRODUCTS = frozenset({"mul", "rmul", "multiply"})
