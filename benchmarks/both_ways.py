@@ -120,7 +120,7 @@ def both_ways(text: str, mutants: dict[int, str]) -> str:
     tree = ast.parse(text)
     changes = {number: change(text, other) for number, other in mutants.items()}
     paths = sorted({c.expression for c in changes.values() if c.expression is not None}, key=len)
-    outer = {p: next(q for q in paths if p[:len(q)] == q and _closed(at(tree, q))) for p in paths}  # one may hold another
+    outer = {p: next(q for q in paths if p[:len(q)] == q) for p in paths}  # one may hold another
     edits: list[tuple[int, int, str]] = []
     starts = [0]
     for row in text.encode().split(b"\n"):

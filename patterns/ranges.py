@@ -31,12 +31,13 @@ _KNOWN: dict[str, Range] = {
     **dict.fromkeys(("logsigmoid", "log_sigmoid", "log_sigmoid_forward", "log_softmax", "_log_softmax"), (-math.inf, 0.0)),
     "elu": (-1.0, math.inf)}
 _NUMBERED = frozenset({"elu", "softplus"})  # by which they are told what their range is
-_VIEWS = frozenset({
+# Functions whose results are among the elements of their first argument, or lie between these.
+_WITHIN = frozenset({
     "view", "reshape", "transpose", "permute", "contiguous", "to", "float", "half", "bfloat16", "double", "squeeze", "type_as",
     "unsqueeze", "flatten", "unflatten", "chunk", "split", "unbind", "narrow", "getitem", "expand", "expand_as", "repeat",
     "repeat_interleave", "clone", "detach", "select", "flip", "movedim", "swapaxes", "moveaxis", "swapdims", "broadcast_to",
     "tile", "ravel", "view_as", "reshape_as", "roll", "gather", "index_select", "take_along_dim", "diagonal", "amax", "amin",
-    "mean"})  # ... and what is chosen among the elements of an argument, or lies between them
+    "mean"})
 _MATRIX_VIEWS = frozenset({"mT", "T", "mH", "H"})
 _SUMS = {"add": 1, "radd": 1, "sub": -1, "subtract": -1, "rsub": -1}
 _PRODUCTS = frozenset({"mul", "rmul", "multiply"})
@@ -110,7 +111,7 @@ class Ranges:
             return self.of(n.args[0], depth) if n.args[1] in _MATRIX_VIEWS else ALL
         if name in ("tensor", "as_tensor") and n.args and (numbers := _numbers(n.args[0])):
             return min(numbers), max(numbers)
-        if name in _VIEWS and n.args:
+        if name in _WITHIN and n.args:
             low, high = self.of(n.args[0], depth)
             return (low, high) if _holds(example, low, high) else ALL
         if name in _NUMBERED and (len(n.args) > 1 or n.kwargs):

@@ -111,16 +111,17 @@ def _near(inputs: Sequence[Tensor], seed: int, distance: float) -> list[Tensor]:
 
 def _noise(p: Program, inputs: Sequence[Tensor], gradients: bool, eager: Sequence[Tensor]) -> list[float]:
     """How far results of eager mode may be off for their own roundings. In fp64: as far as fp32 results are, in units of
-    these; by their whole size, if they are nothing but roundings (gradients that are 0 as numbers), for these change altogether
-    where inputs are moved a little. In fp32: the most that they are off for other inputs, a thousandth away, for roundings may
-    happen to cancel."""
+    these; by their whole size, if they are nothing but roundings (gradients that are 0 as numbers): these are small beside other
+    results, and change altogether where inputs are moved a little. In fp32: the most that they are off for other inputs, a
+    thousandth away, for roundings may happen to cancel."""
     f = p.function()
     if p.spec.dtype == torch.float64:
         unit = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
         narrow = results(f, _as(inputs, torch.float32), gradients)
         moved = results(f, _near(inputs, 0, MOVED), gradients)
-        return [1.0 if 0.01 < off(m, e) < float("inf") else min(off(n, e) * unit, NOISE)
-                for n, m, e in zip(narrow, moved, eager, strict=True)]
+        sizes = [float(e.abs().max()) if e.numel() else 0.0 for e in eager]
+        return [1.0 if size < EXACT * max(sizes) and 0.01 < off(m, e) < float("inf") else min(off(n, e) * unit, NOISE)
+                for n, m, e, size in zip(narrow, moved, eager, sizes, strict=True)]
     worst = [0.0] * len(eager)
     for seed in range(NEARBY):
         near = _near(inputs, seed, 1e-3)
