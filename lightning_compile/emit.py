@@ -16,7 +16,7 @@ from .patterns.match import Match, zeros_in_front
 from .patterns.normal_form import Read, Value
 from .patterns.weights import Density
 from .polynomials import powers
-from .reading import Builder, contracted, item, product_of, read, subtract, summed, through
+from .reading import LEAST, NOTHING, Builder, contracted, item, product_of, read, subtract, summed, through
 
 
 @dataclass(frozen=True)
@@ -262,7 +262,9 @@ def emit(b: Builder, places: Sequence[Builder], site: Site, operator: Callable[.
     comes after it, one for each match: an attention may be divided by its normaliser, which then comes first."""
     main, applied = site.main, _scale(site.main)
     if main.maximum:
-        x = places[0].call(torch.reshape, summed(places[0], main.value), tuple(shapes[0]))
+        x = summed(places[0], main.value)
+        x = places[0].call(torch.where, places[0].call(torch.gt, x, LEAST / 2), x, NOTHING)
+        x = places[0].call(torch.reshape, x, tuple(shapes[0]))
         return [places[0].call(torch.Tensor.to, x, dtypes[0]) if dtypes[0] is not None else x]
     if main.ends:
         state, at = direct_state(b, main), layout(main)

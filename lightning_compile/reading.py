@@ -17,6 +17,7 @@ from .patterns.index import Affine, Index, hint, product, same
 from .patterns.normal_form import Leaf, Numbers, Position, Read, Term, Value
 
 NOTHING = -math.inf  # the log-decay of a gate that is 0
+LEAST = -1e300       # a maximum of nothing
 
 
 class Builder(Protocol):
@@ -47,7 +48,8 @@ class Builder(Protocol):
 def whole(b: Builder, leaf: Leaf) -> Any:
     """A leaf; one that is put together from others is made here."""
     if leaf.greatest is not None:
-        return b.call(item, b.call(torch.cummax, summed(b, leaf.greatest), -1), 0)
+        # where nothing has been seen yet (left padding): infinities would have no difference, and NaN would stay in the state
+        return b.call(torch.clamp, b.call(item, b.call(torch.cummax, summed(b, leaf.greatest), -1), 0), LEAST)
     if leaf.exponent is not None:
         return _as_read(b, leaf, b.call(torch.exp, summed(b, leaf.exponent)))
     if leaf.level is not None:

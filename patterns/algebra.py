@@ -15,6 +15,7 @@ from .index import Affine, Index, Size, Unknown, product, var
 from .normal_form import MAX_TERMS, Numbers, Position, Read, Term, Value, rename
 
 OPPOSITE = {"": "complement", "complement": ""}
+LOG_OF = {"": "log", "complement": "log_complement"}    # of truth values: 0 and minus infinity
 
 
 def wider(a: torch.dtype | None, b: torch.dtype | None) -> torch.dtype | None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import sympy
 import torch
 
-from .algebra import OPPOSITE, add, multiply
+from .algebra import LOG_OF, OPPOSITE, add, multiply
 from .axes import align
 from .conditions import negation, nowhere
 from .index import Affine, Size, Unknown
@@ -69,6 +69,13 @@ def _are_bits(v: Value) -> bool:
         isinstance(f, Read) and f.leaf.tensor.dtype == torch.bool and f.function in OPPOSITE for f in t.factors)
 
 
+def _truths(v: Value) -> list[Read] | None:
+    """The truth values that a conjunction reads beside comparisons of positions; None where it is another value."""
+    if is_indicator(v) and v.terms[0].coef == 1:
+        return []
+    return v.terms[0].reads() if _are_bits(v) and v.terms[0].coef == 1 else None
+
+
 _MIRROR = {"gt": "lt", "lt": "gt", "ge": "le", "le": "ge", "eq": "eq", "ne": "ne"}
 
 
@@ -96,11 +103,14 @@ def where(c: Value, x: Value, y: Value) -> Value:
     axes, (c, n, x, y) = align(c, complement(c), x, y)
     for branch, other, cond in ((x, y, c), (y, x, n)):
         if other.infinite():
-            if not is_indicator(cond) or cond.terms[0].coef != 1:
-                raise Unknown("infinity under a condition that is not a conjunction of comparisons of positions")
+            truths = _truths(cond)
+            if truths is None or truths and other.sign > 0:
+                raise Unknown("infinity under a condition that is no conjunction of truth values and comparisons of positions")
             if branch.masked is not None and branch.sign != other.sign:
                 raise Unknown("infinities of both signs")
-            return Value(axes, branch.terms, (branch.masked or frozenset()) | cond.terms[0].indicators, other.sign)
+            holds = (branch.masked or frozenset()) | cond.terms[0].indicators
+            logs = tuple(Term(1, (replace(r, function=LOG_OF[r.function]),)) for r in truths)
+            return Value(axes, branch.terms + logs, holds or None if truths else holds, other.sign)
     chosen = multiply(c, x) if x.terms or x.masked else Value(axes, ())
     rest = multiply(n, y) if y.terms or y.masked else Value(axes, ())
     return add(*(replace(v, terms=tuple(t for t in v.terms if not nowhere(t.indicators))) for v in (chosen, rest)))

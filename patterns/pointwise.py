@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from . import monotone
-from .algebra import add, multiply
+from .algebra import LOG_OF, add, multiply
 from .conditions import always, negation, restricting
 from .evaluate import fold
 from .index import LAST, Affine, Index, Unknown, hint, mixed_radix, product, same, var
@@ -61,17 +62,27 @@ def _not_zero(f: Factor) -> bool:
 
 
 def exponential(v: Value) -> Value:
-    """exp of a sum goes into the exponent; -inf becomes an indicator."""
+    """exp of a sum goes into the exponent; -inf becomes an indicator, and the logarithm of a truth value the truth value."""
     if v.masked is not None and v.sign > 0:
         raise Unknown("exponential of +inf")
-    holds, exponent = set(v.masked or ()), []
+    holds, exponent, truths = set(v.masked or ()), [], list[Factor]()
     for t in v.terms:
         if not (t.factors or t.bound or t.exponent) and len(t.indicators) == 1 and isinstance(t.coef, (int, float)) \
                 and t.coef <= VANISHES:
             holds.add(negation(*t.indicators))              # a large number in place of -inf
+        elif (r := _log_of_truth(t)) is not None:
+            truths.append(r)
         else:
             exponent.append(t)
-    return Value(v.axes, (Term(1, indicators=frozenset(holds), exponent=tuple(exponent)),))
+    return Value(v.axes, (Term(1, tuple(truths), frozenset(holds), tuple(exponent)),))
+
+
+def _log_of_truth(t: Term) -> Read | None:
+    """The truth value of whose logarithm a term is."""
+    (r, *more) = t.reads() or (None,)
+    if r is None or more or r.leaf.tensor.dtype != torch.bool or t != Term(1, (r,), dtype=t.dtype, via=t.via):
+        return None
+    return next((replace(r, function=f) for f, log in LOG_OF.items() if log == r.function), None)
 
 
 def inverse_of_exponential(v: Value) -> Value | None:

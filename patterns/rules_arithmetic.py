@@ -11,6 +11,7 @@ from . import algebra as al
 from . import axes as ax
 from . import masks, pointwise
 from .calls import Call, rule
+from .conditions import negation
 from .index import Unknown, product, same, size_of
 from .normal_form import Numbers, Read, Term, Value, constant
 from .sums import enters, precedes
@@ -49,6 +50,8 @@ def sums(c: Call) -> Value:
         if c.out.dtype != torch.bool:
             raise Unknown("bitwise or of integers")
         x, y = c["self"], c["other"]
+        if x.leaves() or y.leaves():                        # neither of the two fails: a conjunction, which infinity may be under
+            return masks.complement(al.multiply(masks.complement(x), masks.complement(y)))
         return al.add(al.add(x, y), al.multiply(x, y), -1)
     alpha = c.get("alpha", 1)
     x, y = c.open("self"), c.open("other")
@@ -145,15 +148,40 @@ def logarithm(c: Call) -> Value:
 def _log_of(c: Call, x: Any, told: str) -> Value:
     """The logarithm of a base that is positive, whatever the inputs are. told: the code where it may be another."""
     v = c.table.value(x)
+    if (chosen := _log_of_chosen(v)) is not None:
+        return chosen
     if (found := pointwise.logarithm(v)) is not None:
         return found
     if v.leaves() and all(leaf.bounds[0] > 0 for leaf in v.leaves()) and len(v.terms) == 1 and _positive(v) and not isinstance(
             x, (int, float)):
-        (t,) = v.terms
-        if len(t.factors) == 1 and replace(t, factors=(), dtype=None, via=frozenset()) == Term() and not t.reads()[0].function:
-            return replace(v, terms=(replace(t, factors=(replace(t.reads()[0], function="log"),)),))
-        return c.table.leaf(x, "log")
+        return _log_of_gate(v) or c.table.leaf(x, "log")
     raise Unknown("powers of a base that may be negative, or zero", told)
+
+
+def _log_of_chosen(v: Value) -> Value | None:
+    """The logarithm of what is one thing where a condition holds and another elsewhere: that of each, there."""
+    if len(v.terms) != 2 or v.masked is not None:
+        return None
+    where = [t.indicators for t in v.terms]
+    if any(len(w) != 1 for w in where) or negation(*where[0]) != next(iter(where[1])):
+        return None
+    found: list[Term] = []
+    for t, w in zip(v.terms, where):
+        one = replace(v, terms=(replace(t, indicators=frozenset()),))
+        log = pointwise.logarithm(one) or _log_of_gate(one)
+        if log is None:
+            return None
+        found += [replace(s, indicators=s.indicators | w) for s in log.terms]
+    return replace(v, terms=tuple(found))
+
+
+def _log_of_gate(v: Value) -> Value | None:
+    """The logarithm of a tensor that is positive, read as it is."""
+    (t,) = v.terms
+    if len(t.factors) != 1 or replace(t, factors=(), dtype=None, via=frozenset()) != Term() or not v.leaves() or not all(
+            leaf.bounds[0] > 0 for leaf in v.leaves()) or t.reads()[0].function or not _positive(v):
+        return None
+    return replace(v, terms=(replace(t, factors=(replace(t.reads()[0], function="log"),)),))
 
 
 def _positive(v: Value) -> bool:

@@ -9,6 +9,7 @@ pieces there are, how long they are, or in which order they were computed.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -50,9 +51,9 @@ from .step_gates import DEPTHS, positionless
 log = logging.getLogger("lightning_compile")
 
 
-def recognise_pieces(pieces: Pieces, all_gates: bool = False) -> Match | NearMiss | None:
+def recognise_pieces(pieces: Pieces, all_gates: bool = False, with_own: bool = True) -> Match | NearMiss | None:
     """The attention that the pieces make up, why they are none though they come near, or None. `all_gates`: a number at a key's
-    position is a gate, and no number of the key."""
+    position is a gate, and no number of the key. `with_own`: steps may see of themselves what they see of no other."""
     if len(pieces.pieces) < 2 or not pieces.complete():
         return None
     try:
@@ -64,13 +65,15 @@ def recognise_pieces(pieces: Pieces, all_gates: bool = False) -> Match | NearMis
     except NotUnrolled:
         return None
     except NearMiss as e:                                   # many things are sums of products, as normalisers are
-        if e.code == "LC109" and not all_gates and isinstance(gated := recognise_pieces(pieces, True), Match):
+        if e.code == "LC109" and not all_gates and isinstance(
+                gated := recognise_pieces(pieces, True, with_own), Match):
             return gated
         if all_gates:
             return e
-        if e.code in ("LC106", "LC109", "LC201"):
+        if e.code in ("LC106", "LC109", "LC201") and with_own:
+            of_others = functools.partial(recognise_pieces, with_own=False)
             with contextlib.suppress(NotUnrolled):
-                if (apart := own_steps_apart(loop.pieces, loop.terms, recognise_pieces)) is not None:
+                if (apart := own_steps_apart(loop.pieces, loop.terms, of_others)) is not None:
                     return apart
         if e.code == "LC201" and (later := pieces_from_the_second(pieces, recognise_pieces)) is not None:
             return later

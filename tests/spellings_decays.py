@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -279,3 +280,25 @@ def scaled_gates_of_a_part_of_the_sequence(q: Tensor, k: Tensor, v: Tensor, f: T
     total = f.cumsum(-1)
     exponent = (total[..., :, None] - total[..., None, :] + i[..., None, :])
     return (q @ k.mT * exponent.masked_fill(q.new_ones(n, n).triu(1).bool(), -math.inf).exp()) @ v
+
+
+# ------------------------------------------ products of gates that are chosen below the diagonal, of all pairs
+def _chosen(name: str, gates: Callable[[Tensor, Tensor], Tensor], sites: int | None = 1, keeps: bool = False) -> None:
+    """The logarithm of what is one thing where a condition holds and another elsewhere is that of each."""
+    def program(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+        a = torch.sigmoid(f)[..., :, None].expand(B, H, N, N)
+        below = torch.ones(N, N, dtype=torch.bool).tril(-1)
+        return (q @ k.mT * gates(a, below).cumprod(-2).tril()) @ v
+
+    program.__name__ = f"products_of_gates_{name}"
+    spelling(gated, sites=sites, keeps=keeps)(program)
+
+
+_chosen("or_ones", lambda a, below: torch.where(below, a, 1.0))
+_chosen("filled_with_ones", lambda a, below: a.masked_fill(~below, 1.0))
+_chosen("and_ones_added", lambda a, below: a.tril(-1) + torch.ones(N, N, dtype=a.dtype).triu())
+_chosen("of_exponentials", lambda a, below: torch.where(below, (-a).exp(), 1.0), keeps=True)  # of all pairs
+_chosen("or_other_numbers", lambda a, below: torch.where(below, a, 0.5), sites=None)
+_chosen("further_below", lambda a, below: torch.where(below.tril(-2), a, 1.0), sites=0)
+_chosen("or_negative_numbers", lambda a, below: torch.where(below, a, -1.0), sites=0)
+_chosen("or_nothing", lambda a, below: torch.where(below, a, 0.0), sites=0)

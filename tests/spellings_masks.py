@@ -293,3 +293,29 @@ def padding_and_positions_that_are_equal(q: Tensor, k: Tensor, v: Tensor, f: Ten
     """What is masked is where both or none are true: no causal mask."""
     causal, there = torch.ones(N, N, dtype=torch.bool).tril(), (f > 0)[:, None, None, :]
     return (q @ k.mT).masked_fill((causal.double() + there) != 2, 0.0).mul((causal == there).double()) @ v
+
+
+# ---------------------------------------- infinity under a mask of positions and of keys, or rows
+def _infinite(name: str, masked: Callable[[Tensor, Tensor, Tensor], Tensor], sites: int = 1) -> None:
+    """exp(x - infinity) is 0: the exponential of what a mask leaves, times truth values."""
+    def program(q: Tensor, k: Tensor, v: Tensor, f: Tensor, g: Tensor) -> Tensor:
+        sums = -F.softplus(g).cumsum(-1)
+        d = masked(sums[..., :, None] - sums[..., None, :], torch.ones(N, N, dtype=torch.bool).tril(), f > 0)
+        return (q @ k.mT * d.exp()) @ v
+
+    program.__name__ = f"infinity_where_{name}"
+    spelling(lambda: [*qkv(), random(B, N), random(B, H, N)], sites=sites)(program)
+
+
+_infinite("a_key_is_padding", lambda d, causal, there: d.masked_fill(~causal, -torch.inf).masked_fill(
+    ~there[:, None, None, :], -torch.inf))
+_infinite("not_both", lambda d, causal, there: d.masked_fill(~(causal & there[:, None, None, :]), -torch.inf))
+_infinite("either_fails", lambda d, causal, there: d.masked_fill(~causal | ~there[:, None, None, :], -torch.inf))
+_infinite("either_is_chosen", lambda d, causal, there: torch.where(causal & there[:, None, None, :], d, -torch.inf))
+_infinite("a_key_or_a_row_is_padding", lambda d, causal, there: d.masked_fill(
+    ~(causal & there[:, None, None, :] & there[:, None, :, None]), -torch.inf))
+_infinite("a_key_is_there", lambda d, causal, there: d.masked_fill(~causal, -torch.inf).masked_fill(
+    there[:, None, None, :], -torch.inf))
+_infinite("rows_and_keys_differ", lambda d, causal, there: d.masked_fill(
+    ~(causal & (there[:, None, None, :] ^ there[:, None, :, None])), -torch.inf), sites=0)
+_infinite("only_a_key_is_padding", lambda d, causal, there: d.masked_fill(~there[:, None, None, :], -torch.inf), sites=0)

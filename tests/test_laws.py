@@ -221,6 +221,28 @@ def test_sums_in_exponents_keep_their_digits() -> None:
     assert error(compiled(q, k, v, forget, enter)) < 4 * error(f(q, k, v, forget, enter))
 
 
+def test_gates_of_infinity_in_front_leave_later_positions_alone() -> None:
+    """Left padding whose input gates are -inf has a greatest exponent of -inf, which is NaN in its own rows alone: as a
+    difference of maxima it was NaN in the state, and in all rows behind."""
+    def f(q: Tensor, k: Tensor, v: Tensor, forget: Tensor, enter: Tensor) -> Tensor:
+        n = q.shape[2]
+        g = torch.nn.functional.logsigmoid(forget).cumsum(-1)
+        d = g[..., :, None] - g[..., None, :] + enter[..., None, :]
+        d = d.masked_fill(torch.ones(n, n, dtype=torch.bool).triu(1), -torch.inf)
+        m = d.amax(-1, keepdim=True)
+        w = (q @ k.mT) * torch.exp(d - m)
+        return w @ v / torch.maximum(w.sum(-1, keepdim=True).abs(), torch.exp(-m))
+
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(*s, generator=generator, dtype=torch.float64) for s in [(2, 2, 48, 8)] * 3 + [(2, 2, 48)] * 2]
+    inputs[4][0, :, :5] = -torch.inf
+    assert len(lightning_compile.explain(f, *inputs, options=ALWAYS).rewritten) == 1
+    found, own = torch.compile(f, backend="lightning", options=ALWAYS)(*inputs), f(*inputs)
+    assert own[0, :, :5].isnan().all() and own[0, :, 5:].isfinite().all()
+    torch.testing.assert_close(found[0, :, 5:], own[0, :, 5:])
+    torch.testing.assert_close(found[1], own[1])
+
+
 def test_gradients_of_stabilised_gates_are_summed_by_the_operator() -> None:
     """The gradient of what all forget gates share is the sum of theirs, which nearly cancel: through weights that were rounded to
     bfloat16 it was 100 times as far from fp64 as eager's. It goes through the decay, whose gradient the operator sums in fp32."""
