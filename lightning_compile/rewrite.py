@@ -62,7 +62,8 @@ def rewrite(gm: fx.GraphModule, fake: FakeTensorMode, options: Options, thorough
         return Outcome(None, inside)
     with without_guards(fake):                                  # what is written is run on fake tensors too
         found = cand.find(gm, fake, _constants, parts)
-        used = (*found.interpreter.by_value, *(n for every in found.interpreter.table.folded.values() for n in every))
+        table = found.interpreter.table
+        used = (*found.interpreter.by_value, *(n for x in (table.folded, table.finite) for every in x.values() for n in every))
         if parts is not None and parts.twins and (any(c.steps for c in found.candidates) or others_differ(used, parts.twins)):
             # what such a loop reads may be made anywhere, and is moved: each is looked at by itself
             parts = islands(gm, share=False, thorough=thorough)
@@ -359,7 +360,7 @@ class _Pass:
             given = (key.tensor, key.version) not in self.table.records
             if given and node is not None and node.op in ("placeholder", "get_attr"):
                 self.relied[node] = None
-            self.relied.update(dict.fromkeys(self.table.folded.get(key, ())))
+            self.relied.update(dict.fromkeys((*self.table.folded.get(key, ()), *self.table.finite.get(key, ()))))
         self.relied.update({leaf.node: None for m in site.matches() for leaf in m.leaves() if leaf.relied and leaf.node})
         passed = verify.UNROLLED_CHECKS if site.main.unrolled else verify.CHECKS
         checks = "checked: " + ", ".join(passed) if self.options.verify != "off" else "not checked (verify is off)"

@@ -122,6 +122,12 @@ class Folder:
                 self.env.clear()
         return found if isinstance(found, Tensor) else None
 
+    def finite(self, wanted: fx.Node, now: fx.Node) -> bool:
+        """Whether all values of a constant are known, and finite."""
+        real = self.value(wanted, now)
+        with no_modes():
+            return real is not None and bool(real.isfinite().all())
+
     def _run(self, n: fx.Node) -> Any:
         if n.op in ("placeholder", "get_attr"):
             real = self._real(n)

@@ -232,6 +232,7 @@ class GraphInterpreter(fx.Interpreter):
             with self.table:
                 out = super().run_node(n)
             _agree(n, out, example)
+            self._repaired(n, out)
             if name_of(n) in UNDECLARED:
                 self.table.overwrite([t for m in may_write(n) if isinstance(t := self.env.get(m), torch.Tensor)])
         self._settle(n, out)
@@ -254,6 +255,16 @@ class GraphInterpreter(fx.Interpreter):
         if (found := known_value(real)) is not None:
             self.table.put(t, found)
             self.table.folded[Key(id(t), self.table.versions.get(id(t), 0))] = self.folder.inputs(mask)
+
+    def _repaired(self, n: fx.Node, out: Any) -> None:
+        """A constant without NaN and infinities is what it was before these were taken out of it."""
+        if name_of(n).rstrip("_") != "nan_to_num" or not n.args or not isinstance(m := n.args[0], fx.Node):
+            return
+        if not self.folder.known.get(n) or (t := self.env.get(m)) is None or t is out:
+            return
+        if self.folder.finite(m, n):
+            self.table.put(out, self.table.value(t))
+            self.table.finite[Key(id(out), self.table.versions.get(id(out), 0))] = self.folder.inputs(m)
 
     @staticmethod
     def _like(t: torch.Tensor) -> torch.Tensor:

@@ -58,6 +58,7 @@ class SideTable(Assembled):
         self.viewed: set[int] = set()                           # of these, mere views and casts of one
         self.codes: dict[int, str] = {}                         # of tensors that no rule expresses, where the rule says why
         self.folded: dict[Key, list[fx.Node]] = {}              # constants known by their values, and the inputs of these
+        self.finite: dict[Key, list[fx.Node]] = {}              # constants of which is known that they are, and the same
         self.mutations: list[tuple[int, fx.Node | None]] = []   # (storage, node)
         self.stale: set[int] = set()                            # tensors whose memory was written to, and that nobody read since
         self.current: fx.Node | None = None

@@ -211,3 +211,27 @@ def _at_once(name: str, slope: Callable[[Tensor], Tensor], across: float = C, si
 _at_once("a_rate_of_each_head", torch.exp, slow=False)
 _at_once("a_rate_of_any_sign", lambda w: w)
 _at_once("another_rate_across_chunks", torch.exp, C + 1, sites=None)
+
+
+# --------------------------------------------- what a chunk leaves is added position by position, each times a power of a given rate
+def _by_position(name: str, rate: Callable[[Tensor], Tensor], sites: int | None = 1, slow: bool = True) -> None:
+    """Powers of an exponential are exponentials of the same tensor, whichever way they are taken."""
+    def program(q: Tensor, k: Tensor, v: Tensor, w: Tensor) -> Tensor:
+        a, i = rate(w).view(1, H, 1, 1), torch.arange(C, dtype=q.dtype)
+        inside = torch.where(i[:, None] >= i, a ** (i[:, None] - i), torch.zeros(C, C, dtype=q.dtype))
+        state, out = q.new_zeros(B, H, D, E), []
+        for n in range(0, N, C):
+            x, y, z = (t[:, :, n:n + C] for t in (q, k, v))
+            out.append((x @ y.mT * inside) @ z + (x @ state) * a ** (i + 1)[:, None])
+            state = state * a ** C
+            for t in range(C):
+                state = state + a ** (C - 1 - t) * torch.einsum("bhd,bhe->bhde", y[:, :, t], z[:, :, t])
+        return torch.cat(out, 2)
+
+    program.__name__ = f"chunks_left_by_position_times_{name}"
+    spelling(lambda: [*qkv(), random(H)], sites=sites, keeps=True, slow=slow)(program)
+
+
+_by_position("powers_of_an_exponential", lambda w: torch.exp(-w.abs()), slow=False)
+_by_position("powers_of_a_sigmoid", torch.sigmoid)
+_by_position("powers_of_a_tensor_of_any_sign", lambda w: w, sites=None)

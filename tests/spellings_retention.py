@@ -336,3 +336,30 @@ def _assigned(name: str, batch: bool, odd: bool) -> None:
 _assigned("for_all", False, False)
 _assigned("for_each_batch", True, False)
 _assigned("with_another_one", False, True)
+
+
+@spelling(lambda: [*qkv(), torch.tensor([0.9, 0.97], dtype=torch.float64).log()], sites=None)
+def retention_mask_repaired_twice_of_a_given_decay(q: Tensor, k: Tensor, v: Tensor, decay: Tensor) -> Tensor:
+    """What a quotient of a given tensor repairs is not known."""
+    return (q @ k.mT * _repaired_twice(decay)) @ v
+
+
+def _repaired_twice(decay: Tensor) -> Tensor:
+    i = torch.arange(N, dtype=decay.dtype)
+    mask = (i[:, None] - i).masked_fill(~torch.ones(N, N, dtype=torch.bool).tril(), torch.inf)
+    mask = torch.nan_to_num(torch.exp(mask * decay[:, None, None]))
+    return torch.nan_to_num(mask / mask.sum(-1, keepdim=True).sqrt(), nan=0.0)
+
+
+class RepairedTwice(nn.Module):
+    """Torchscale's mask, of which some versions repair the quotient, too: known numbers that are finite are as they were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("decay", torch.tensor([0.9, 0.97], dtype=torch.float64).log())
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k.mT * _repaired_twice(self.decay)) @ v
+
+
+spelling(qkv)(RepairedTwice)

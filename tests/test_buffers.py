@@ -142,3 +142,27 @@ def test_a_changed_rate_that_is_not_trained_is_noticed() -> None:
     agree()
     model.gamma.requires_grad_()
     agree()
+
+
+class Repaired(nn.Module):
+    """A mask of known numbers, out of which NaN is taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("decay", torch.tensor([-0.1, -0.2], dtype=torch.float64))
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        i = torch.arange(N, dtype=q.dtype)
+        mask = torch.exp((i[:, None] - i).tril() * self.decay[:, None, None]).tril()
+        return (q @ k.mT * torch.nan_to_num(mask / mask.sum(-1, keepdim=True).sqrt())) @ v
+
+
+def test_a_decay_that_is_no_number_any_more_is_noticed() -> None:
+    """That nothing had to be repaired was told by the values of the buffer."""
+    model, (q, k, v) = Repaired(), (x[:2, :2] for x in qkv())
+    fast = compiled(model)
+    torch.testing.assert_close(fast(q, k, v), model(q, k, v), rtol=1e-9, atol=1e-9)
+    assert counters["lightning"]["rewritten"] == 1
+    model.decay[1] = torch.nan
+    assert bool(model(q, k, v).isfinite().all())
+    torch.testing.assert_close(fast(q, k, v), model(q, k, v), rtol=1e-9, atol=1e-9)
