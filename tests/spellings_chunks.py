@@ -213,7 +213,7 @@ _at_once("a_rate_of_any_sign", lambda w: w)
 _at_once("another_rate_across_chunks", torch.exp, C + 1, sites=None)
 
 
-# --------------------------------------------- what a chunk leaves is added position by position, each times a power of a given rate
+# ---------------------------------- what a chunk leaves is added position by position, each times a power of a given rate
 def _by_position(name: str, rate: Callable[[Tensor], Tensor], sites: int | None = 1, slow: bool = True) -> None:
     """Powers of an exponential are exponentials of the same tensor, whichever way they are taken."""
     def program(q: Tensor, k: Tensor, v: Tensor, w: Tensor) -> Tensor:
