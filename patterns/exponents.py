@@ -307,7 +307,7 @@ def _made(terms: Sequence[Term], x: Index, kind: Literal["greatest", "exponent",
         return f"{a.const}" + "".join(sorted(f" {c}*{'sum' if y in b else names[y]}" for y, c in a.coef.items()))
 
     def named(t: Term) -> str:
-        reads = sorted(f"{id(r.leaf)} {r.function} {r.detached} {[place(a, t.bound) for a in r.index]}" for r in t.reads())
+        reads = sorted(f"{r.leaf.number} {r.function} {r.detached} {[place(a, t.bound) for a in r.index]}" for r in t.reads())
         return f"{t.coef} {reads} {sorted(place(a, t.bound) for a in t.indicators)}"
 
     key = (kind, *(str(y.size) for y in order), *sorted(map(named, terms)))

@@ -105,6 +105,9 @@ class Index:
         self._first = self
         self.tied: list[Index] = []     # of a first one: those among its names that are tied to others, either way
 
+    def __hash__(self) -> int:
+        return self.id                                      # not its address: sets are gone through in the same order each time
+
     @property
     def first(self) -> Index:
         """The oldest of the variables that are this one by another name; itself, if it has no other name."""

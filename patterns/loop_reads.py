@@ -69,7 +69,7 @@ def same_place(r: Read, keys: Sequence[Read]) -> bool:
 
 def in_order(reads: Sequence[Read]) -> tuple[Read, ...]:
     """An order that equal products share."""
-    return tuple(sorted(reads, key=lambda r: (r.function, [len(a.coef) for a in r.index], id(r.leaf))))
+    return tuple(sorted(reads, key=lambda r: (r.function, [len(a.coef) for a in r.index], r.leaf.number)))
 
 
 def shares(t: Term, state: Read, terms: Sequence[Term]) -> bool:

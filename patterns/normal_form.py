@@ -8,6 +8,7 @@ expression e that stands for [e <= 0]. A factor is a read of a leaf at affine in
 """
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -40,6 +41,7 @@ class Leaf:
     itself, of a `level` too, but in fp64: differences of it are decays; a `product` has its own dtype. What was `made` of it and
     of others in one of these ways is held by the first of them. Along the digits `flat` of its axes, all `digits` of which
     these are, it is the same everywhere.
+    Leaves are numbered as they are made.
     `code` is what a user is told where it is in the way, if there is more to say than that it is.
     """
 
@@ -68,6 +70,10 @@ class Leaf:
     flat: frozenset[Index] = frozenset()
     digits: dict[int, tuple[Index, ...]] = field(default_factory=dict, repr=False)
     code: str = ""
+    number: int = field(default_factory=itertools.count().__next__, init=False, repr=False)
+
+    def __hash__(self) -> int:
+        return self.number                                  # not its address: sets are gone through in the same order each time
 
     @property
     def sources(self) -> tuple[Read, ...]:
@@ -118,7 +124,7 @@ class Leaf:
                 return "numbers"
             terms = (f"{_number(t.coef)} {'sum ' * bool(t.bound)}{' '.join(repr(r.leaf) for r in t.reads())}" for t in v.terms)
             return f"{'cummax' if self.greatest else 'exp' if self.exponent else ''}({' + '.join(terms)})"
-        return self.node.name if self.node is not None else f"tmp{id(self) & 0xFFF:x}"
+        return self.node.name if self.node is not None else f"tmp{self.number}"
 
 
 def _number(x: Any) -> str:

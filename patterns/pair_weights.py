@@ -158,7 +158,7 @@ def atoms_of(problem: Problem) -> list[Atom]:
     batch = set(problem.batch)
     for n, part in enumerate(problem.parts):
         for t in part.exponent:
-            reads = tuple(sorted((f for f in t.factors if isinstance(f, Read)), key=lambda r: (id(r.leaf), r.function)))
+            reads = tuple(sorted((f for f in t.factors if isinstance(f, Read)), key=lambda r: (r.leaf.number, r.function)))
             at = set()
             signature = []
             for number, r in enumerate(reads):
@@ -171,7 +171,7 @@ def atoms_of(problem: Problem) -> list[Atom]:
                         index.append(None)
                     else:
                         index.append(a)
-                signature.append((id(r.leaf), r.function, r.detached, tuple(index)))
+                signature.append((r.leaf.number, r.function, r.detached, tuple(index)))
             stray = t.free() - batch - set(part.variables)
             if stray:
                 raise near_miss("LC202")

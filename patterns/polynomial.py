@@ -50,7 +50,7 @@ def _signature(s: Scores, t: Term, positions: set[Index]) -> Any:
     def name(x: Index) -> Any:
         return ("d", str(x.size)) if x in s.features else x.id
 
-    return Counter((id(r.leaf), r.function, r.detached, tuple(
+    return Counter((r.leaf.number, r.function, r.detached, tuple(
         "position" if set(a.coef) & positions else (str(a.const), frozenset((name(x), str(c)) for x, c in a.coef.items()))
         for a in r.index)) for r in s.reads)
 

@@ -138,7 +138,7 @@ def _polynomial(value: Value, by_degree: dict[int, list[Term]]) -> Match | NearM
 def _sum_of(m: Match) -> Any:
     """What is summed, but for the names of variables; the checks compare the rest."""
     def read(r: Read) -> Any:
-        return id(r.leaf), r.function, r.detached, tuple((str(a.const), sorted(map(str, a.coef.values()))) for a in r.index)
+        return r.leaf.number, r.function, r.detached, tuple((str(a.const), sorted(map(str, a.coef.values()))) for a in r.index)
 
     groups = enumerate((m.q, m.k, m.v, m.out))
     reads = tuple(sorted(((role, read(r)) for role, group in groups for r in group), key=str))

@@ -286,10 +286,10 @@ def atoms_of(tables: Tables, weights: Iterable[Term], low: int, late: bool = Fal
     found: dict[Any, Atom] = {(): Atom((), low)}
     for t in weights:
         for e in t.exponent:
-            reads = tuple(sorted((f for f in e.factors if isinstance(f, Read)), key=lambda r: (id(r.leaf), r.function)))
+            reads = tuple(sorted((f for f in e.factors if isinstance(f, Read)), key=lambda r: (r.leaf.number, r.function)))
             if any(isinstance(f, Read) for x in e.exponent for f in _factors(x)):
                 raise near_miss("LC201", seen="an exponent within an exponent")
-            key = tuple((id(r.leaf), r.function, r.detached,
+            key = tuple((r.leaf.number, r.function, r.detached,
                          tuple(a for n, a in enumerate(r.index) if n not in tables.positions[r.leaf])) for r in reads)
             found.setdefault(key, Atom(reads, low, late))
     return list(found.values())

@@ -100,7 +100,7 @@ def _names(t: Term, outer: Mapping[Index, Any]) -> dict[Index, Any]:
     """Names for variables: their own if they are free, what they do if they are bound."""
     names = dict(outer)
     for b in t.bound:
-        uses = [(id(f.leaf), f.function, n, str(a.coef[b])) for f in _reads(t) for n, a in enumerate(f.index) if b in a.coef]
+        uses = [(f.leaf.number, f.function, n, str(a.coef[b])) for f in _reads(t) for n, a in enumerate(f.index) if b in a.coef]
         names[b] = ("bound", str(b.size), tuple(sorted(uses)))
     return names
 

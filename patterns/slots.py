@@ -105,15 +105,10 @@ def _of_many(number: int, column: Sequence[Read], fixed: set[Index], starts: Seq
     begins: dict[Leaf, int] = {}
     parts: dict[Leaf, Read] = {}
     for r, start in zip(column, starts):
-        alike = _varying(r) == _varying(first) if not axes else len(r.index) == len(first.index) and all(
+        alike = r.variables() == first.variables() if not axes else len(r.index) == len(first.index) and all(
             a == b if n not in axes else not set(b.coef) & fixed and len(b.coef) <= 1 and b.const == 0
             for n, (a, b) in enumerate(zip(first.index, r.index)))
         if start is None or not alike or len(axes) > 1 or begins.setdefault(r.leaf, start) != start:
             raise near_miss("LC109")
         parts.setdefault(r.leaf, r)
     return Slot(number, first, axes, begins, tuple(parts.values()))
-
-
-def _varying(r: Read) -> list[Affine]:
-    """The index of a read but for the axes that it reads at one place."""
-    return [a for a in r.index if a.coef]

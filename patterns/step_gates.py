@@ -98,7 +98,7 @@ def _of_axes(r: Read) -> Read:
 def _whole(r: Read) -> Any:
     """Equal for reads of the same elements, whatever their variables are called."""
     names = {x: n for n, x in enumerate(variables(r))}
-    return id(r.leaf), _covers(r) or tuple((str(a.const), *sorted((names[x], str(c), str(x.size)) for x, c in a.coef.items()))
+    return r.leaf.number, _covers(r) or tuple((str(a.const), *sorted((names[x], str(c), str(x.size)) for x, c in a.coef.items()))
                                            for a in r.index)
 
 

@@ -127,3 +127,34 @@ def outputs_whose_means_are_added_to_the_state(q: Tensor, k: Tensor, v: Tensor) 
         means.append(out[-1].mean())
         state = state + 0.1 * means[-1]
     return torch.stack(out, 2), torch.stack(means)
+
+
+class ACellThatRotatesByItsNumber(nn.Module):
+    """As Torchscale's: the first step rotates by nothing, so that its keys are views of their projection, and those of all others
+    are tensors of another layout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.gate, self.o = (nn.Linear(H * D, H * D, bias=False) for _ in range(5))
+        self.register_buffer("angle", torch.linspace(0.1, 0.9, D))
+        self.register_buffer("decay", torch.tensor([-0.05, -0.1]))
+
+    def rotated(self, x: Tensor, t: int) -> Tensor:
+        x = x.view(x.shape[0], 1, H, D).transpose(1, 2)
+        other = torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
+        return x * torch.cos(self.angle * t) + other * torch.sin(self.angle * t)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, state = [], None
+        for t in range(x.shape[1]):
+            y = x[:, t:t + 1]
+            k = self.k(y)
+            k *= D**-0.5
+            q, k, v = self.rotated(self.q(y), t), self.rotated(k, t), self.v(y).view(x.shape[0], H, D, 1)
+            state = k * v if state is None else state * self.decay.exp()[:, None, None] + k * v
+            o = F.rms_norm((q * state).sum(3), (D,)).reshape(x.shape[0], 1, H * D)
+            out.append(self.o(F.silu(self.gate(y)) * o))
+        return torch.cat(out, 1)
+
+
+spelling(lambda: [random(B, 18, H * D)], keeps=True)(ACellThatRotatesByItsNumber)

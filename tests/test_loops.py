@@ -9,12 +9,15 @@ import torch
 import torch.nn.functional as F
 from loops import LOOPS, NOT_LOOPS, zeros
 from loops_normalised import APART, NORMALISED
+from spelling import D, H
+from spellings_outputs import ACellThatRotatesByItsNumber
 from torch import Tensor
 from torch._dynamo.utils import counters
 
 import lightning_compile
 from lightning_compile.backend import examine
 from lightning_compile.options import Options
+from lightning_compile.patterns import candidates
 
 OPTIONS = {"when": "always"}
 N = 28
@@ -249,3 +252,11 @@ def test_what_a_step_draws_at_random_is_not_moved() -> None:
     inputs = [torch.randn(2, 2, 8, n) for n in (4, 4, 5)]
     report = lightning_compile.explain(f, *inputs, options={"when": "always"})
     assert not report.rewritten and [c.code for c in report.rejected] == ["LC303"], report
+
+
+def test_a_first_step_whose_keys_lie_otherwise_needs_no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step's keys are views of their projection, those of the others tensors of another layout: they are keys of one
+    loop at once, for a long loop leaves no time to look again."""
+    monkeypatch.setattr(candidates, "SPARE", 0)
+    found = lightning_compile.explain(ACellThatRotatesByItsNumber(), torch.randn(2, 10, H * D), options=OPTIONS)
+    assert len(found.rewritten) == 1, str(found)
