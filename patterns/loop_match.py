@@ -59,6 +59,8 @@ def weigh(pieces: Pieces, frame: Frame, forms: Sequence[Form], states: States, d
     if cut and sum(not parts for parts in states.values()) > 1:
         raise near_miss("LC305", leaf=cut[0])
     stride = int(np.prod([hint(s) for s in frame.sizes], dtype=int))
+    if _side_by_side(forms, states):
+        raise NotUnrolled
     updates, starts = _in_order_of_use(forms, states, stride)
     weights = [p.weight for parts in (*states.values(), *(f.parts for f in forms)) for p in parts]
     if len(updates) < 2 or any(isinstance(t.coef, sympy.Basic) for t in weights):
@@ -200,6 +202,19 @@ def _independent(operands: Sequence[Leaf], states: States) -> None:
             if n not in seen:
                 seen.add(n)
                 todo.append(n)
+
+
+def _side_by_side(forms: Sequence[Form], states: States) -> bool:
+    """Whether the first and the last piece read states that have no keys in common, as heads of one step have: in a sequence one
+    of the two sees what the other one sees."""
+    ends = sorted(forms, key=lambda f: f.start)
+    seen: list[set[Any]] = []
+    for f in (ends[0], ends[-1]):
+        if not any(isinstance(p, Carry) for p in f.parts):
+            return False
+        every, _ = _in_order_of_use([f], states, 1)
+        seen.append({tuple((r.leaf, *(str(a.const) for a in r.index)) for r in u.k) for u in every})
+    return all(seen) and not seen[0] & seen[1]
 
 
 def _in_order_of_use(forms: Sequence[Form], states: States,

@@ -55,7 +55,7 @@ def outputs_of_steps(interpreter: GraphInterpreter, known: Iterable[Known]
             alike = tuple(map(str, t.shape)), t.dtype
             if not value.terms:
                 zeros.setdefault((n.target, *alike), []).append(n)
-            if n in taken or not _contractions(value.terms):
+            if n in taken or not _contractions(value.terms) or id(t) in table.pieces:  # heads of a step, side by side
                 continue
             contractions.setdefault(alike, []).append(n)
             if _reads_a_state(value.terms):

@@ -158,3 +158,43 @@ class ACellThatRotatesByItsNumber(nn.Module):
 
 
 spelling(lambda: [random(B, 18, H * D)], keeps=True)(ACellThatRotatesByItsNumber)
+
+
+# ------------------------------------- an inner loop over heads, each a loop of its own
+@spelling(lambda: [*qkv(n=12), random(B, H, 12)], sites=H)
+def heads_in_an_inner_loop(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+    """What the heads of a step read of their states are no positions of a sequence."""
+    a, states, out = torch.sigmoid(f), [q.new_zeros(B, D, E) for _ in range(H)], []
+    for t in range(12):
+        o = []
+        for h in range(H):
+            states[h] = a[:, h, t, None, None] * states[h] + k[:, h, t, :, None] * v[:, h, t, None, :]
+            o.append((q[:, h, t, None] @ states[h])[:, 0])
+        out.append(torch.stack(o, 1))
+    return torch.stack(out, 2)
+
+
+class RetentionOneHeadAfterTheOther(nn.Module):
+    """A recurrent retention of several heads with projections of their own, a norm over all of them and a gate behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.q, self.k, self.v = (nn.ParameterList(torch.randn(8, n) for _ in range(H)) for n in (D, D, E))
+        self.norm, self.gate = nn.GroupNorm(H, H * E), nn.Linear(8, H * E)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states: list[Tensor | float] = [0.0] * H
+        out = []
+        for t in range(x.shape[1]):
+            heads = []
+            for h in range(H):
+                q, k, v = (x[:, t:t + 1] @ w[h] for w in (self.q, self.k, self.v))
+                states[h] = (1 - 2.0 ** (-3 - h)) * states[h] + k.mT @ v
+                heads.append(q @ states[h])
+            y = self.norm(torch.cat(heads, -1).flatten(0, 1)).unflatten(0, (x.shape[0], 1))
+            out.append(F.silu(self.gate(x[:, t:t + 1])) * y)
+        return torch.cat(out, 1)
+
+
+spelling(lambda: [random(B, 12, 8)], sites=H, keeps=True)(RetentionOneHeadAfterTheOther)
