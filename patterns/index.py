@@ -234,3 +234,8 @@ def mixed_radix(group: Iterable[Index]) -> Affine:
         result = result + Affine(0, {x: stride})
         stride = stride * x.size
     return result
+
+
+def in_order(size: Size) -> tuple[bool, Any]:
+    """A key to sort sizes by: 9 before 10, and expressions last."""
+    return (False, size) if isinstance(size, int) else (True, str(size))

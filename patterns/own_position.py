@@ -15,7 +15,7 @@ from dataclasses import replace
 from .algebra import pinned
 from .codes import NearMiss
 from .conditions import restricting
-from .index import Affine, product, same, var
+from .index import Affine, in_order, product, same, var
 from .loop_forms import expand, resolved
 from .loop_roles import is_sum
 from .match import Match
@@ -145,7 +145,7 @@ def _moving(t: Term, value: Value, model: Term, of: Value, steps: int) -> Moving
 
 
 def _sorted(t: Term) -> list[Read]:
-    return sorted(t.reads(), key=lambda r: (str(r.leaf), r.function, [(len(a.coef), str(a.const)) for a in r.index]))
+    return sorted(t.reads(), key=lambda r: (r.leaf.number, r.function, [(len(a.coef), *in_order(a.const)) for a in r.index]))
 
 
 def reads_a_state(terms: Sequence[Term]) -> bool:

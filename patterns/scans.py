@@ -19,7 +19,7 @@ from typing import Any
 
 from .algebra import times
 from .divided import opened, undivided
-from .index import Affine, Index, var
+from .index import Affine, Index, in_order, var
 from .loop_forms import LOGARITHMS, NotUnrolled, as_exponent, resolved, substituted, without
 from .normal_form import Factor, Numbers, Position, Read, Term, Value, rename
 from .pieces import Pieces, finest, renamed
@@ -178,9 +178,14 @@ class _Family:
         return max(starts, default=self.first)
 
 
+def _by_place(p: _Part) -> Any:
+    """Parts of one name by where they are read: 9 before 10."""
+    return hash(p.name), list(map(in_order, p.at))
+
+
 def _family(found: Sequence[tuple[int, Sequence[_Part]]]) -> _Family:
     """The family of the parts of some steps; _NoScan if they are none."""
-    sets = [(step, sorted(parts, key=lambda p: (str(hash(p.name)), str(p.at)))) for step, parts in found]
+    sets = [(step, sorted(parts, key=_by_place)) for step, parts in found]
     first, parts = sets[0]
     steps: list[tuple[Any, ...]] = [(0,) * len(p.at) for p in parts]
     if len(sets) > 1:
