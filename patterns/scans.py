@@ -19,7 +19,7 @@ from typing import Any
 
 from .algebra import times
 from .divided import opened, undivided
-from .index import Affine, Index, in_order, var
+from .index import Affine, Index, in_order, same, var
 from .loop_forms import LOGARITHMS, NotUnrolled, as_exponent, resolved, substituted, without
 from .normal_form import Factor, Numbers, Position, Read, Term, Value, rename
 from .pieces import Pieces, finest, renamed
@@ -82,17 +82,18 @@ def _of_parts(lead: Term, made: Sequence[Any]) -> Term:
 @dataclass(frozen=True)
 class _Part:
     """A factor, an indicator or a summand of the exponent. `name` is equal for equal ones at other positions; `at` are the
-    constants in their indices, in the order in which `_moved` meets them."""
+    constants in their indices, in the order in which `_moved` meets them, and in conditions, of which `read` tells them."""
 
     name: Any
     at: tuple[Any, ...]
     what: Factor | Affine | Term
+    read: tuple[bool, ...]
 
 
 def _parts(t: Term) -> list[_Part]:
     names = _names(t, {})
     found = [_part(f, names) for f in t.factors]
-    found += [_part(a, names) for a in t.indicators]
+    found += [_part(a, names) for a in _ordered(t.indicators)]
     return found + [_part(e, names) for e in t.exponent]
 
 
@@ -112,15 +113,16 @@ def _reads(t: Term) -> Iterator[Read]:
 
 
 def _part(what: Factor | Affine | Term, names: Mapping[Index, Any]) -> _Part:
-    at: list[Any] = []
+    at, read = list[Any](), list[bool]()
 
-    def affine(a: Affine) -> Any:
+    def affine(a: Affine, where: bool = True) -> Any:
         at.append(a.const)
+        read.append(where)
         return frozenset((names.get(x, x), str(c)) for x, c in a.coef.items())
 
     def name(f: Factor | Affine | Term) -> Any:
         if isinstance(f, Affine):
-            return "indicator", affine(f)
+            return "indicator", affine(f, False)
         if isinstance(f, Read):
             return f.leaf, f.function, f.detached, tuple(map(affine, f.index))
         if isinstance(f, Numbers):
@@ -133,13 +135,22 @@ def _part(what: Factor | Affine | Term, names: Mapping[Index, Any]) -> _Part:
             part = _part(x, inner)
             made.append(part.name)
             at.extend(part.at)
+            read.extend(part.read)
         return "exponent", f.coef, tuple(made)
 
-    return _Part(name(what), tuple(at), what)
+    return _Part(name(what), tuple(at), what, tuple(read))
 
 
 def _ordered(indicators: frozenset[Affine]) -> list[Affine]:
-    return sorted(indicators, key=lambda a: sorted(str(c) for c in a.coef.values()))
+    """Conditions in an order that those of other steps have as well; a variable's own size is none."""
+    return sorted((a for a in indicators if not _is_its_size(a)), key=lambda a: (
+        sorted(str(c) for c in a.coef.values()), in_order(a.const)))
+
+
+def _is_its_size(a: Affine) -> bool:
+    """Whether a condition says no more than that a variable is less than its size."""
+    (x, c), *more = a.coef.items() or [(None, 0)]
+    return x is not None and not more and c == 1 and same(a.const, 1 - x.size)
 
 
 def _moved(what: Any, by: Iterator[Affine]) -> Any:
@@ -173,8 +184,8 @@ class _Family:
 
     def earliest(self) -> int:
         """The step at which the first of the moving constants would be the least that is not negative."""
-        starts = [self.first - c // s for p, steps in zip(self.parts, self.steps) for c, s in zip(p.at, steps)
-                  if isinstance(c, int) and isinstance(s, int) and s > 0]
+        starts = [self.first - c // s for p, steps in zip(self.parts, self.steps) for c, s, read in zip(p.at, steps, p.read)
+                  if read and isinstance(c, int) and isinstance(s, int) and s > 0]
         return max(starts, default=self.first)
 
 
