@@ -62,11 +62,21 @@ def compare(table: SideTable, site: Site, targets: Sequence[Key], regions: Seque
 
 
 def _damp(site: Site, leaves: Mapping[Leaf, Tensor], sizes: Sizes) -> None:
-    """Makes log-decays small enough for the length: one number for all steps would grow beyond what fp64 holds."""
-    n = product(sizes.of(x) for x in site.main.rows)
+    """Makes log-decays small enough for the length: one number for all steps would grow beyond what fp64 holds. Truth values are
+    what they are, and of gates the logarithms are meant."""
+    share = min(1, STEPS / product(sizes.of(x) for x in site.main.rows))
+    functions = {r.leaf: r.function for m in site.matches() for g in m.decay for r in g.reads}
     with torch.no_grad():
-        for leaf in {r.leaf for m in site.matches() for g in m.decay for r in g.reads} & set(leaves):
-            leaves[leaf].mul_(min(1, STEPS / n))
+        for leaf in functions.keys() & set(leaves):
+            x = leaves[leaf]
+            if leaf.tensor.dtype == torch.bool:
+                continue
+            if functions[leaf] == "log":
+                x.pow_(share)
+            elif functions[leaf] == "log_complement":
+                x.copy_(1 - (1 - x) ** share)
+            else:
+                x.mul_(share)
 
 
 def some_pieces(table: SideTable, target: Key, sizes: Sizes) -> list[tuple[int, int, Key]]:

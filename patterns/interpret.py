@@ -27,7 +27,7 @@ from .leaves import (
     writable,
 )
 from .memory import UNDECLARED, may_write
-from .names import name_of
+from .names import draws, name_of
 from .normal_form import Value, detached, whole_tensor
 from .ranges import Ranges
 from .records import Key
@@ -108,6 +108,8 @@ class GraphInterpreter(fx.Interpreter):
         self.writes = 0                                         # and the writes before it
         self.switched = False                                    # whether calls differ in gradients or autocast
         self.symbols: dict[str, fx.Node] = {}
+        self.expressions: dict[Any, fx.Node] = {}                # the first node of each
+        self.same: dict[fx.Node, fx.Node] = {}                   # and of each node the first that computes the same
         self.folder = Folder(gm)
         self.ranges = Ranges()
         self.closed = closed                                     # nodes that are leaves, whatever they are made of
@@ -233,6 +235,7 @@ class GraphInterpreter(fx.Interpreter):
                 out = super().run_node(n)
             _agree(n, out, example)
             self._repaired(n, out)
+            self._computed_again(n, out)
             if name_of(n) in UNDECLARED:
                 self.table.overwrite([t for m in may_write(n) if isinstance(t := self.env.get(m), torch.Tensor)])
         self._settle(n, out)
@@ -255,6 +258,32 @@ class GraphInterpreter(fx.Interpreter):
         if (found := known_value(real)) is not None:
             self.table.put(t, found)
             self.table.folded[Key(id(t), self.table.versions.get(id(t), 0))] = self.folder.inputs(mask)
+
+    def _computed_again(self, n: fx.Node, out: Any) -> None:
+        """A tensor that is computed twice, in the same way from the same tensors, is one: the sums of a window's gates, made where a
+        mask is and where a state is left."""
+        if not isinstance(out, torch.Tensor) or may_write(n) or draws(name_of(n)):
+            return
+
+        def encode(x: Any) -> Any:
+            if isinstance(x, fx.Node):
+                t = self.env.get(x)
+                return self.same.get(x, x), self.table.versions.get(id(t), 0) if isinstance(t, torch.Tensor) else str(t)
+            if isinstance(x, (tuple, list)):
+                return tuple(map(encode, x))
+            return str(x)
+
+        key = (n.target, encode(n.args), tuple((k, encode(v)) for k, v in sorted(n.kwargs.items())), n in self.without_gradients,
+               out.dtype)
+        first = self.same[n] = self.expressions.setdefault(key, n)
+        before, read = self.env.get(first), whole_tensor(self.table.value(out), out)
+        if first is n or read is None or not isinstance(before, torch.Tensor) or self.table.versions.get(id(before), 0):
+            return
+        whole = whole_tensor(v := self.table.value(before), before)
+        if whole is not None and whole.leaf.node is first and not whole.leaf.dirty:
+            read.leaf.node = n
+            whole.leaf.again.append(read.leaf)
+            self.table.put(out, v)
 
     def _repaired(self, n: fx.Node, out: Any) -> None:
         """A constant without NaN and infinities is what it was before these were taken out of it."""
