@@ -260,8 +260,8 @@ class GraphInterpreter(fx.Interpreter):
             self.table.folded[Key(id(t), self.table.versions.get(id(t), 0))] = self.folder.inputs(mask)
 
     def _computed_again(self, n: fx.Node, out: Any) -> None:
-        """A tensor that is computed twice, in the same way from the same tensors, is one: the sums of a window's gates, made where a
-        mask is and where a state is left."""
+        """A tensor that is computed twice, in the same way from the same tensors, is one: a window's gates, for a mask and for what
+        is left of a state."""
         if not isinstance(out, torch.Tensor) or may_write(n) or draws(name_of(n)):
             return
 

@@ -11,13 +11,14 @@ import numpy as np
 import sympy
 import torch
 
+from .algebra import times
 from .codes import NearMiss, near_miss
 from .evaluate import Array
 from .functions import detaches
 from .index import Affine, Index, hint, product, same
 from .loop_ending import ending
 from .loop_factors import factors_apart
-from .loop_forms import Carry, Form, Frame, NotUnrolled, StateKey, Update, gates_as_exponents
+from .loop_forms import Carry, Form, Frame, NotUnrolled, StateKey, Update, gates_as_exponents, substituted, without
 from .loop_numbers import read_of
 from .loop_weights import Sequenced, Weighed, weighed
 from .match import MAX_FEATURES, Match
@@ -55,6 +56,7 @@ def weigh(pieces: Pieces, frame: Frame, forms: Sequence[Form], states: States, d
     `empty` are positions of queries that see no key."""
     forms = [replace(f, parts=_with_exponents(f.parts)) for f in forms]
     states = {key: _with_exponents(parts) for key, parts in states.items()}
+    forms, states = _in_one_way(forms, states)
     cut = [leaf for (leaf, _), parts in states.items() if not parts and leaf.node is not None and detaches(leaf.node)]
     if cut and sum(not parts for parts in states.values()) > 1:
         raise near_miss("LC305", leaf=cut[0])
@@ -124,6 +126,29 @@ def _soon_or_late(forms: Sequence[Form], states: States, frame: Frame, weights: 
 
 def _with_exponents(parts: Sequence[Update | Carry]) -> tuple[Update | Carry, ...]:
     return tuple(replace(p, weight=gates_as_exponents(p.weight)) for p in parts)
+
+
+def _in_one_way(forms: Sequence[Form], states: States) -> tuple[Sequence[Form], States]:
+    """With the logarithm of an exponential as what it is the exponential of, where other steps have that: powers of a gate, and
+    the gate itself, are opened in different places."""
+    every = [p.weight for parts in (*states.values(), *(f.parts for f in forms)) for p in parts]
+    plain = {r.leaf for t in every for e in t.exponent for r in e.reads() if not r.function}
+
+    def opened(e: Term) -> list[Term]:
+        r = next((r for r in e.reads() if r.function == "log" and (d := r.leaf.definition) is not None and len(d.terms) == 1
+                  and d.masked is None and d.terms[0].pure_exponent() and plain & d.terms[0].leaves()), None)
+        if r is None or r.leaf.definition is None:
+            return [e]
+        rest = replace(e, factors=without(e, [r]))
+        return [times(rest, x) for x in substituted(r.leaf.definition, r.index)[0].exponent]
+
+    def parts(ps: Sequence[Update | Carry]) -> tuple[Update | Carry, ...]:
+        exponents = [tuple(x for e in p.weight.exponent for x in opened(e)) for p in ps]
+        return tuple(replace(p, weight=replace(p.weight, exponent=e)) for p, e in zip(ps, exponents))
+
+    if not plain:
+        return forms, states
+    return [replace(f, parts=parts(f.parts)) for f in forms], {key: parts(ps) for key, ps in states.items()}
 
 
 def _operands(forms: Sequence[Form], frame: Frame, states: States, updates: Sequence[Update],

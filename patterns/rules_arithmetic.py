@@ -1,7 +1,6 @@
 """Rules for arithmetic: sums, products, powers, exponentials, and sums over axes."""
 from __future__ import annotations
 
-import contextlib
 import math
 from dataclasses import replace
 from typing import Any
@@ -14,7 +13,6 @@ from . import masks, pointwise
 from .calls import Call, rule
 from .conditions import negation
 from .index import Unknown, product, same, size_of
-from .loop_forms import NotUnrolled, substituted
 from .normal_form import Numbers, Read, Term, Value, constant
 from .sums import enters, precedes
 
@@ -183,12 +181,7 @@ def _log_of_gate(v: Value) -> Value | None:
     if len(t.factors) != 1 or replace(t, factors=(), dtype=None, via=frozenset()) != Term() or not v.leaves() or not all(
             leaf.bounds[0] > 0 for leaf in v.leaves()) or t.reads()[0].function or not _positive(v):
         return None
-    (r,) = t.reads()
-    made_of = r.leaf.definition
-    if made_of is not None and made_of.masked is None and len(made_of.terms) == 1 and made_of.terms[0].pure_exponent():
-        with contextlib.suppress(NotUnrolled):
-            return replace(v, terms=substituted(made_of, r.index)[0].exponent)  # of an exponential
-    return replace(v, terms=(replace(t, factors=(replace(r, function="log"),)),))
+    return replace(v, terms=(replace(t, factors=(replace(t.reads()[0], function="log"),)),))
 
 
 def _positive(v: Value) -> bool:

@@ -53,7 +53,13 @@ def enters(state: Value, running: Value) -> bool:
         return False
     added = [t for t in running.terms if len(t.reads()) > 1]
     if added and len(added) == len(running.terms) and not any(t.bound or t.indicators for t in added):
-        return all(outer(t) and t.free() == {x for axis in running.axes for x in axis} for t in added)
+        free = {x for axis in running.axes for x in axis}
+        return all(not any(map(_carried, t.reads())) and t.free() == free for t in added)
     moving = {x for t in added for e in t.indicators if set(e.coef) & set(t.bound) for x in set(e.coef) - set(t.bound)}
     along = {n - len(running.axes) for n, axis in enumerate(running.axes) if moving & set(axis)}
     return bool(along) and all(n < -len(state.axes) or not state.axes[n] for n in along)
+
+
+def _carried(r: Read) -> bool:
+    """Whether a read is of a state that is a sum itself: what is added to that is what a step adds."""
+    return r.leaf.definition is not None and len(r.leaf.definition.terms) > 1

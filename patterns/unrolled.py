@@ -70,7 +70,7 @@ def recognise_pieces(pieces: Pieces, all_gates: bool = False, with_own: bool = T
             return gated
         if all_gates:
             return e
-        if e.code in ("LC106", "LC109", "LC201") and with_own:
+        if e.code in ("LC106", "LC109", "LC201", "LC204") and with_own:
             of_others = functools.partial(recognise_pieces, with_own=False)
             with contextlib.suppress(NotUnrolled):
                 if (apart := own_steps_apart(loop.pieces, loop.terms, of_others)) is not None:
