@@ -72,7 +72,7 @@ def rewrite(gm: fx.GraphModule, fake: FakeTensorMode, options: Options, thorough
         pass_.run()
         ways = dict.fromkeys(map(found.closable, (1, 2, 3)))
         for closable in filter(None, ways):
-            if not pass_.changed and spent() < SPARE and any(c.code in UNREAD for c in pass_.decided.values()):
+            if not pass_.changed and spent() < SPARE / 2 and any(c.code in UNREAD for c in pass_.decided.values()):
                 # matched, and not to be read so: then what was made of tensors by moving them is an operand as it is
                 other = _Pass(gm, cand.find(gm, fake, _constants, parts, closable), options, parts, thorough)
                 other.run()

@@ -74,13 +74,15 @@ def find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node,
         other = _find(gm, fake, constants, islands, frozenset(closed))
         return other if best.attentions() < other.attentions() else best
 
+    start = spent()
     best = _find(gm, fake, constants, islands, closed)
+    took = spent() - start                                  # and so will another look
     if best.interpreter.coupled and "LC202" in best.left(()):
         best = again(best, best.interpreter.coupled)
     tried = best.interpreter.closed
     for way in (1, 2, 3):
         more = best.closable(way) - (inside := best.inside()) | best.interpreter.closed
-        if more != tried and spent() < SPARE and (best.left(inside) or not best.attentions()):
+        if more != tried and spent() + took < SPARE and (best.left(inside) or not best.attentions()):
             best, tried = again(best, more), more
     return best
 

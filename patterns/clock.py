@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 
 EVERY = 16  # looks for one at the clock
-SPARE = 0.2  # of the time: when more is over, nothing is looked at a second time
+SPARE = 0.5  # of the time: nothing is looked at again that would not be over by then
 
 
 class OutOfTime(Exception):

@@ -260,9 +260,10 @@ class GraphInterpreter(fx.Interpreter):
             self.table.folded[Key(id(t), self.table.versions.get(id(t), 0))] = self.folder.inputs(mask)
 
     def _computed_again(self, n: fx.Node, out: Any) -> None:
-        """A tensor that is computed twice, in the same way from the same tensors, is one: a window's gates, for a mask and for what
-        is left of a state."""
-        if not isinstance(out, torch.Tensor) or may_write(n) or draws(name_of(n)):
+        """A tensor that is computed twice, in the same way from the same tensors, is one: gates of a window, for a mask and for a
+        state."""
+        name = name_of(n)
+        if not isinstance(out, torch.Tensor) or may_write(n) or draws(name) or "empty" in name or not n.all_input_nodes:
             return
 
         def encode(x: Any) -> Any:
@@ -276,13 +277,14 @@ class GraphInterpreter(fx.Interpreter):
         key = (n.target, encode(n.args), tuple((k, encode(v)) for k, v in sorted(n.kwargs.items())), n in self.without_gradients,
                out.dtype)
         first = self.same[n] = self.expressions.setdefault(key, n)
-        before, read = self.env.get(first), whole_tensor(self.table.value(out), out)
-        if first is n or read is None or not isinstance(before, torch.Tensor) or self.table.versions.get(id(before), 0):
+        before = self.env.get(first)
+        if first is n or not isinstance(before, torch.Tensor) or self.table.versions.get(id(before), 0):
             return
         whole = whole_tensor(v := self.table.value(before), before)
         if whole is not None and whole.leaf.node is first and not whole.leaf.dirty:
-            read.leaf.node = n
-            whole.leaf.again.append(read.leaf)
+            own = whole_tensor(self.table.cut(out, n), out)
+            assert own is not None
+            whole.leaf.again.append(own.leaf)
             self.table.put(out, v)
 
     def _repaired(self, n: fx.Node, out: Any) -> None:

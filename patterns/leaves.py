@@ -50,7 +50,7 @@ def grown(v: Value) -> bool:
     follows from growing with it."""
     if len(v.terms) <= CARRIED or v.masked is not None:
         return False
-    sums = [t for t in v.terms if t.bound and len(t.reads()) > 1]
+    sums = [t for t in v.terms if t.bound and t.reads()]
     carried = [t for t in v.terms if t not in sums]         # an earlier one of its kind, or what the loop started from
     return not carried or len(carried) == 1 and (
         any(_is_grown(r.leaf) for r in carried[0].reads()) or not (carried[0].bound or carried[0].indicators))

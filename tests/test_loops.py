@@ -257,6 +257,6 @@ def test_what_a_step_draws_at_random_is_not_moved() -> None:
 def test_a_first_step_whose_keys_lie_otherwise_needs_no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first step's keys are views of their projection, those of the others tensors of another layout: they are keys of one
     loop at once, for a long loop leaves no time to look again."""
-    monkeypatch.setattr(candidates, "SPARE", 0)
+    monkeypatch.setattr(candidates, "SPARE", 0.0)
     found = lightning_compile.explain(ACellThatRotatesByItsNumber(), torch.randn(2, 10, H * D), options=OPTIONS)
     assert len(found.rewritten) == 1, str(found)
