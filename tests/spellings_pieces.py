@@ -4,6 +4,7 @@ added to what the chunks see of themselves."""
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -368,3 +369,75 @@ def reads_of_states_of_merged_heads_added_to_chunks(q: Tensor, k: Tensor, v: Ten
         state = state + states[:, c]
     out = ((q @ k.mT).tril() @ v + torch.stack(found, 1)).flatten(1, 2)
     return (out[..., :-1] / out[..., -1:]).unflatten(0, (B, 3))
+
+
+# ------------------------------------------------------------- more chunks than a sum has terms, and than places of one digit
+def _padded(q: Tensor, k: Tensor, v: Tensor, f: Tensor, final: bool = False) -> Any:
+    """A length that is no multiple of a chunk's: the last chunk has conditions of its own."""
+    n = q.shape[2]
+    g = F.pad(F.logsigmoid(f), (0, -n % L)).unflatten(2, (-1, L)).cumsum(-1)
+    q, k, v = _chunked(*(F.pad(x, (0, 0, 0, -n % L)) for x in (q, k, v)))
+    added, state = (k * (g[..., -1:] - g).exp()[..., None]).mT @ v, q.new_zeros(B, H, D, E)
+    states = [state]
+    for c in range(q.shape[2]):
+        state = state * g[:, :, c, -1, None, None].exp() + added[:, :, c]
+        states.append(state)
+    own = (q @ k.mT * (g[..., :, None] - g[..., None, :]).exp()).tril() @ v
+    out = (own + (q @ torch.stack(states, 2)[:, :, :-1]) * g.exp()[..., None]).flatten(2, 3)[:, :, :n]
+    return (out, state) if final else out
+
+
+@spelling(lambda: gated(n=46))
+def states_of_twelve_padded_chunks(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+    return cast(Tensor, _padded(q, k, v, f))
+
+
+@spelling(lambda: gated(n=46))
+def states_of_twelve_padded_chunks_and_the_last_one(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
+    return cast(tuple[Tensor, Tensor], _padded(q, k, v, f, final=True))
+
+
+@spelling(lambda: [*qkv(n=48), random(B, H, 48), random(B, H, 48)], keeps=True)
+def twelve_chunks_stabilised_in_buffers_that_are_read_back(q: Tensor, k: Tensor, v: Tensor, f: Tensor, i: Tensor) -> Tensor:
+    """mLSTM's, as its authors write it (Beck et al., 2024): the loop reads the windows that it has written."""
+    q, k, v = _chunked(q, k, v)
+    i, g = i.unflatten(2, (-1, L)), F.logsigmoid(f).unflatten(2, (-1, L)).cumsum(-1)
+    a, n = i - g + g[..., -1:], q.shape[2]
+    most = a.amax(-1)
+    added = (k * (a - most[..., None]).exp()[..., None]).mT @ v
+    c, m = q.new_zeros(B, H, n + 1, D, E), q.new_zeros(B, H, n + 1)
+    for t in range(n):
+        m[:, :, t + 1] = torch.maximum(g[:, :, t, -1] + m[:, :, t], most[:, :, t])
+        c[:, :, t + 1] = (c[:, :, t].clone() * (g[:, :, t, -1] + m[:, :, t] - m[:, :, t + 1]).exp()[..., None, None]
+                          + added[:, :, t] * (most[:, :, t] - m[:, :, t + 1]).exp()[..., None, None])
+    c, m = c[:, :, :-1], m[:, :, :-1]
+    d = (g[..., None] - g[..., None, :] + i[..., None, :]).masked_fill(torch.ones(L, L, dtype=torch.bool).triu(1), -torch.inf)
+    s = torch.maximum(d.amax(-1), m[..., None] + g)
+    own = (q @ k.mT * (d - s[..., None]).exp()) @ v
+    return (own + (q * (m[..., None] + g - s).exp()[..., None]) @ c).flatten(2, 3)
+
+
+@spelling(gated)
+def gates_of_a_window_computed_twice(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+    """Once for the mask, once for the state: they are one tensor."""
+    state, out = q.new_zeros(B, H, D, E), []
+    for n in range(0, N, L):
+        w = slice(n, n + L)
+        g, other = (F.logsigmoid(f[:, :, w]).cumsum(-1) for _ in range(2))
+        own = q[:, :, w] @ k[:, :, w].mT * torch.exp(other[..., None] - other[..., None, :])
+        out.append((q[:, :, w] @ state) * g.exp()[..., None] + own.tril() @ v[:, :, w])
+        state = state * g[..., -1, None, None].exp() + (k[:, :, w] * (g[..., -1:] - g).exp()[..., None]).mT @ v[:, :, w]
+    return torch.cat(out, 2)
+
+
+@spelling(gated, sites=None)
+def gates_of_a_window_times_another_number(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+    """The same expression of other numbers is no such tensor."""
+    state, out = q.new_zeros(B, H, D, E), []
+    for n in range(0, N, L):
+        w = slice(n, n + L)
+        g, other = (F.logsigmoid(f[:, :, w] * s).cumsum(-1) for s in (1, 2))
+        own = q[:, :, w] @ k[:, :, w].mT * torch.exp(other[..., None] - other[..., None, :])
+        out.append((q[:, :, w] @ state) * g.exp()[..., None] + own.tril() @ v[:, :, w])
+        state = state * g[..., -1, None, None].exp() + (k[:, :, w] * (g[..., -1:] - g).exp()[..., None]).mT @ v[:, :, w]
+    return torch.cat(out, 2)
