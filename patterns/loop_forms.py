@@ -207,7 +207,7 @@ def without(t: Term, reads: Iterable[Read]) -> tuple[Any, ...]:
     return tuple(left)
 
 
-def _complement(r: Read) -> Read | None:
+def complement_of(r: Read) -> Read | None:
     """The read of g, between 0 and 1, where a leaf is 1 - g."""
     d = r.leaf.definition
     if d is None or d.masked is not None or len(d.terms) != 2:
@@ -223,7 +223,7 @@ def _complement(r: Read) -> Read | None:
 def resolved(t: Term) -> Term:
     """Without leaves that are but another tensor times numbers, or numbers alone, or what a gate leaves."""
     for whole in t.reads():
-        if not whole.function and (gate := _complement(whole)) is not None:
+        if not whole.function and (gate := complement_of(whole)) is not None:
             t = replace(t, factors=(*without(t, [whole]), gate))
     for _ in range(16):
         r = next((r for r in t.reads() if not r.function and _times_numbers(r.leaf)), None)

@@ -19,6 +19,7 @@ from .names import named
 Range = tuple[float, float]
 TINY = 1e-300
 ALL: Range = (-math.inf, math.inf)
+SIGMOID: Range = (TINY, 1.0)  # neither end is reached but by rounding
 POSITIVE: Range = (TINY, math.inf)
 NOT_NEGATIVE: Range = (0.0, math.inf)
 
@@ -26,7 +27,7 @@ NOT_NEGATIVE: Range = (0.0, math.inf)
 _KNOWN: dict[str, Range] = {
     **dict.fromkeys(("exp", "exp2", "softplus", "rsqrt"), POSITIVE),
     **dict.fromkeys(("abs", "square", "relu", "relu6", "sqrt", "norm"), NOT_NEGATIVE),
-    **dict.fromkeys(("sigmoid", "expit", "softmax", "_softmax"), (TINY, 1.0)), "hardsigmoid": (0.0, 1.0),
+    **dict.fromkeys(("sigmoid", "expit", "softmax", "_softmax"), SIGMOID), "hardsigmoid": (0.0, 1.0),
     **dict.fromkeys(("tanh", "sin", "cos", "sign"), (-1.0, 1.0)),
     **dict.fromkeys(("logsigmoid", "log_sigmoid", "log_sigmoid_forward", "log_softmax", "_log_softmax"), (-math.inf, 0.0)),
     "elu": (-1.0, math.inf)}

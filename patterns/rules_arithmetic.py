@@ -13,7 +13,9 @@ from . import masks, pointwise
 from .calls import Call, rule
 from .conditions import negation
 from .index import Unknown, product, same, size_of
+from .loop_forms import complement_of
 from .normal_form import Numbers, Read, Term, Value, constant
+from .ranges import SIGMOID
 from .sums import enters, precedes
 
 
@@ -148,8 +150,8 @@ def logarithm(c: Call) -> Value:
 def _log_of(c: Call, x: Any, told: str) -> Value:
     """The logarithm of a base that is positive, whatever the inputs are. told: the code where it may be another."""
     v = c.table.value(x)
-    if (chosen := _log_of_chosen(v)) is not None:
-        return chosen
+    if (other := _log_of_chosen(v) or _log_of_complement(v)) is not None:
+        return other
     if (found := pointwise.logarithm(v)) is not None:
         return found
     if v.leaves() and all(leaf.bounds[0] > 0 for leaf in v.leaves()) and len(v.terms) == 1 and _positive(v) and not isinstance(
@@ -168,11 +170,23 @@ def _log_of_chosen(v: Value) -> Value | None:
     found: list[Term] = []
     for t, w in zip(v.terms, where):
         one = replace(v, terms=(replace(t, indicators=frozenset()),))
-        log = pointwise.logarithm(one) or _log_of_gate(one)
+        log = pointwise.logarithm(one) or _log_of_complement(one) or _log_of_gate(one)
         if log is None:
             return None
         found += [replace(s, indicators=s.indicators | w) for s in log.terms]
     return replace(v, terms=tuple(found))
+
+
+def _log_of_complement(v: Value) -> Value | None:
+    """The logarithm of 1 - g, with g a sigmoid, which is 0 and 1 only by rounding."""
+    r = v.terms[0].factors[0] if len(v.terms) == 1 and len(v.terms[0].factors) == 1 else None
+    if not isinstance(r, Read) or r.function or v.masked is not None or v.terms[0] != Term(
+            1, (r,), dtype=v.terms[0].dtype, via=v.terms[0].via):
+        return None
+    g = complement_of(r)
+    if g is None or g.leaf.bounds != SIGMOID:
+        return None
+    return replace(v, terms=(replace(v.terms[0], factors=(replace(g, function="log_complement"),)),))
 
 
 def _log_of_gate(v: Value) -> Value | None:

@@ -298,7 +298,22 @@ _chosen("or_ones", lambda a, below: torch.where(below, a, 1.0))
 _chosen("filled_with_ones", lambda a, below: a.masked_fill(~below, 1.0))
 _chosen("and_ones_added", lambda a, below: a.tril(-1) + torch.ones(N, N, dtype=a.dtype).triu())
 _chosen("of_exponentials", lambda a, below: torch.where(below, (-a).exp(), 1.0), keeps=True)  # of all pairs
+_chosen("of_complements", lambda a, below: torch.where(below, 1 - a, 1.0), keeps=True)
 _chosen("or_other_numbers", lambda a, below: torch.where(below, a, 0.5), sites=None)
 _chosen("further_below", lambda a, below: torch.where(below.tril(-2), a, 1.0), sites=0)
 _chosen("or_negative_numbers", lambda a, below: torch.where(below, a, -1.0), sites=0)
 _chosen("or_nothing", lambda a, below: torch.where(below, a, 0.0), sites=0)
+
+
+@spelling(gated)
+def quotients_of_products_of_complements(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+    """1 - sigmoid is 0 only by rounding, as sigmoid is: its products are decays."""
+    a = (1 - torch.sigmoid(f)).cumprod(-1)
+    return (q @ k.mT * (a[..., :, None] / a[..., None, :])).tril() @ v
+
+
+@spelling(gated, sites=0)
+def powers_of_complements_of_what_may_be_one(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+    i = torch.arange(N)
+    a = 1 - f.abs().mean(-1)[..., None, None]
+    return (q @ k.mT * a ** (i[:, None] - i).clamp(min=0)).tril() @ v

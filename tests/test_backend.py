@@ -581,6 +581,22 @@ def test_explain_leaves_python_objects_as_they_were() -> None:
     assert not hasattr(model.inner, "last")
 
 
+def test_explain_of_a_program_that_asserts_and_one_that_refuses() -> None:
+    """What a graph returned is zeros in explain, and no truth value of the program's: where one must be true it is, too."""
+    def asserts(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        assert (q * q >= 0).all(), f"negative: {q}"
+        return (q @ k.mT).tril() @ v
+
+    def refuses(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if torch.isnan(q).any():
+            raise ValueError("NaN")
+        return (q @ k.mT).tril() @ v
+
+    for f in (asserts, refuses):
+        found = lightning_compile.explain(f, *(torch.randn(2, 2, 16, 4) for _ in range(3)), options={"when": "always"})
+        assert len(found.rewritten) == 1, str(found)
+
+
 def test_explain_of_a_module_that_was_compiled_in_place() -> None:
     """It is asked about as it was, and stays compiled."""
     class Model(nn.Module):
