@@ -286,6 +286,7 @@ class GraphInterpreter(fx.Interpreter):
             assert own is not None
             whole.leaf.again.append(own.leaf)
             self.table.put(out, v)
+            self.table.same[id(out)] = before
 
     def _repaired(self, n: fx.Node, out: Any) -> None:
         """A constant without NaN and infinities is what it was before these were taken out of it."""

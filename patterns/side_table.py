@@ -58,6 +58,7 @@ class SideTable(Assembled):
         self.viewed: set[int] = set()                           # of these, mere views and casts of one
         self.codes: dict[int, str] = {}                         # of tensors that no rule expresses, where the rule says why
         self.folded: dict[Key, list[fx.Node]] = {}              # constants known by their values, and the inputs of these
+        self.same: dict[int, torch.Tensor] = {}                 # of what is computed twice, the first tensor
         self.finite: dict[Key, list[fx.Node]] = {}              # constants of which is known that they are, and the same
         self.mutations: list[tuple[int, fx.Node | None]] = []   # (storage, node)
         self.stale: set[int] = set()                            # tensors whose memory was written to, and that nobody read since
@@ -113,6 +114,8 @@ class SideTable(Assembled):
 
     def leaf(self, x: torch.Tensor, function: str = "") -> Value:
         """x read as a whole, without a look into it; its own value stays as it is."""
+        other = self.same.get(id(x), x)
+        x = other if not any(self.versions.get(id(t), 0) for t in (x, other)) else x
         v = self.value(x)
         first = v.terms[0].factors[:1] if len(v.terms) == 1 else ()
         if first and isinstance(first[0], Read) and first[0].leaf.tensor is x and not function:
