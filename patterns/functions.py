@@ -10,7 +10,7 @@ import torch
 import torch.fx as fx
 
 from ..compat import DTENSOR_CALLS, HigherOrderOperator, OpOverload, OpOverloadPacket
-from .names import name_of, named
+from .names import draws, name_of, named
 
 # Operations through which an attention stays an attention. What a view makes of it is not a new candidate; a sum may be.
 VIEWS = frozenset({
@@ -154,3 +154,13 @@ def dropout_is_active(n: fx.Node) -> bool:
     p, training = (n.args[k] if len(n.args) > k else n.kwargs.get(name, default)
                    for k, name, default in ((1, "p", 0.5), (2, "training", True)))
     return p != 0 and training is not False
+
+
+def is_random(n: fx.Node) -> bool:
+    """Whether a node may draw numbers at random, as the body of a higher-order operator may."""
+    name = name_of(n)
+    if name == "scaled_dot_product_attention":
+        return (n.args[4] if len(n.args) > 4 else n.kwargs.get("dropout_p", 0.0)) != 0
+    if n.target is torch.nn.functional.dropout:
+        return dropout_is_active(n)
+    return draws(name) or isinstance(n.target, HigherOrderOperator)

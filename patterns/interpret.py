@@ -13,7 +13,7 @@ from .clock import look
 from .closing import closable
 from .constants import known_value, rates, static
 from .folding import Folder
-from .functions import apart, detaches, example_of, foreign, is_scalar, of_others, opaque
+from .functions import apart, detaches, example_of, foreign, is_random, is_scalar, of_others, opaque
 from .index import Index, same, size_of
 from .leaves import (
     are_scores,
@@ -27,7 +27,7 @@ from .leaves import (
     writable,
 )
 from .memory import UNDECLARED, may_write
-from .names import draws, name_of
+from .names import name_of
 from .normal_form import Value, detached, whole_tensor
 from .ranges import Ranges
 from .records import Key
@@ -262,8 +262,7 @@ class GraphInterpreter(fx.Interpreter):
     def _computed_again(self, n: fx.Node, out: Any) -> None:
         """A tensor that is computed twice, in the same way from the same tensors, is one: gates of a window, for a mask and for a
         state."""
-        name = name_of(n)
-        if not isinstance(out, torch.Tensor) or may_write(n) or draws(name) or "empty" in name or not n.all_input_nodes:
+        if not isinstance(out, torch.Tensor) or n.op == "call_module" or may_write(n) or is_random(n) or not n.all_input_nodes:
             return
 
         def encode(x: Any) -> Any:
@@ -278,7 +277,7 @@ class GraphInterpreter(fx.Interpreter):
                out.dtype)
         first = self.same[n] = self.expressions.setdefault(key, n)
         before = self.env.get(first)
-        if first is n or not isinstance(before, torch.Tensor) or self.table.versions.get(id(before), 0):
+        if first is n or not isinstance(before, torch.Tensor) or any(map(self.ranges.is_written, (first, n))):
             return
         whole = whole_tensor(v := self.table.value(before), before)
         if whole is not None and whole.leaf.node is first and not whole.leaf.dirty:

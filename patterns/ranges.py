@@ -85,12 +85,13 @@ class Ranges:
         if not isinstance(x, fx.Node) or depth == 0:
             return ALL
         if x not in self.known:
-            found = ALL if self._is_written(x) else self._of(x, depth - 1)
+            found = ALL if self.is_written(x) else self._of(x, depth - 1)
             found = found if _holds(example_of(x), *found) else ALL  # whole numbers of few bits wrap around
             self.known[x] = ALL if any(map(math.isnan, found)) else found
         return self.known[x]
 
-    def _is_written(self, n: fx.Node) -> bool:
+    def is_written(self, n: fx.Node) -> bool:
+        """Whether anything of the graph writes to a node's memory, or may."""
         if any(map(_writes, n.users)):
             return True
         if n.graph not in self.written:

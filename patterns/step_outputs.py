@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.fx as fx
 
-from ..compat import HigherOrderOperator
 from .clock import OutOfTime
 from .codes import near_miss
-from .functions import dropout_is_active, foreign
+from .functions import foreign, is_random
 from .match import Match, parts_of
-from .names import draws, name_of
 from .normal_form import Leaf, Term
 from .step_gates import kind
 from .unrolled import recognise_pieces
@@ -183,7 +181,7 @@ def to_be_moved(matches: Sequence[Match], interpreter: GraphInterpreter, nodes: 
         if n in nodes or waits(n):
             raise near_miss("LC115", leaf=nodes[0])
         if n not in seen and first < n:
-            if foreign(n) or _is_random(n):
+            if foreign(n) or is_random(n):
                 raise near_miss("LC303")
             seen.add(n)
             todo += n.all_input_nodes
@@ -200,13 +198,3 @@ def to_be_moved(matches: Sequence[Match], interpreter: GraphInterpreter, nodes: 
         if write not in seen or any(n < write and s in memory(n) for n in left):
             raise near_miss("LC301", leaf=write)
     return moved
-
-
-def _is_random(n: fx.Node) -> bool:
-    """Whether a node may draw numbers at random, as the body of a higher-order operator may."""
-    name = name_of(n)
-    if name == "scaled_dot_product_attention":
-        return (n.args[4] if len(n.args) > 4 else n.kwargs.get("dropout_p", 0.0)) != 0
-    if n.target is torch.nn.functional.dropout:
-        return dropout_is_active(n)
-    return draws(name) or isinstance(n.target, HigherOrderOperator)
