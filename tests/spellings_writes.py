@@ -273,7 +273,7 @@ def scores_of_which_rows_are_zeroed_by_a_mask_as_an_index(q: Tensor, k: Tensor, 
 @spelling(qkv, sites=2)
 def one_of_two_equal_tensors_written_to(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """What is computed twice is one tensor, but not where one of the two is written to later."""
-    a, b = torch.sin(k), torch.sin(k)
-    first = (q @ a.mT).tril() @ v
+    a, b = torch.sin(k.detach()), torch.sin(k.detach())
+    first = (q.detach() @ a.mT).tril() @ v
     a.mul_(2)
-    return first.tanh() + (q @ b.mT).tril() @ v.exp() + a.sum()
+    return first.tanh() + (q.exp() @ b.mT).tril() @ v.exp() + a.sum()
