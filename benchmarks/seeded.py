@@ -347,4 +347,13 @@ MUTANTS = [
     *_of("patterns/recurrence.py", "pass", ("if often != usual or not borders", "if not borders")),
     *_of("patterns/ranges.py", "pass", ("choose = max if name", "choose = min if name")),
     *_of("patterns/masks.py", "pass", ("and f.leaf.tensor.dtype == torch.bool and f.function in OPPOSITE for f", "for f")),
+    *_of("patterns/masks.py", "pass", ("Value(axes, branch.terms + logs,", "Value(axes, branch.terms,")),
+    *_of("patterns/pointwise.py", "pass", ("replace(r, function=f) for f, log in", 'replace(r, function="") for f, log in')),
+    *_of("patterns/scans.py", "pass", ("if read and isinstance(c, int)", "if isinstance(c, int)")),
+    *_of("patterns/interpret.py", "pass", ("any(map(self.ranges.is_written, (first, n)))", "False")),
+    *_of("lightning_compile/reading.py", "pass", ("leaf.greatest), -1), 0), LEAST)", "leaf.greatest), -1), 0), NOTHING)")),
+    *_of("patterns/sums.py", "pass", ("not any(map(_carried, t.reads())) and t.free()", "t.free()")),
+    *_of("patterns/slots.py", "pass", ("alike = r.variables() == first.variables() if", "alike = r.index == first.index if")),
+    *_of("patterns/step_outputs.py", "pass", (" or id(t) in table.pieces:", ":")),
+    *_of("patterns/unrolled.py", "pass", ('"LC201", "LC204") and', '"LC201") and')),
 ]

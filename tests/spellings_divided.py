@@ -177,6 +177,7 @@ def _mild() -> list[Tensor]:
 
 _spell("states_divided_by_maxima")
 _spell("states_divided_by_maxima_in_buffers", buffer=True)
+_spell("states_of_twelve_chunks_divided_by_maxima", size=2)
 _spell("states_divided_by_maxima_in_many_buffers", buffer=True, size=2)
 _spell("states_divided_by_maxima_in_two_buffers", buffer=True, size=12)
 _spell("states_of_two_chunks_divided_by_maxima", size=12)

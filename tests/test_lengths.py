@@ -9,6 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+from spelling import SPELLINGS
+from spellings_pieces import states_of_twelve_padded_chunks, states_of_twelve_padded_chunks_and_the_last_one
+
+import lightning_compile
+
 LONG = (
     "conditions_leave_what_is_padding", "conditions_that_forget_otherwise", "chunks_normalised_and_gated_with_a_decay",
     "states_of_chunks_whose_gate_each_step_computes", "rwkv5_in_tiled_chunks", "rwkv5_in_chunks_from_a_given_state",
@@ -22,3 +29,12 @@ def test_spellings_of_many_chunks_and_steps() -> None:
     run = subprocess.run(asked, cwd=Path(__file__).parent, env={**os.environ, "SPELLINGS_POSITIONS": "96"},
                          capture_output=True, text=True, timeout=500)
     assert run.returncode == 0 and f"{len(LONG)} passed" in run.stdout, run.stdout[-3000:] + run.stderr[-1000:]
+
+
+@pytest.mark.parametrize("program", [states_of_twelve_padded_chunks, states_of_twelve_padded_chunks_and_the_last_one])
+def test_padded_chunks_leave_nothing_behind(program: object) -> None:
+    """One site is also what is left where the blocks alone are rewritten, and their states are not."""
+    torch.compiler.reset()
+    name = program.__name__  # type: ignore[attr-defined]
+    found = lightning_compile.explain(SPELLINGS[name].program, *SPELLINGS[name].inputs(), options={"when": "always"})
+    assert len(found.rewritten) == 1 and not found.rejected, str(found)
