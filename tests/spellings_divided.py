@@ -161,7 +161,8 @@ def _stabilised(q: Tensor, k: Tensor, v: Tensor, f: Tensor, i: Tensor, size: int
     parts = [q_entered @ states, w @ v]
     if normalised:
         z = torch.maximum((q_entered @ sum_states[..., None] + w.sum(-1, keepdim=True)).abs(), torch.exp(-m))
-        parts = [x / (z + 1e-6) for x in parts] if twice else [(parts[0] + parts[1]) / (z + 1e-6)]
+        # twice: the same sum by two expressions
+        parts = [parts[0] / (z + 1e-6), parts[1] / torch.add(z, 1e-6)] if twice else [(parts[0] + parts[1]) / (z + 1e-6)]
     return sum(parts[1:], parts[0]).flatten(2, 3)
 
 
