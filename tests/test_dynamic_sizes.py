@@ -38,6 +38,7 @@ LEFT_ALONE = {
         "a_mask_of_two_parts", "the_last_rows_of_a_mask")),
     # states of a loop over chunks, divided, of a length that the program knows: exponents are sums of a dynamic number of chunks
     *(n for n in SPELLINGS if n.startswith("states_divided_by_") and SPELLINGS[n].sites),
+    "states_of_twelve_chunks_divided_by_maxima",
     # a length, or a number of chunks or heads, that the program knows and its inputs have by chance
     "blocks_of_running_sums",
     "given_sums_of_chunks_as_the_tensor_lies", "sums_of_lists_of_states", "states_read_back_in_three_blocks",
@@ -104,6 +105,8 @@ def test_sizes_that_guards_decide_are_no_obstacle(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n, one in SPELLINGS.items() if one.sites])
 def test_a_spelling_of_dynamic_sizes_is_its_sites(name: str) -> None:
+    if "vmap" in name and not NEW:
+        pytest.skip("Dynamo fails at a vmap over dynamic sizes before PyTorch 2.13, with any backend")
     check(name)
 
 
