@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence, Set
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from .emit import Site
 from .join import divided_by, joined
 from .options import Options
 from .patterns import candidates as cand
-from .patterns.clock import SPARE, OutOfTime, look, spent
+from .patterns.clock import SPARE, OutOfTime, look, spent, uncounted
 from .patterns.codes import NearMiss, near_miss
 from .patterns.constants import known_value, static
 from .patterns.index import Index, product, same
@@ -66,13 +67,17 @@ def rewrite(gm: fx.GraphModule, fake: FakeTensorMode, options: Options, thorough
         used = (*found.interpreter.by_value, *(n for x in (table.folded, table.finite) for every in x.values() for n in every))
         if parts is not None and parts.twins and (any(c.steps for c in found.candidates) or others_differ(used, parts.twins)):
             # what such a loop reads may be made anywhere, and is moved: each is looked at by itself
-            parts = islands(gm, share=False, thorough=thorough)
-            found = cand.find(gm, fake, _constants, parts)
+            if found.stopped is not None:
+                parts = replace(parts, twins=())
+            else:
+                parts = islands(gm, share=False, thorough=thorough)
+                found = cand.find(gm, fake, _constants, parts)
         pass_ = _Pass(gm, found, options, parts, thorough)
         pass_.run()
         ways = dict.fromkeys(map(found.closable, (1, 2, 3)))
         for closable in filter(None, ways):
-            if not pass_.changed and spent() < SPARE / 2 and any(c.code in UNREAD for c in pass_.decided.values()):
+            idle = not pass_.changed and not pass_.rest
+            if idle and spent() < SPARE / 2 and any(c.code in UNREAD for c in pass_.decided.values()):
                 # matched, and not to be read so: then what was made of tensors by moving them is an operand as it is
                 other = _Pass(gm, cand.find(gm, fake, _constants, parts, closable), options, parts, thorough)
                 other.run()
@@ -127,8 +132,10 @@ class _Pass:
     def __init__(self, gm: fx.GraphModule, found: cand.Findings, options: Options, parts: Islands | None,
                  detailed: bool) -> None:
         self.gm, self.options, self.parts, self.detailed = gm, options, parts, detailed
-        self.candidates, self.interpreter = found.candidates, found.interpreter
+        self.candidates, self.interpreter, self.stopped = found.candidates, found.interpreter, found.stopped
         self.table = found.interpreter.table
+        number = parts.number if parts is not None else {}
+        self.fruitful = {number[n] for n, _ in found.attentions() if n in number}
         self.edits = GraphEdits(gm, found.interpreter, options, parts)
         self.order = self.edits.order
         self.decided: dict[tuple[int, int], Candidate] = {}
@@ -144,10 +151,13 @@ class _Pass:
 
     def run(self) -> None:
         """Decides about all candidates, or about as many as the time allows: each of them is complete."""
+        stopped = self.stopped
         try:
             self._decide_about_all()
         except OutOfTime as e:
-            self.rest = (about_the_rest(near_miss("LC902", limit=f"{e.limit:g}"), "the rest of the graph"),)
+            stopped = e
+        if stopped is not None:
+            self.rest = (about_the_rest(near_miss("LC902", limit=f"{stopped.limit:g}"), "the rest of the graph"),)
         for members, twins in self.parts.twins if self.parts is not None else ():
             self._repeat(members, twins)
 
@@ -171,8 +181,9 @@ class _Pass:
         for c, m in reversed(attentions):
             if c.node in live and self._blocks(m):
                 blocks.setdefault(m.q[0].leaf, []).append(c)
-            elif c.node in live and self._attention(c, m, normalisers, live):
-                live = self.edits.live()
+            elif c.node in live:
+                with uncounted() if cand.repeats(c.node, self.parts, self.fruitful) else nullcontext():
+                    live = self.edits.live() if self._attention(c, m, normalisers, live) else live
         for c, m in outputs:                                # in order: a layer reads what those before it give, step by step
             if c.node in live and c.node not in self.edits.replaced and self._outputs(c, m, normalisers, live, told=not c.more):
                 live = self.edits.live()                   # what the outputs were made of is none any more
@@ -237,7 +248,7 @@ class _Pass:
             if z.node in live and (both := joined(m, n)) is not None and (z.steps or self._values_before((c, z), both)):
                 members, site = (c, z), both
                 break
-        ends = self._ends(site.main, live)
+        ends = self._ends(site.main, live - self._others(c.node))
         if ends:                                                # what only the attention itself reads goes with it
             left = self.edits.live(c)
             ends = [(e, state) for e, state in ends if e.node in left]
@@ -261,6 +272,12 @@ class _Pass:
                     both := joined(m, n)) is not None and self._site((c, z), both, told=False):
                 return True
         return self._site((c,), Site(m), told=told)
+
+    def _others(self, n: fx.Node) -> set[fx.Node]:
+        """What belongs to other attentions: their islands."""
+        number = self.parts.number if self.parts is not None else {}
+        others = self.fruitful - {number.get(n)}
+        return {m for m, island in number.items() if island in others}
 
     def _ends(self, m: Match, live: set[fx.Node]) -> list[tuple[cand.Candidate, Match]]:
         """The nodes that are the attention's final state. Views of these are none of their own."""

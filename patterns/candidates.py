@@ -10,7 +10,7 @@ import torch
 import torch.fx as fx
 
 from ..compat import FakeTensorMode
-from .clock import SPARE, spent
+from .clock import SPARE, OutOfTime, kept, spent
 from .codes import NearMiss
 from .interpret import GraphInterpreter
 from .islands import Islands
@@ -41,10 +41,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Findings:
-    """Candidates, and the interpretation that they came from."""
+    """Candidates, and the interpretation that they came from; where the time was over, of the islands before that."""
 
     candidates: tuple[Candidate, ...]
     interpreter: GraphInterpreter
+    stopped: OutOfTime | None = None
 
     def attentions(self) -> set[tuple[fx.Node, int]]:
         """Where there are attentions, of how many steps."""
@@ -76,6 +77,8 @@ def find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node,
 
     start = spent()
     best = _find(gm, fake, constants, islands, closed)
+    if best.stopped is not None:
+        return best
     took = spent() - start                                  # and so will another look
     if best.interpreter.coupled and "LC202" in best.left(()):
         best = again(best, best.interpreter.coupled)
@@ -90,6 +93,9 @@ def find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node,
 def _find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node, Any], Value | None],
           islands: Islands | None, closed: frozenset[fx.Node]) -> Findings:
     found: list[Candidate] = []
+    told: set[fx.Node] = set()
+    fruitful: set[int] = set()                              # islands with an attention
+    number, like = (islands.number, islands.like) if islands is not None else ({}, {})
     matched: set[int] = set()
     greatest: set[int] = set()
 
@@ -97,6 +103,8 @@ def _find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node
         table = interpreter.table
         if node.op not in ("call_function", "call_method", "call_module") or id(t) in table.viewed or \
                 islands is not None and node in islands.leaves:
+            return
+        if node in like and like[node] not in told:         # nor is there anything here
             return
         pieces = table.pieces.get(id(t))
         pieces = None if pieces is None or _goes_on(node, pieces.dim, t.dim()) else pieces
@@ -116,6 +124,7 @@ def _find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node
             result = whole if isinstance(whole, Match) else result or whole
         if result is None:
             return
+        told.add(node)
         key = Key(id(t), table.versions.get(id(t), 0))
         if isinstance(result, Match) and not result.maximum:
             table.attention.add(id(t))
@@ -128,17 +137,34 @@ def _find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node
                 return                                      # a view, through which it may be written to
             greatest.add(storage)
         found.append(Candidate(node, key, t.dtype, result, holder))
+        if isinstance(result, Match) and node in number:
+            fruitful.add(number[node])
+            keep()
 
-    interpreter = GraphInterpreter(gm, fake, look, constants, islands, closed)
-    interpreter.interpret()
-    if not interpreter.switched:
+    interpreter = GraphInterpreter(gm, fake, look, constants, islands, closed, repeated=lambda n: repeats(n, islands, fruitful))
+    stopped = None
+    with kept() as keep:
+        try:
+            interpreter.interpret()
+        except OutOfTime as e:
+            left = {number[n] for n in number if n not in interpreter.env}
+            found = [c for c in found if c.node in number and number[c.node] not in left]
+            if not any(isinstance(c.found, Match) for c in found):
+                raise
+            stopped = e
+    if not interpreter.switched and stopped is None:
         known = [(c.node, interpreter.table.tensors[c.key.tensor], c.found) for c in found
                  if isinstance(c.found, Match) and c.found.unrolled]
         for families in outputs_of_steps(interpreter, known):
             for number, (nodes, whole, match) in enumerate(families):
                 found.append(Candidate(nodes[0], Key(id(whole), 0), whole.dtype, match, steps=tuple(nodes),
                                        more=number + 1 < len(families)))
-    return Findings(tuple(found), interpreter)
+    return Findings(tuple(found), interpreter, stopped)
+
+
+def repeats(node: fx.Node, islands: Islands | None, fruitful: Collection[int]) -> bool:
+    """Whether a node is in an island like an earlier one that has an attention."""
+    return islands is not None and node in islands.like and islands.number[islands.like[node]] in fruitful
 
 
 def _goes_on(node: fx.Node, dim: int, rank: int) -> bool:

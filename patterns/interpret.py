@@ -9,7 +9,7 @@ import torch
 import torch.fx as fx
 
 from ..compat import FakeTensorMode, HigherOrderOperator, enable_python_dispatcher, enter_autocast, exit_autocast, pytree
-from .clock import look
+from .clock import look, uncounted
 from .closing import closable
 from .constants import known_value, rates, static
 from .folding import Folder
@@ -89,14 +89,15 @@ def _tie(v: Value, before: Value) -> None:
 class GraphInterpreter(fx.Interpreter):
     """Runs a graph's nodes under the side table. `on_node(node, tensor, value, holder)` is called after each node that yields
     a tensor, and, with the node that holds it, for a tensor of which a node wrote the last window; `constants(node, tensor)`
-    may give the normal form of an input by its value. With `islands`, only what they hold is run."""
+    may give the normal form of an input by its value. With `islands`, only what they hold is run. The time of nodes that are
+    `repeated` is not counted."""
 
     def __init__(self, gm: fx.GraphModule, fake: FakeTensorMode,
                  on_node: Callable[[fx.Node, torch.Tensor, Value, fx.Node | None], None],
                  constants: Callable[[fx.Node, Any], Value | None], islands: Islands | None = None,
-                 closed: frozenset[fx.Node] = frozenset()) -> None:
+                 closed: frozenset[fx.Node] = frozenset(), repeated: Callable[[fx.Node], bool] = lambda _: False) -> None:
         super().__init__(gm, garbage_collect_values=False)
-        self.islands = islands
+        self.islands, self.repeated = islands, repeated
         self.fake, self.on_node, self.constants = fake, on_node, constants
         self.table = SideTable()
         self.grad_enabled = torch.is_grad_enabled()
@@ -177,6 +178,10 @@ class GraphInterpreter(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         look()
+        with uncounted() if self.repeated(n) else nullcontext():
+            return self._run(n)
+
+    def _run(self, n: fx.Node) -> Any:
         self.table.current = n
         if not self.grad_enabled:
             self.without_gradients.add(n)

@@ -17,8 +17,8 @@ from __future__ import annotations
 import functools
 import operator
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -62,13 +62,16 @@ PROJECTIONS = frozenset({
 class Islands:
     """`active`: nodes to interpret; `leaves`: those of them that are leaves without a look; `twins`: for an interpreted
     island the same nodes of each island that equals it; `writers`: nodes that write to a tensor; `transformed`: nodes in
-    regions of torch.func, which are never run."""
+    regions of torch.func, which are never run; `number`: the first island that a node is in, or is read by; `like`: for nodes of
+    an island that equals an earlier one but for numbers and what buffers hold, those of that one."""
 
     active: frozenset[fx.Node]
     leaves: frozenset[fx.Node]
     twins: tuple[tuple[frozenset[fx.Node], tuple[dict[fx.Node, fx.Node], ...]], ...] = ()
     writers: tuple[fx.Node, ...] = ()
     transformed: frozenset[fx.Node] = frozenset()
+    number: Mapping[fx.Node, int] = field(default_factory=dict)
+    like: Mapping[fx.Node, fx.Node] = field(default_factory=dict)
 
     def needs(self, n: fx.Node, example: Any) -> bool:
         """Whether a node is run: one that yields no tensor (a switch, a check) if all that it takes is there."""
@@ -343,7 +346,14 @@ class Partition:
         constants = self._closure(n for i in chosen for n in i.constants)
         return Islands(frozenset(members | inputs | constants), frozenset(leaves),
                        tuple((frozenset(chosen[k].members), tuple(maps)) for k, maps in twins.items()), tuple(self.writers),
-                       self.transformed)
+                       self.transformed, {n: at for at, i in reversed([*enumerate(chosen)]) for n in i.order}, self._like(chosen))
+
+    def _like(self, chosen: list[Island]) -> dict[fx.Node, fx.Node]:
+        signer, first, found = Signer(self, numbers=False), dict[Any, Island](), dict[fx.Node, fx.Node]()
+        for island in chosen if len(chosen) > 1 else ():
+            other = first.setdefault(signer.sign(island), island)
+            found.update(zip(island.order, other.order) if other is not island else ())
+        return found
 
     def _closure(self, start: Iterable[fx.Node]) -> set[fx.Node]:
         seen: set[fx.Node] = set()

@@ -31,10 +31,11 @@ class Island:
 
 
 class Signer:
-    """Signatures of islands: equal ones are the same calls on tensors of the same make."""
+    """Signatures of islands: equal ones are the same calls on tensors of the same make; without `numbers`, whatever numbers they
+    are given and buffers hold."""
 
-    def __init__(self, partition: Partition) -> None:
-        self.p = partition
+    def __init__(self, partition: Partition, numbers: bool = True) -> None:
+        self.p, self.told_apart = partition, numbers
         self.keys: dict[fx.Node, Any] = {}                  # of constants
         self.numbers: dict[Any, int] = {}                   # keys are long; equal ones get one number
         self.buffers: list[tuple[fx.Node, Any]] = []
@@ -77,11 +78,14 @@ class Signer:
             return "node", name(n)
 
         for at, n in enumerate(island.members):
-            arguments = encode((n.args, n.kwargs), functools.partial(reference, n, at))
+            arguments = self._encode(n, functools.partial(reference, n, at))
             leaves_it = any(u not in inside and u in self.live for u in n.users)
             calls.append((n.op, n.target, p.state[n][1:], arguments, make(p.examples[n]), leaves_it, n in self.live, name(n)))
         island.order = list(names)
         return tuple(calls)
+
+    def _encode(self, n: fx.Node, reference: Callable[[fx.Node], Any]) -> Any:
+        return encode((n.args, n.kwargs) if self.told_apart else _any_numbers((n.args, n.kwargs)), reference)
 
     def key(self, n: fx.Node) -> int:
         """A number that says what a constant is made of."""
@@ -98,10 +102,10 @@ class Signer:
 
     def _made(self, n: fx.Node) -> Any:
         if self.p.kind[n] == BUFFER:
-            return "buffer", self._buffer(n)
+            return "buffer", self._buffer(n) if self.told_apart else make(self.p.examples[n])
         if not self.p.kind[n]:
             return make(self.p.examples[n])
-        return n.target, self.p.state[n][1:], encode((n.args, n.kwargs), self.keys.__getitem__), make(self.p.examples[n])
+        return n.target, self.p.state[n][1:], self._encode(n, self.keys.__getitem__), make(self.p.examples[n])
 
     def _buffer(self, n: fx.Node) -> int:
         """Buffers of the same values have the same number."""
@@ -153,6 +157,15 @@ def _number(x: Any) -> Any:
     if isinstance(x, (torch.SymInt, torch.SymFloat, torch.SymBool)):
         return x.node._expr
     return x if type(x) is int else (type(x), x)
+
+
+def _any_numbers(x: Any) -> Any:
+    """Arguments without what sets layers apart that are of one kind: rates, scales, lists of them."""
+    if isinstance(x, (tuple, list)):
+        return tuple(map(_any_numbers, x))
+    if isinstance(x, dict):
+        return {k: _any_numbers(y) for k, y in x.items()}
+    return float if type(x) is float else x
 
 
 def encode(x: Any, reference: Callable[[fx.Node], Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import logging
 import os
 import pickle
@@ -26,6 +27,7 @@ from lightning_compile.kernels.errors import WrongKernel
 from lightning_compile.kernels.plan import Plan
 from lightning_compile.patterns import candidates, clock, interpret, rules
 from lightning_compile.patterns import pair_weights as small_grid
+from lightning_compile.patterns.match import Match
 from lightning_compile.report import describe
 
 ALWAYS = {"when": "always"}
@@ -386,6 +388,59 @@ def test_what_was_decided_before_the_time_was_over_stays(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(rewrite.verify, "check", slower)
     report = explained(many(4), *qkv(n=6))
+    assert len(report.rewritten) == 2 and [c.code for c in report.rejected] == ["LC902"], str(report)
+
+
+def layers(count: int, alike: bool, rate: float) -> Callable[..., Tensor]:
+    """Of one kind, each with another rate, or each with another number of features more."""
+    def f(x: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        i = torch.arange(x.shape[2], dtype=x.dtype)
+        for number in range(1, count + 1):
+            more = torch.cat([k] if alike else [k] * number, -1)
+            weights = torch.exp(-rate * number * (i[:, None] - i)).tril()
+            x = torch.nn.functional.layer_norm(x, (x.shape[-1],))
+            x = x + (torch.cat([x] if alike else [x] * number, -1) @ more.mT * weights @ v)[..., :4].sin()
+        return x
+    return f
+
+
+def test_layers_like_the_first_take_nothing_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count()
+    monkeypatch.setattr(clock.time, "thread_time", lambda: float(next(ticks)))
+    monkeypatch.setattr(clock, "EVERY", 1)
+    monkeypatch.setattr(candidates, "SPARE", 0.0)           # nothing is looked at again
+
+    def examined(limit: float, rate: float) -> tuple[Report, float]:
+        found: list[tuple[Report, float]] = []
+
+        def backend_(gm: Any, example_inputs: Any) -> Any:
+            start = next(ticks)
+            outcome = backend.examine(gm, example_inputs, backend.Options(when="always", time_limit=limit))
+            found.append((outcome.report, next(ticks) - start))
+            return (outcome.graph or gm).forward
+
+        f, inputs = layers(12, True, rate), qkv(n=6, dtype=torch.float64)
+        torch._dynamo.reset()
+        torch.testing.assert_close(torch.compile(f, backend=backend_)(*inputs), f(*inputs), rtol=1e-9, atol=1e-9)
+        return found[0]
+
+    every, took = examined(1e9, rate=0.1)
+    some, _ = examined(took / 4, rate=0.2)                  # other numbers: what is checked once is not checked again
+    assert len(every.rewritten) == len(some.rewritten) == 12 and not every.rejected and not some.rejected, str(some)
+
+
+def test_of_layers_that_differ_those_before_the_time_is_over_are_rewritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    recognise, found = candidates.recognise, list[Any]()
+
+    def slower(value: Any) -> Any:
+        result = recognise(value)
+        found.extend([result] if isinstance(result, Match) else [])
+        if len(found) == 3:
+            raise clock.OutOfTime(10.0)
+        return result
+
+    monkeypatch.setattr(candidates, "recognise", slower)
+    report = explained(layers(4, False, 0.1), *qkv(n=6))
     assert len(report.rewritten) == 2 and [c.code for c in report.rejected] == ["LC902"], str(report)
 
 

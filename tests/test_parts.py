@@ -160,7 +160,7 @@ def test_a_second_look_counts_if_it_finds_all_of_the_first_and_more(second: set[
                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     def findings(found: set[int]) -> SimpleNamespace:
         return SimpleNamespace(attentions=lambda: found, left=lambda _: {"LC202"}, inside=set, closable=lambda _: frozenset(),
-                               interpreter=SimpleNamespace(coupled={"features"}, closed=frozenset()))
+                               stopped=None, interpreter=SimpleNamespace(coupled={"features"}, closed=frozenset()))
 
     looks = [findings({1}), findings(second)]
     left = iter(looks)
