@@ -17,8 +17,8 @@ Verify = Literal["off", "compile", "run"]
 class Options:
     """`when`: rewrite where the cost model says that it pays, or wherever it is right. `min_rewrites`: the least number of
     sites in a graph. `verify`: check matches while compiling, or also compare with the original on real inputs. `time_limit`:
-    seconds that the pass may take for a graph, not counting layers like one with an attention; what is not decided by then is left
-    as it is."""
+    seconds that the pass may take for a graph, not counting layers like one with an attention; what is not decided by then is
+    left as it is."""
 
     when: When = "profitable"
     min_rewrites: int = 0

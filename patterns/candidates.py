@@ -95,7 +95,7 @@ def _find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node
     found: list[Candidate] = []
     told: set[fx.Node] = set()
     fruitful: set[int] = set()                              # islands with an attention
-    number, like = (islands.number, islands.like) if islands is not None else ({}, {})
+    island, like = (islands.number, islands.like) if islands is not None else ({}, {})
     matched: set[int] = set()
     greatest: set[int] = set()
 
@@ -137,8 +137,8 @@ def _find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node
                 return                                      # a view, through which it may be written to
             greatest.add(storage)
         found.append(Candidate(node, key, t.dtype, result, holder))
-        if isinstance(result, Match) and node in number:
-            fruitful.add(number[node])
+        if isinstance(result, Match) and node in island:
+            fruitful.add(island[node])
             keep()
 
     interpreter = GraphInterpreter(gm, fake, look, constants, islands, closed, repeated=lambda n: repeats(n, islands, fruitful))
@@ -147,8 +147,8 @@ def _find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node
         try:
             interpreter.interpret()
         except OutOfTime as e:
-            left = {number[n] for n in number if n not in interpreter.env}
-            found = [c for c in found if c.node in number and number[c.node] not in left]
+            left = {island[n] for n in island if n not in interpreter.env}
+            found = [c for c in found if c.node in island and island[c.node] not in left]
             if not any(isinstance(c.found, Match) for c in found):
                 raise
             stopped = e
