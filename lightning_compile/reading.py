@@ -190,10 +190,12 @@ def _split(b: Builder, x: Any, r: Read, axis: int, digits: Sequence[Index]) -> A
     step = a.coef[digits[0]] if len(digits) == 1 else 1
     if not isinstance(step, int) or step < 1:
         raise near_miss("LC404", leaf=r.leaf, seen=f"it is read at {a}")
+    own = product(y.size for y in digits)
     if r.leaf.sum_of is not None:                           # made at the sizes of its own axes
-        whole_axis = same(r.leaf.shape[axis], product(y.size for y in digits))
+        whole_axis = same(r.leaf.shape[axis], own)
     else:
-        whole_axis = len(r.leaf.parts) > 1 or not r.leaf.parts and b.full(r.leaf, axis, digits)
+        put_together = len(r.leaf.parts) > 1 and not (isinstance(own, int) and own < hint(r.leaf.shape[axis]))
+        whole_axis = put_together or not r.leaf.parts and b.full(r.leaf, axis, digits)
     if a.const != 0 or step != 1 or not whole_axis:
         length = product_of(b, digits)
         if step == 1:

@@ -77,8 +77,10 @@ def weigh(pieces: Pieces, frame: Frame, forms: Sequence[Form], states: States, d
     forms, states = _gates_as_one(forms, states, updates, operands.moving_key(), frame, length, stride)
     weights = [p.weight for parts in (*states.values(), *(f.parts for f in forms)) for p in parts]
     at = _sequenced(pieces, forms, operands, updates, stride, Tables(frame, weights, 0), empty)
+    ways = [at] if at.count < at.n or empty or not isinstance(pieces.length, int) else [at, replace(at, count=at.n - 1, ahead=1)]
     try:
-        found, tables = _soon_or_late(forms, states, frame, weights, operands.moving_key(), at, empty)
+        at, found, tables = _first_that_holds(ways, lambda way: _soon_or_late(
+            forms, states, frame, weights, operands.moving_key(), way, empty))
     except NearMiss as e:
         if e.code != "LC201" or (apart := factors_apart(forms, frame, operands.moving_key(), at.low[1], stride)) is forms:
             raise
@@ -89,7 +91,7 @@ def weigh(pieces: Pieces, frame: Frame, forms: Sequence[Form], states: States, d
     match = _started(match, states, found)
     if found.numbers is not None:
         return _with_numbers(match, tables.heads, *found.numbers)
-    if reverse or strict:
+    if reverse or strict or at.ahead:
         return match
 
     def of_state(value: Value) -> Match | None:
@@ -110,6 +112,30 @@ def _gates_as_one(forms: Sequence[Form], states: States, updates: Sequence[Updat
     if any(position(u).coef for u in updates):
         return joined(forms, states, frame, length * stride, stride)
     return gathered(forms, states, position, length) if stride == 1 else (forms, states)
+
+
+def _first_that_holds(ways: Sequence[Sequenced], look: Callable[[Sequenced], tuple[Weighed, Tables]]
+                      ) -> tuple[Sequenced, Weighed, Tables]:
+    """The positions of a loop, its weights and their tables. Weights before the own position are those up to the one before where
+    they have no log-decay otherwise, or one and numbers that undo its last step."""
+    first: NearMiss | None = None
+    found: list[tuple[Sequenced, Weighed, Tables]] = []
+    for at in ways:
+        try:
+            weights, tables = look(at)
+        except NearMiss as e:
+            if not at.ahead and e.code != "LC201":
+                raise
+            first = first or e
+            continue
+        coef, reverse, strict = weights.mask
+        undone = strict and not reverse and (weights.numbers is not None or coef > 1) and any(map(np.any, weights.ratios))
+        found.append((at, weights, tables))
+        if not undone and (not at.ahead or not reverse and not strict):
+            return found[-1]
+    if not found or found[0][0].ahead:
+        raise first or near_miss("LC201")
+    return found[0]
 
 
 def _soon_or_late(forms: Sequence[Form], states: States, frame: Frame, weights: Sequence[Term], key: Slot, at: Sequenced,
@@ -310,10 +336,11 @@ def _match(pieces: Pieces, frame: Frame, operands: _Operands, where: Sequenced, 
     rows = (outer, *inner.values())
     whole = same(product(x.size for x in rows), count) or not isinstance(pieces.length, int)
     if not whole:                                           # the output goes on where the tensors end
-        wide = Index(product(x.size for x in rows))
-        wide.split(rows)
+        wide = Index(product(x.size for x in rows)) if len(rows) > 1 or not where.ahead else outer
+        if wide is not outer:
+            wide.split(rows)
         i = Index(count)
-        i.pad_to(wide, 0)
+        i.pad_to(wide, where.ahead)
     elif len(rows) > 1:
         i = Index(product(x.size for x in rows))
         i.split(rows)
@@ -328,11 +355,15 @@ def _match(pieces: Pieces, frame: Frame, operands: _Operands, where: Sequenced, 
     moved = tuple(replace(g, reads=tuple(
         at(r, tuple(a for number, a in g.at if number == n)) for n, r in enumerate(g.reads))) for g in decay)
     q, k, v, out = operands.q, operands.k, operands.v, operands.out
+    if where.ahead:                                         # what the first row has no tensor for
+        mine = [s for s in out if s.moves and not s.read.variables() & set(frame.e)]
+        q, out = [*q, *mine], [s for s in out if s not in mine]
     if any(s.moves for s in out) and not whole:
         raise near_miss("LC404", leaf=out[0].read.leaf, seen="it goes on where the queries end")
     if len(rows) > 1:                                       # the queries have both digits of a position as one
         mine = [s for s in out if s.moves and not s.read.variables() & set(frame.e)]
         q, out = [*q, *mine], [s for s in out if s not in mine]
-    return Match(Value(axes, ()), tuple(s.placed(i, low[0]) for s in q), tuple(s.placed(j, low[1]) for s in k),
-                 tuple(s.placed(j, low[1]) for s in v), tuple(s.placed(i, low[0]) for s in out), frame.batch, (i,), (j,), rows,
+    queries, outside = (tuple(s.placed(i, low[0], where.ahead) for s in role) for role in (q, out))
+    return Match(Value(axes, ()), queries, tuple(s.placed(j, low[1]) for s in k),
+                 tuple(s.placed(j, low[1]) for s in v), outside, frame.batch, (i,), (j,), rows,
                  frame.d, frame.e, coef, moved, reverse, strict, dtype, frozenset({"loop"}), room)

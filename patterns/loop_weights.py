@@ -21,12 +21,14 @@ from .weights import causality
 @dataclass(frozen=True)
 class Sequenced:
     """Where the positions of a loop lie: `n` are those of the pieces, `count` those that the tensors have, `low` the first ones
-    of queries and keys in their tensors; `stride` positions are a step along the axis of the pieces."""
+    of queries and keys in their tensors; `stride` positions are a step along the axis of the pieces. Queries that stand `ahead`
+    of their position see the keys before them alone."""
 
     n: int
     count: int
     low: tuple[int, int]
     stride: int
+    ahead: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,12 @@ def weighed(forms: Sequence[Form], states: Mapping[StateKey, Sequence[Update | C
 
     # a tensor that is the same at all positions is told from a number by drawing it again
     every = [draw(seed) for seed in range(1 + sum(bool(a.reads) and not m for a, m in zip(atoms, moves)))]
-    keep, seen = rows < at.count, columns < at.count
+    rows = rows - at.ahead
+    keep, seen = (rows >= 0) & (rows < at.count), columns < at.count
     if any(np.any(d.u[:, ~keep, :-1]) or np.any(d.u[:, :, :-1][:, :, ~seen]) for d in every):
         raise near_miss("LC108", queries=at.n, keys=at.count)
+    if any(np.any(d.u[:, rows < 0]) for d in every):        # a state from outside
+        raise near_miss("LC201", seen="the first query sees a state")
     rows, columns = rows[keep], columns[seen]
     room = ROOM + 16 * probe.eps
     pairs = [(d.u[:, keep, :-1][:, :, seen], d.levels) for d in every]
@@ -91,7 +96,7 @@ def weighed(forms: Sequence[Form], states: Mapping[StateKey, Sequence[Update | C
     try:
         mask = _mask(pairs, ratios := fit(pairs, rows, columns), rows, columns, room)
     except NearMiss:
-        if len(columns) != at.n or len(every) > 1 or len(rows) + len(empty) != at.n or \
+        if at.ahead or len(columns) != at.n or len(every) > 1 or len(rows) + len(empty) != at.n or \
                 not np.array_equal(np.sort([*rows, *empty]), np.arange(at.n)):
             if whole or len(columns) != at.n or not any(map(_has_numbers, weights)):
                 raise

@@ -154,8 +154,8 @@ def parts_of(r: Read) -> tuple[Read, ...]:
 
 def zeros_in_front(rows: Sequence[Index], i: Sequence[Index]) -> int:
     """How many rows of a value are zero before those of its queries."""
-    padded = i[0].padded if len(i) == len(rows) == 1 and i[0] is not rows[0] else None
-    return int(padded[1]) if padded is not None and padded[0] is rows[0] else 0
+    padded = i[0].padded if len(i) == 1 and i[0] is not rows[0] else None
+    return int(padded[1]) if padded is not None and (rows[0] is padded[0] or tuple(rows) in padded[0].splits) else 0
 
 
 def _name(r: Read) -> str:

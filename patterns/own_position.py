@@ -19,7 +19,7 @@ from .index import Affine, in_order, product, same, var
 from .loop_forms import expand, resolved
 from .loop_roles import is_sum
 from .match import Match
-from .normal_form import Read, Term, Value
+from .normal_form import Leaf, Read, Term, Value
 from .pieces import Piece, Pieces
 from .roles import summed
 
@@ -65,17 +65,44 @@ def _alone(t: Term) -> bool:
     return not (t.bound or t.indicators or t.exponent) and bool(t.factors) and all(isinstance(f, Read) for f in t.factors)
 
 
+def skips_apart(pieces: Pieces, recognised: Callable[[Pieces], Match | NearMiss | None]) -> Match | None:
+    """The same of a loop that adds to what each step reads a product at its own position: a skip."""
+    terms = {p.start: [s for t in p.value.terms for s in _opened(t)] for p in pieces.pieces if p.value.masked is None}
+    alone = [[_alone(t) for t in every] for every in terms.values()]
+    if len(terms) < len(pieces.pieces) or not all(any(every) and not all(every) for every in alone):
+        return None
+    return own_steps_apart(pieces, terms, recognised, _alone)
+
+
+def _opened(t: Term) -> list[Term]:
+    """A term without a sum, by what it reads that is one."""
+    r = next((r for r in t.reads() if not t.bound and not r.function and _of_sums(r.leaf)), None)
+    return [t] if r is None else [x for s in expand(t, r) for x in _opened(s)]
+
+
+def _of_sums(leaf: Leaf) -> bool:
+    todo = [leaf]
+    while todo:
+        if (made := todo.pop().definition) is not None:
+            if any(t.bound for t in made.terms):
+                return True
+            todo += made.leaves()
+    return False
+
+
 def own_steps_apart(pieces: Pieces, terms: Mapping[int, Sequence[Term]],
-                    recognised: Callable[[Pieces], Match | NearMiss | None]) -> Match | None:
-    """The same of a loop, of which each step or chunk is a piece with these terms: what is not read of a state, nor summed over
-    positions, is its own."""
+                    recognised: Callable[[Pieces], Match | NearMiss | None],
+                    kind: Callable[[Term], bool] | None = None) -> Match | None:
+    """The same of a loop, of which each step or chunk is a piece with these terms: what is of a `kind`, not read of a state, nor
+    summed over positions, is its own."""
+    kind = kind or _of_products
     last = pieces.pieces[-1]
     if not isinstance(last.start, int):
         return None
     local = last.value.axes[pieces.dim]
 
     def own_of(start: int) -> list[Term]:
-        return [t for t in map(_pinned, terms[start]) if _of_products(t) and not reads_a_state([t])]
+        return [t for t in map(_pinned, terms[start]) if kind(t) and not reads_a_state([t])]
 
     if not own_of(last.start):                              # the step reads a sum of the state and what is its own
         terms = {start: [s for t in every for s in _looked_into(t)] for start, every in terms.items()}
@@ -129,7 +156,7 @@ Moving = tuple[bool, ...]  # for each axis of each read of a term, in order: whe
 def _moving(t: Term, value: Value, model: Term, of: Value, steps: int) -> Moving | None:
     """Which axes are read at the number of the step, if a term is what another one is `steps` steps later."""
     mine, theirs = _sorted(t), _sorted(model)
-    if t.coef != model.coef or not _of_products(t) or len(mine) != len(theirs):
+    if t.coef != model.coef or not (_of_products(t) or _alone(t)) or len(mine) != len(theirs):
         return None
     names = {a: b for own, other in zip(value.axes, of.axes) for a, b in zip(own, other)}
     names.update(zip(t.bound, model.bound))

@@ -120,7 +120,8 @@ class Ranges:
             return _with_number(n, name)
         if name in ("log", "log2", "log10"):                # of what may be 0, infinite
             low, high = self.of(n.args[0], depth)
-            return -math.inf if low <= 0 else getattr(math, name)(low), math.inf
+            log = getattr(math, name)
+            return log(low) if low > 0 else -math.inf, log(high) if 0 < high < math.inf else math.inf
         if name in _KNOWN:
             low, high = _KNOWN[name]
             if name in ("exp", "exp2"):                     # not above 1 where the exponent is not above 0

@@ -110,6 +110,8 @@ def _of_parts(value: Value, code: str) -> Match | None:
 
     if code == "LC201":
         return rows_from_the_second(value, _recognised) or own_position_apart(value, part)
+    if code == "LC108":                                     # sums of all keys but the last, behind a zero
+        return rows_from_the_second(value, _recognised)
     return own_position_apart(value, part) or side_by_side(value, part) if code in ("LC106", "LC109") else None
 
 

@@ -357,6 +357,12 @@ def sum_and_scaled_product(c: Call) -> Value:
     return al.add(c.open("self"), al.multiply(p, constant(c.get("value", 1))))
 
 
+@rule("fma")
+def product_and_sum(c: Call) -> Value:
+    """a b + c, as Dynamo writes `addcmul_(..., value=...)`."""
+    return al.add(al.multiply(*_operands(c, "a", "b")), c.open("c"))
+
+
 @rule("addr")
 def sum_and_outer_product(c: Call) -> Value:
     x, y = c["vec1"], c["vec2"]

@@ -49,15 +49,15 @@ class Slot:
     def own_length(self, r: Read) -> int:
         return int(hint(r.leaf.shape[self.axes[0]])) if self.axes else 1
 
-    def placed(self, x: Index, start: int) -> Read:
-        """The read of the whole sequence, from position `start` on, at the variable x."""
+    def placed(self, x: Index, start: int, ahead: int = 0) -> Read:
+        """The read of the whole sequence, which begins at position `start`, at the variable x, or so far ahead of it."""
         if self.starts:
-            return self._put_together(x)
+            return self._put_together(var(x).shift(ahead))
         if not self.axes:
             return self.read
-        return moved(self.read, self.axes, (x,), start)
+        return moved(self.read, self.axes, (x,), start + ahead)
 
-    def _put_together(self, x: Index) -> Read:
+    def _put_together(self, x: Affine) -> Read:
         """A read of the tensors of all pieces, one behind the other."""
         order = sorted(self.parts, key=lambda r: self.starts[r.leaf])
         at = int(self.ends[0])
@@ -75,7 +75,7 @@ class Slot:
             parts.append((replace(r, function="", detached=False), tuple(free), tuple(own)))
         shape = (*(y.size for y in free), at)
         leaf = Leaf(shape, order[0].leaf.tensor, parts=tuple(parts), version=order[0].leaf.version)
-        return Read(leaf, (*(var(y) for y in free), var(x)), self.read.function, self.read.detached)
+        return Read(leaf, (*(var(y) for y in free), x), self.read.function, self.read.detached)
 
 
 def slots(every: Sequence[tuple[Read, ...]], fixed: set[Index], starts: Sequence[int | None]) -> list[Slot]:

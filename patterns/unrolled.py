@@ -44,7 +44,7 @@ from .loop_reads import added, expression_of, in_order, of_products, order_of, p
 from .loop_roles import PieceRoles, is_sum, summed_alike
 from .match import Match
 from .normal_form import Leaf, Read, Term
-from .own_position import own_steps_apart, reads_a_state
+from .own_position import own_steps_apart, reads_a_state, skips_apart
 from .pieces import Piece, Pieces, by_digits
 from .step_gates import DEPTHS, positionless
 
@@ -56,15 +56,18 @@ def recognise_pieces(pieces: Pieces, all_gates: bool = False, with_own: bool = T
     position is a gate, and no number of the key. `with_own`: steps may see of themselves what they see of no other."""
     if len(pieces.pieces) < 2 or not pieces.complete():
         return None
-    try:
+    loop: _Loop | None = None
+    with contextlib.suppress(NotUnrolled):
         loop = _Loop(by_digits(pieces), all_gates)
-    except NotUnrolled:
-        return None
     try:
+        if loop is None:                                    # a skip that each step adds is no product of queries with anything
+            return skips_apart(pieces, functools.partial(recognise_pieces, with_own=False)) if with_own else None
         return loop.match()
     except NotUnrolled:
         return None
     except NearMiss as e:                                   # many things are sums of products, as normalisers are
+        if loop is None:
+            return None
         if e.code == "LC109" and not all_gates and isinstance(
                 gated := recognise_pieces(pieces, True, with_own), Match):
             return gated

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import spellings_adverse  # noqa: F401
 import spellings_beside  # noqa: F401
+import spellings_blocks  # noqa: F401
 import spellings_cells  # noqa: F401
 import spellings_cells_normalised  # noqa: F401
 import spellings_chunks  # noqa: F401
