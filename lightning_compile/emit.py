@@ -10,7 +10,7 @@ import sympy
 import torch
 
 from .patterns.codes import near_miss
-from .patterns.index import Index
+from .patterns.index import Affine, Index
 from .patterns.loop_normaliser import Divided
 from .patterns.match import Match, zeros_in_front
 from .patterns.normal_form import Read, Value
@@ -178,6 +178,16 @@ def initial_state(b: Builder, m: Match, at: Layout) -> Any:
     return b.call(torch.reshape, x, tuple(product_of(b, group) for group in (at.outer, at.heads, m.d, m.e)))
 
 
+def first_row(b: Builder, m: Match, at: Layout, start: Any, o: Any) -> Any:
+    """[B, H, 1, E], what a query in front of all others, which sees no key, reads of the first state."""
+    reads = [r.substitute({m.i[0]: Affine(-1)}) for r in m.q]
+    wide = torch.float64 if m.dtype == torch.float64 else torch.float32
+    q, start = (b.call(torch.Tensor.to, x, wide) for x in (operand(b, reads, at, (), m.d, m.dtype), start))
+    x = b.call(torch.matmul, q, start)
+    x = b.call(torch.mul, x, _scale(m)) if _scale(m) != 1 else x
+    return b.call(torch.Tensor.type_as, x, o)
+
+
 def call_operator(b: Builder, site: Site, operator: Callable[..., Any]) -> tuple[Any, Any, Any, Layout]:
     """(o, z, state, layout): the operator's outputs for a site, `[B, H, N, E]`, `[B, H, N]` and `[B, H, D, E]`."""
     m = site.main
@@ -198,7 +208,10 @@ def call_operator(b: Builder, site: Site, operator: Callable[..., Any]) -> tuple
                      site.final is not None)
     z = b.call(item, outputs, 1) if site.normaliser is not None else None
     state = b.call(item, outputs, 2) if site.final is not None else None
-    return b.call(item, outputs, 0), z, state, at
+    o = b.call(item, outputs, 0)
+    if start is not None and zeros_in_front(m.rows, m.i):
+        o = b.call(torch.cat, [first_row(b, m, at, start, o), o], 2)
+    return o, z, state, at
 
 
 def _scale(m: Match) -> float:
@@ -219,7 +232,7 @@ def finish(b: Builder, m: Match, x: Any, at: Layout, applied: float, shape: Sequ
             front = zeros_in_front(m.rows, m.i)
             more = b.call(subtract, wanted_n, n)
             more = b.call(subtract, more, front) if front else more
-            x = b.call(torch.nn.functional.pad, x, (0, 0) * bool(m.v) + (front, more))
+            x = b.call(torch.nn.functional.pad, x, (0, 0) * bool(m.v) + (0 if m.state else front, more))
     if (len(at.outer), len(at.heads), len(m.rows), len(m.e)) != (1, 1, 1, 1):
         x = b.call(torch.reshape, x, tuple(b.size(y) for y in order))
     coef = number_of(m)

@@ -49,7 +49,8 @@ def joined(main: Match, z: Match) -> Site | None:
         return None
     if len(z.rows) != len(main.rows) or not all(same(a.size, b.size) for a, b in zip(z.rows, main.rows)):
         return None
-    if zeros_in_front(main.rows, main.i) != zeros_in_front(z.rows, z.i):
+    front = zeros_in_front(main.rows, main.i)
+    if front != zeros_in_front(z.rows, z.i) or front and main.state:
         return None
     mapping.update({a: b for a, b in zip(z.rows, main.rows) if a not in mapping})  # digits of one position that both read
     free = {x: y for x, y in mapping.items() if x in {v for axis in z.value.axes for v in axis}}

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from .codes import NearMiss
 from .index import Affine, Index, same, var
+from .loop_forms import substituted, without
 from .match import Match
 from .normal_form import Read, Term, Value
 from .pieces import Pieces
@@ -27,10 +28,24 @@ def rows_from_the_second(value: Value, recognised: Callable[[Value], Match | Nea
     rest = Index(i.size - 1)
     rest.pad_to(i, 1)
     axes = tuple((rest,) if axis == (i,) else axis for axis in value.axes)
-    value = replace(value, terms=tuple(replace(t, exponent=_sums_before(t.exponent, i)) for t in value.terms))
+    terms = (_in_the_exponent(t) for t in value.terms)
+    value = replace(value, terms=tuple(replace(t, exponent=_sums_before(t.exponent, i)) for t in terms))
     later = value.substitute({i: var(rest).shift(1)}, axes)
     m = recognised(replace(later, terms=tuple(_without_last_key(t, rest) for t in later.terms)))
     return behind_a_zero(m, value, i) if isinstance(m, Match) else None
+
+
+def undone(m: Match) -> bool:
+    """Whether sums before the own position are multiplied by what undoes their last decay: where that has come to zero, its
+    inverse is infinite."""
+    return m.strict and bool(m.decay) and any(r.leaf.exponent is not None and not r.variables() & {*m.rows, *m.i} for r in m.out)
+
+
+def _in_the_exponent(t: Term) -> Term:
+    """A term without factors that are exponentials, which undo a decay."""
+    apart = [r for r in t.reads() if (e := r.leaf.exponent) is not None and not r.function and all(len(a) < 2 for a in e.axes)]
+    more = [e for r in apart if r.leaf.exponent is not None for e in substituted(r.leaf.exponent, r.index)]
+    return replace(t, factors=without(t, apart), exponent=(*t.exponent, *more)) if apart else t
 
 
 def _sums_before(exponent: tuple[Term, ...], i: Index) -> tuple[Term, ...]:

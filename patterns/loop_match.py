@@ -215,6 +215,8 @@ def _sequenced(pieces: Pieces, forms: Sequence[Form], operands: _Operands, updat
 def _started(match: Match, states: States, found: Weighed) -> Match:
     """With the state from outside, if one enters."""
     weights, median = found.entering_weight(match.reverse)
+    if not np.allclose(list(found.first), median, rtol=ROOM + 16 * match.room, atol=0):
+        raise near_miss("LC113", leaf="a state that the first position sees otherwise")
     if not weights:
         return match
     initial = [key for key, parts in states.items() if not parts]

@@ -36,7 +36,7 @@ class Weighed:
     """Weights of pairs of positions without their log-decay and without `numbers` of their positions. For each draw of the
     tensors that weights read: the chain of states, the cumulative sums of `atoms`, and the weights [heads, rows] of a state from
     outside. `ratios` are numbers, by head, for each atom; `mask` says what remains of pairs: a coefficient, and whether their sum
-    is reversed or strict."""
+    is reversed or strict. `first` are the weights of that state in a row before all of these."""
 
     count: int
     rows: Array
@@ -48,6 +48,7 @@ class Weighed:
     entering: Sequence[Array]
     mask: tuple[float, bool, bool]
     numbers: tuple[Array, Array] | None = None
+    first: Sequence[Array] = ()
 
     def entering_weight(self, reverse: bool) -> tuple[list[Array], float]:
         """The weights of a state from outside without their decay, by draw, and their median; zero where none enters."""
@@ -87,8 +88,9 @@ def weighed(forms: Sequence[Form], states: Mapping[StateKey, Sequence[Update | C
     keep, seen = (rows >= 0) & (rows < at.count), columns < at.count
     if any(np.any(d.u[:, ~keep, :-1]) or np.any(d.u[:, :, :-1][:, :, ~seen]) for d in every):
         raise near_miss("LC108", queries=at.n, keys=at.count)
-    if any(np.any(d.u[:, rows < 0]) for d in every):        # a state from outside
-        raise near_miss("LC201", seen="the first query sees a state")
+    first = [d.u[:, rows < 0, -1] for d in every] if at.ahead else []
+    if not all(x.shape[1] for x in first):
+        raise near_miss("LC201", seen="the first query is looked at")
     rows, columns = rows[keep], columns[seen]
     room = ROOM + 16 * probe.eps
     pairs = [(d.u[:, keep, :-1][:, :, seen], d.levels) for d in every]
@@ -113,7 +115,7 @@ def weighed(forms: Sequence[Form], states: Mapping[StateKey, Sequence[Update | C
             numbers = numbers.with_state(state, rows)
     entering = [d.u[:, keep, -1] / (1 if numbers is None else numbers.rows[:, rows]) for d in every]
     return Weighed(at.count, rows, columns, atoms, ratios, [d.chain for d in every], [d.levels for d in every], entering, mask,
-                   None if numbers is None else (numbers.rows, numbers.keys)), probe
+                   None if numbers is None else (numbers.rows, numbers.keys), first), probe
 
 
 def _has_numbers(t: Term) -> bool:

@@ -21,7 +21,7 @@ from .clock import look
 from .codes import NearMiss, near_miss
 from .conditions import where_it_counts
 from .exponents import gates_apart, numbers_apart, own_steps_apart, positions_apart
-from .first_apart import rows_from_the_second
+from .first_apart import rows_from_the_second, undone
 from .index import Index, Unknown, product, untied
 from .loop_forms import resolved
 from .match import MAX_FEATURES, Match
@@ -95,7 +95,8 @@ def _recognised(value: Value) -> Match | NearMiss | None:
     lead = max(leads, key=lambda t: len(t.bound))
     try:
         by_degree = reduced(terms, lead, key_digits)
-        return _match(value, terms, lead) if by_degree is None else _polynomial(value, by_degree)
+        found = _match(value, terms, lead) if by_degree is None else _polynomial(value, by_degree)
+        return rows_from_the_second(value, _recognised) or found if isinstance(found, Match) and undone(found) else found
     except NearMiss as e:
         return e
     except Unknown as e:

@@ -13,7 +13,8 @@ L = 8         # positions of a block
 
 
 def _rates() -> list[Tensor]:
-    return [*qkv(), random(H).detach().abs().requires_grad_()]
+    """And the logarithm of each head's rate, as RWKV-5 has it."""
+    return [*qkv(), random(H)]
 
 
 def _later(n: int, own: int = 1) -> Tensor:
@@ -21,12 +22,12 @@ def _later(n: int, own: int = 1) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------- read before it is written
-def _read_first(q: Tensor, k: Tensor, v: Tensor, rate: Tensor) -> list[Tensor]:
+def _read_first(q: Tensor, k: Tensor, v: Tensor, rate: Tensor, state: Tensor | None = None) -> list[Tensor]:
     """o[i] = sum over j < i of w^(i - 1 - j) (q[i] . k[j]) v[j], RWKV-5's without its bonus, in blocks."""
-    w, i = torch.exp(-rate).view(-1, 1, 1), torch.arange(L, dtype=q.dtype)
+    w, i = torch.exp(-torch.exp(rate)).view(-1, 1, 1), torch.arange(L, dtype=q.dtype)
     between = i[:, None] - i - 1
     weights = torch.where(between >= 0, w ** between.clamp(min=0), 0.0)
-    state, found = q.new_zeros(B, H, D, E), []
+    state, found = q.new_zeros(B, H, D, E) if state is None else state, []
     for at in range(0, q.shape[2], L):
         a, b, c = (x[:, :, at:at + L] for x in (q, k, v))
         found.append((a @ b.mT * weights) @ c + (a @ state) * w ** i[:, None])
@@ -44,14 +45,19 @@ def blocks_that_read_first_stacked(q: Tensor, k: Tensor, v: Tensor, rate: Tensor
     return torch.stack(_read_first(q, k, v, rate), 2).flatten(2, 3)
 
 
+@spelling(lambda: [*_rates(), random(B, H, D, E)])
+def blocks_that_read_first_from_a_state(q: Tensor, k: Tensor, v: Tensor, rate: Tensor, state: Tensor) -> Tensor:
+    return torch.cat(_read_first(q, k, v, rate, state), 2)
+
+
 @spelling(qkv)
 def blocks_that_read_first_with_numbers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return torch.cat(_read_first(q, k, v, torch.tensor([0.4, 1.3], dtype=q.dtype)), 2)
+    return torch.cat(_read_first(q, k, v, torch.tensor([-0.9, 0.3], dtype=q.dtype)), 2)
 
 
-def _gated_read_first(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> list[Tensor]:
+def _gated_read_first(q: Tensor, k: Tensor, v: Tensor, f: Tensor, state: Tensor | None = None) -> list[Tensor]:
     """The same with a gate of each step, which decays what was there before."""
-    state, found, log_gates = q.new_zeros(B, H, D, E), [], F.logsigmoid(f)
+    state, found, log_gates = q.new_zeros(B, H, D, E) if state is None else state, [], F.logsigmoid(f)
     for at in range(0, q.shape[2], L):
         a, b, c, g = (x[:, :, at:at + L] for x in (q, k, v, log_gates))
         up_to = g.cumsum(-1)
@@ -75,6 +81,11 @@ def gated_blocks_that_read_first_of_which_one_is_shorter(q: Tensor, k: Tensor, v
 @spelling(gated)
 def gated_blocks_that_read_first_times_a_number_of_each_row(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
     return torch.cat([o * torch.sigmoid(v[:, :, L * n:L * n + L, :1]) for n, o in enumerate(_gated_read_first(q, k, v, f))], 2)
+
+
+@spelling(lambda: [*gated(), random(B, H, D, E)])
+def gated_blocks_that_read_first_from_a_state(q: Tensor, k: Tensor, v: Tensor, f: Tensor, state: Tensor) -> Tensor:
+    return torch.cat(_gated_read_first(q, k, v, f, state), 2)
 
 
 # ------------------------------------------------------------------------------------------------------------------------ skips

@@ -155,7 +155,7 @@ def scores_of_the_first_keys_alone(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k.mT).tril()[..., : N // 2] @ v[:, :, : N // 2]
 
 
-@spelling(qkv, sites=0)
+@spelling(qkv)
 def keys_without_the_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k[:, :, 1:].mT).tril(-1) @ v[:, :, 1:]
 

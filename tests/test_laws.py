@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import spellings_blocks
 import sympy
 import torch
 from torch import Tensor
@@ -242,21 +241,6 @@ def test_gates_of_infinity_in_front_leave_later_positions_alone() -> None:
     assert own[0, :, :5].isnan().all() and own[0, :, 5:].isfinite().all()
     torch.testing.assert_close(found[0, :, 5:], own[0, :, 5:])
     torch.testing.assert_close(found[1], own[1])
-
-
-@pytest.mark.parametrize(("dtype", "rate"), [(torch.float32, 120.0), (torch.float64, 800.0)])
-@pytest.mark.parametrize("program", [spellings_blocks.blocks_that_read_first, spellings_blocks.blocks_that_read_first_stacked])
-def test_what_is_before_the_own_position_is_not_divided_by_its_decay(program: Callable[..., Tensor], dtype: torch.dtype,
-                                                                     rate: float) -> None:
-    """Weights w^(i - 1 - j) are no w^(i - j) / w: of a w that has come to zero that is infinite times nothing."""
-    generator = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(2, 2, 24, n, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for n in (4, 4, 5)]
-    inputs.append(torch.tensor([rate, 0.1], dtype=dtype, requires_grad=True))
-    assert len(lightning_compile.explain(program, *inputs, options=ALWAYS).rewritten) == 1
-    found, own = (f(*inputs) for f in (torch.compile(program, backend="lightning", options=ALWAYS), program))
-    torch.testing.assert_close(found, own)
-    for mine, eager in zip(*(torch.autograd.grad(x.square().sum(), inputs) for x in (found, own))):
-        torch.testing.assert_close(mine, eager, rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_of_stabilised_gates_are_summed_by_the_operator() -> None:

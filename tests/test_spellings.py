@@ -111,6 +111,28 @@ def test_a_spelling_is_its_sites_with_eagers_results(name: str) -> None:
         assert largest(graphs[0]) < B * H * N * min(N, 20), "something of the size of all pairs or states stays"
 
 
+@pytest.mark.parametrize("name", [
+    "blocks_that_read_first", "blocks_that_read_first_stacked", "blocks_that_read_first_from_a_state",
+    "rwkv5_in_chunks_from_a_given_state", "rwkv5_of_many_positions", "strict_powers_by_an_absolute_distance"])
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float64, 100.0), (torch.float32, 20.0)])
+def test_nothing_is_divided_by_a_decay_that_has_come_to_zero(name: str, dtype: torch.dtype, scale: float) -> None:
+    """Weights w^(i - 1 - j) are no w^(i - j) / w: where w is 0 that is infinite times nothing."""
+    one, sites = SPELLINGS[name], list[int]()
+
+    def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        outcome = examine(gm, example_inputs, Options(when="always"))
+        sites.append(len(outcome.report.rewritten))
+        return (outcome.graph or gm).forward
+
+    torch._dynamo.reset()
+    inputs = [(x.detach() * (scale if x.dim() == 1 else 1)).to(dtype).requires_grad_() for x in one.inputs()]
+    assert min(float(torch.exp(-torch.exp(x.detach())).min()) for x in inputs if x.dim() == 1) == 0
+    compiled = torch.compile(one.program, backend=backend, fullgraph=True)
+    for number, (x, e) in enumerate(zip(results(one, compiled, inputs), results(one, one.program, inputs))):
+        assert off(x, e) <= (EXACT if dtype == torch.float64 else 1e-4), f"result {number} is off by {off(x, e):.1e}"
+    assert sites == [1]
+
+
 def test_axes_inserted_in_place_are_no_other_sizes() -> None:
     """Dynamo's own example of the positions has the axis that was inserted later."""
     def f(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
