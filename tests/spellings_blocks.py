@@ -22,7 +22,7 @@ def _later(n: int, own: int = 1) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------- read before it is written
-def _read_first(q: Tensor, k: Tensor, v: Tensor, rate: Tensor, state: Tensor | None = None) -> list[Tensor]:
+def _read_first(q: Tensor, k: Tensor, v: Tensor, rate: Tensor, state: Tensor | None = None, often: int = 1) -> list[Tensor]:
     """o[i] = sum over j < i of w^(i - 1 - j) (q[i] . k[j]) v[j], RWKV-5's without its bonus, in blocks."""
     w, i = torch.exp(-torch.exp(rate)).view(-1, 1, 1), torch.arange(L, dtype=q.dtype)
     between = i[:, None] - i - 1
@@ -30,7 +30,8 @@ def _read_first(q: Tensor, k: Tensor, v: Tensor, rate: Tensor, state: Tensor | N
     state, found = q.new_zeros(B, H, D, E) if state is None else state, []
     for at in range(0, q.shape[2], L):
         a, b, c = (x[:, :, at:at + L] for x in (q, k, v))
-        found.append((a @ b.mT * weights) @ c + (a @ state) * w ** i[:, None])
+        read = w ** i[:, None] * (torch.where(i == 0, often, 1)[:, None] if at == 0 else 1)
+        found.append((a @ b.mT * weights) @ c + (a @ state) * read)
         state = state * w ** L + (b * w ** (L - 1 - i)[:, None]).mT @ c
     return found
 
@@ -52,7 +53,13 @@ def blocks_that_read_first_from_a_state(q: Tensor, k: Tensor, v: Tensor, rate: T
 
 @spelling(qkv)
 def blocks_that_read_first_with_numbers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return torch.cat(_read_first(q, k, v, torch.tensor([-0.9, 0.3], dtype=q.dtype)), 2)
+    return torch.cat(_read_first(q, k, v, torch.tensor([4.7, 0.3], dtype=q.dtype)), 2)
+
+
+@spelling(lambda: [*_rates(), random(B, H, D, E)], sites=0)
+def blocks_of_which_the_first_row_reads_twice_as_much(q: Tensor, k: Tensor, v: Tensor, rate: Tensor, state: Tensor) -> Tensor:
+    """Of the given state."""
+    return torch.cat(_read_first(q, k, v, rate, state, often=2), 2)
 
 
 def _gated_read_first(q: Tensor, k: Tensor, v: Tensor, f: Tensor, state: Tensor | None = None) -> list[Tensor]:
@@ -102,7 +109,7 @@ def _blocks(q: Tensor, k: Tensor, v: Tensor, more: Callable[[slice], Tensor], f:
     return torch.cat(found, 2)
 
 
-for _n in (21, 24, 45):
+for _n in (21, 24, 61):
     def _skip(q: Tensor, k: Tensor, v: Tensor, d: Tensor) -> Tensor:
         return _blocks(q, k, v, lambda here: v[:, :, here] * d.view(-1, 1, 1))
 
@@ -189,7 +196,7 @@ def blocks_of_clamped_differences(q: Tensor, k: Tensor, v: Tensor, f: Tensor) ->
 @spelling(gated, sites=None)
 def differences_of_numbers_of_any_sign_clamped(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
     """The clamp counts here."""
-    g = torch.log(torch.sigmoid(f) + 0.7).cumsum(-1)
+    g = torch.log(F.softplus(f)).cumsum(-1)
     weights = torch.where(~_later(q.shape[2]), (g[..., None] - g[..., None, :]).clamp(max=0.0).exp(), 0.0)
     return (q @ k.mT * weights) @ v
 
