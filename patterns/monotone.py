@@ -5,12 +5,10 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 
 from .index import Affine, Index, var
 from .normal_form import Read, Term, Value
-from .ranges import Range, by_name, unit
 
 
 def sign(v: Value) -> Affine | None:
@@ -60,19 +58,11 @@ def _reads(t: Term, x: Index) -> bool:
 
 def _rises(t: Term) -> bool | None:
     """Whether a sum rises or falls with its end; None if that is not known."""
-    if not isinstance(t.coef, (int, float)) or not all(isinstance(f, Read) for f in t.factors):
+    if not isinstance(t.coef, (int, float)) or not all(isinstance(f, Read) and not f.function for f in t.factors):
         return None
     up = t.coef > 0
     for r in t.reads():
-        low, high = _range(r)
-        if low < 0 < high:
+        if not (r.leaf.positive or r.leaf.falling):
             return None
-        up ^= high <= 0
+        up ^= r.leaf.falling
     return up
-
-
-def _range(r: Read) -> Range:
-    """Where the values of a read lie: the logarithm of what is at most 1 is not above 0."""
-    if not r.function:
-        return r.leaf.bounds
-    return (-math.inf, 0.0) if r.function in ("log", "log_complement") and unit(r.leaf.bounds) else by_name(r.function)

@@ -56,9 +56,9 @@ def blocks_that_read_first_with_numbers(q: Tensor, k: Tensor, v: Tensor) -> Tens
     return torch.cat(_read_first(q, k, v, torch.tensor([4.7, 0.3], dtype=q.dtype)), 2)
 
 
-@spelling(lambda: [*_rates(), random(B, H, D, E)], sites=0)
+@spelling(lambda: [*_rates(), random(B, H, D, E)], sites=None)
 def blocks_of_which_the_first_row_reads_twice_as_much(q: Tensor, k: Tensor, v: Tensor, rate: Tensor, state: Tensor) -> Tensor:
-    """Of the given state."""
+    """Of the given state; the blocks behind the first are an attention of their own."""
     return torch.cat(_read_first(q, k, v, rate, state, often=2), 2)
 
 
