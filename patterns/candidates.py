@@ -11,7 +11,8 @@ import torch.fx as fx
 
 from ..compat import FakeTensorMode
 from .clock import SPARE, OutOfTime, kept, spent
-from .codes import NearMiss
+from .codes import NearMiss, near_miss
+from .first_apart import undone
 from .interpret import GraphInterpreter
 from .islands import Islands
 from .loop_normaliser import divided
@@ -104,8 +105,8 @@ def _find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node
         if node.op not in ("call_function", "call_method", "call_module") or id(t) in table.viewed or \
                 islands is not None and node in islands.leaves:
             return
-        if node in like and like[node] not in told:         # nor is there anything here
-            return
+        if repeats(node, islands, fruitful) and like[node] not in told:
+            return                                          # nor is there anything here
         pieces = table.pieces.get(id(t))
         pieces = None if pieces is None or _goes_on(node, pieces.dim, t.dim()) else pieces
         result = recognise_pieces(pieces.filled()) if pieces is not None else None
@@ -124,6 +125,8 @@ def _find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node
             result = whole if isinstance(whole, Match) else result or whole
         if result is None:
             return
+        if isinstance(result, Match) and undone(result):    # nothing that is true for some rates alone
+            result = near_miss("LC201", seen="its last step is undone by an exponential, which may be infinite")
         told.add(node)
         key = Key(id(t), table.versions.get(id(t), 0))
         if isinstance(result, Match) and not result.maximum:

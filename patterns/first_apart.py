@@ -38,7 +38,9 @@ def rows_from_the_second(value: Value, recognised: Callable[[Value], Match | Nea
 def undone(m: Match) -> bool:
     """Whether sums before the own position are multiplied by what undoes their last decay: where that has come to zero, its
     inverse is infinite."""
-    return m.strict and bool(m.decay) and any(r.leaf.exponent is not None and not r.variables() & {*m.rows, *m.i} for r in m.out)
+    decaying = {r.leaf for g in m.decay for r in g.reads}
+    return m.strict and any(r.leaf.exponent is not None and not r.variables() & {*m.rows, *m.i} and decaying & {
+        x.leaf for t in r.leaf.exponent.terms for x in t.reads()} for r in m.out)
 
 
 def _in_the_exponent(t: Term) -> Term:

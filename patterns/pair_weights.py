@@ -18,6 +18,7 @@ CELLS = 1 << 22  # pairs (times further bound variables) of one term
 SPARE = 4        # positions that a grid has beyond the largest constant
 ROWS = 24        # sizes up to this are taken whole
 MARKS = 16       # numbers of a program that are looked at with their sums
+NOISE = 1e-12    # a decay by so little is none
 ROOM = 1e-9      # weights may be off by so much, beside the rounding of tables
 
 
@@ -178,6 +179,11 @@ def atoms_of(problem: Problem) -> list[Atom]:
             entry = groups.setdefault(tuple(signature), (reads, frozenset(at), [[] for _ in problem.parts]))
             entry[2][n].append(t)
     return [Atom(reads, at, tuple(map(tuple, terms))) for reads, at, terms in groups.values()]
+
+
+def _without_noise(ratios: Array) -> Array:
+    """Numbers of a density; what is left of sums that cancel is none."""
+    return np.where(np.abs(ratios) < NOISE, 0.0, ratios)
 
 
 class Pairs:
@@ -348,10 +354,10 @@ class Pairs:
         distance = level[query] - level[key]
         near = int(np.abs(distance - distance[far]).argmax())
         if (self.prefix or not atom.reads) and distance[near] != distance[far]:  # a number beside the distance is a coefficient
-            return (self._at(n, atom, far) - self._at(n, atom, near)) / (distance[far] - distance[near])
+            return _without_noise((self._at(n, atom, far) - self._at(n, atom, near)) / (distance[far] - distance[near]))
         if self.prefix:
             raise near_miss("LC201", seen="the weight of a pair is another function of its positions")
-        return self._at(n, atom, far) / distance[far]
+        return _without_noise(self._at(n, atom, far) / distance[far])
 
     def _at(self, n: int, atom: Atom, cell: int) -> Array:
         """The exponent's part at a cell of part n, with the axes of batch variables."""

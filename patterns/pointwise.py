@@ -98,7 +98,7 @@ def clamp(v: Value, low: Any, high: Any) -> Value:
     to know the sign alone."""
     bounds = [(bound, upper) for bound, upper in ((high, True), (low, False))
               if bound is not None and bound != (math.inf if upper else -math.inf)]
-    if any(bound != int(bound) for bound, _ in bounds):
+    if not all(math.isfinite(bound) and bound == int(bound) for bound, _ in bounds):
         raise Unknown("a bound that is no integer")
     if len(bounds) == 2 and low > high:
         raise Unknown("bounds that cross")

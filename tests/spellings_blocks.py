@@ -75,6 +75,24 @@ def _gated_read_first(q: Tensor, k: Tensor, v: Tensor, f: Tensor, state: Tensor 
     return found
 
 
+@spelling(_rates, sites=None)
+def blocks_that_read_first_from_behind(q: Tensor, k: Tensor, v: Tensor, rate: Tensor) -> Tensor:
+    return torch.cat(_read_first(*(x.flip(2) for x in (q, k, v)), rate), 2).flip(2)
+
+
+@spelling(_rates)
+def blocks_that_read_first_of_which_the_first_is_zero(q: Tensor, k: Tensor, v: Tensor, rate: Tensor) -> Tensor:
+    first, *others = _read_first(q, k, v, rate)
+    return torch.cat([first * 0, *others], 2)
+
+
+@spelling(_rates)
+def scores_before_the_own_position_by_exponentials(q: Tensor, k: Tensor, v: Tensor, rate: Tensor) -> Tensor:
+    i = torch.arange(q.shape[2], dtype=q.dtype)
+    d = i[:, None] - i - 1
+    return (q @ k.mT * torch.where(d >= 0, torch.exp(-rate.exp().view(-1, 1, 1) * d.clamp(min=0)), 0.0)) @ v
+
+
 @spelling(gated)
 def gated_blocks_that_read_first(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
     return torch.cat(_gated_read_first(q, k, v, f), 2)
@@ -93,6 +111,25 @@ def gated_blocks_that_read_first_times_a_number_of_each_row(q: Tensor, k: Tensor
 @spelling(lambda: [*gated(), random(B, H, D, E)])
 def gated_blocks_that_read_first_from_a_state(q: Tensor, k: Tensor, v: Tensor, f: Tensor, state: Tensor) -> Tensor:
     return torch.cat(_gated_read_first(q, k, v, f, state), 2)
+
+
+@spelling(lambda: [*(x.detach().abs().requires_grad_() for x in qkv(n=3)), random(B, H, 3)], sites=None)
+def two_blocks_that_read_first_and_are_normalised(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
+    """Within a block of two rows the second sees the first without any decay: what is left of sums that cancel is none."""
+    found, log_gates = [], F.logsigmoid(f)
+    state, total = q.new_zeros(B, H, D, E), q.new_zeros(B, H, D, 1)
+    for at in range(0, 3, 2):
+        a, b, c, g = (x[:, :, at:at + 2] for x in (q, k, v, log_gates))
+        up_to = g.cumsum(-1)
+        before = up_to - g
+        weights = (before[..., None] - up_to[..., None, :]).masked_fill(_later(a.shape[2], 0), -torch.inf).exp()
+        scores, decayed = a @ b.mT * weights, before.exp()[..., None]
+        z = scores.sum(-1, keepdim=True) + (a @ total) * decayed + 1.0
+        found.append((scores @ c + (a @ state) * decayed) / z)
+        keys = (b * (up_to[..., -1:] - up_to).exp()[..., None]).mT
+        state = state * up_to[..., -1, None, None].exp() + keys @ c
+        total = total * up_to[..., -1, None, None].exp() + keys.sum(-1, keepdim=True)
+    return torch.cat(found, 2)
 
 
 # ------------------------------------------------------------------------------------------------------------------------ skips

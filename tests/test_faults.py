@@ -391,6 +391,17 @@ def test_what_was_decided_before_the_time_was_over_stays(monkeypatch: pytest.Mon
     assert len(report.rewritten) == 2 and [c.code for c in report.rejected] == ["LC902"], str(report)
 
 
+def test_a_layer_that_is_nothing_hides_none_that_is_like_it() -> None:
+    """Of layers that are alike but for a number, the first of which is 0."""
+    def f(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        for number in (0.0, 1.0, 0.5):
+            q = torch.nn.functional.layer_norm(q, q.shape[-1:])
+            q = q + ((q @ k.mT * number).tril() @ v)[..., :4].sin()
+        return q
+
+    assert len(explained(f, *qkv(n=6)).rewritten) == 2
+
+
 def layers(count: int, alike: bool, rate: float) -> Callable[..., Tensor]:
     """Of one kind, each with another rate, or each with another number of features more."""
     def f(x: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from lightning_compile import rewrite
 from lightning_compile.emit import Site
 from lightning_compile.patterns import algebra, axes, masks, pointwise
 from lightning_compile.patterns.evaluate import fold
-from lightning_compile.patterns.index import Index, untied, var
+from lightning_compile.patterns.index import Index, Unknown, untied, var
 from lightning_compile.patterns.match import Match
 from lightning_compile.patterns.normal_form import Leaf, Position, Term, Value, constant
 from lightning_compile.patterns.states import final_state
@@ -94,6 +94,13 @@ def test_a_function_of_positions_is_torchs(name: str) -> None:
     rule, wanted = ON_POSITIONS[name]
     v = rule(positions(ROWS, (ROWS,), ()), positions(COLUMNS, (), (COLUMNS,)))
     assert torch.equal(as_tensor(v).expand(wanted.shape), wanted)
+
+
+@pytest.mark.parametrize(("low", "high"), [(None, -math.inf), (math.inf, None), (None, math.nan), (math.nan, 1)])
+def test_bounds_that_are_no_numbers_are_not_understood(low: float | None, high: float | None) -> None:
+    """And are no reason to give the whole graph up."""
+    with pytest.raises(Unknown):
+        pointwise.clamp(positions(ROWS), low, high)
 
 
 # ----------------------------------------------------------------------------------------------------------- final states
