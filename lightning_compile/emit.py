@@ -182,7 +182,7 @@ def first_row(b: Builder, m: Match, at: Layout, start: Any, o: Any) -> Any:
     """[B, H, 1, E], what a query in front of all others, which sees no key, reads of the first state."""
     reads = [r.substitute({m.i[0]: Affine(-1)}) for r in m.q]
     wide = torch.float64 if m.dtype == torch.float64 else torch.float32
-    q, start = (b.call(torch.Tensor.to, x, wide) for x in (operand(b, reads, at, (), m.d, m.dtype), start))
+    q, start = (b.call(torch.Tensor.to, x, wide) for x in (operand(b, reads, at, (), m.d, m.dtype, True), start))
     x = b.call(torch.matmul, q, start)
     x = b.call(torch.mul, x, _scale(m)) if _scale(m) != 1 else x
     return b.call(torch.Tensor.type_as, x, o)

@@ -158,7 +158,8 @@ def _find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node
     if not interpreter.switched and stopped is None:
         known = [(c.node, interpreter.table.tensors[c.key.tensor], c.found) for c in found
                  if isinstance(c.found, Match) and c.found.unrolled]
-        for families in outputs_of_steps(interpreter, known):
+        for every in outputs_of_steps(interpreter, known):
+            families = [family for family in every if not undone(family[2])]
             for number, (nodes, whole, match) in enumerate(families):
                 found.append(Candidate(nodes[0], Key(id(whole), 0), whole.dtype, match, steps=tuple(nodes),
                                        more=number + 1 < len(families)))

@@ -13,15 +13,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from .algebra import pinned
+from .clock import look
 from .codes import NearMiss
 from .conditions import restricting
 from .index import Affine, in_order, product, same, var
-from .loop_forms import expand, resolved
+from .loop_forms import NotUnrolled, expand, resolved
 from .loop_roles import is_sum
 from .match import Match
 from .normal_form import Leaf, Read, Term, Value
 from .pieces import Piece, Pieces
 from .roles import summed
+
+MANY = 64  # terms of one step
 
 
 def own_position_apart(value: Value, recognised: Callable[[Value], Match | NearMiss | None]) -> Match | None:
@@ -67,26 +70,34 @@ def _alone(t: Term) -> bool:
 
 def skips_apart(pieces: Pieces, recognised: Callable[[Pieces], Match | NearMiss | None]) -> Match | None:
     """The same of a loop that adds to what each step reads a product at its own position: a skip."""
-    terms = {p.start: [s for t in p.value.terms for s in _opened(t)] for p in pieces.pieces if p.value.masked is None}
+    terms = {p.start: _opened(p.value.terms) for p in pieces.pieces if p.value.masked is None}
     alone = [[_alone(t) for t in every] for every in terms.values()]
     if len(terms) < len(pieces.pieces) or not all(any(every) and not all(every) for every in alone):
         return None
     return own_steps_apart(pieces, terms, recognised, _alone)
 
 
-def _opened(t: Term) -> list[Term]:
-    """A term without a sum, by what it reads that is one."""
-    r = next((r for r in t.reads() if not t.bound and not r.function and _of_sums(r.leaf)), None)
-    return [t] if r is None else [x for s in expand(t, r) for x in _opened(s)]
+def _opened(terms: Sequence[Term]) -> list[Term]:
+    """Terms without a sum by what they read that is one; NotUnrolled where that is too much."""
+    done, todo = list[Term](), list(terms)
+    while todo:
+        look()
+        t = todo.pop()
+        r = next((r for r in t.reads() if not t.bound and not r.function and _of_sums(r.leaf)), None)
+        if r is not None and len(done) + len(todo) > MANY:
+            raise NotUnrolled
+        done, todo = (done, todo + expand(t, r)) if r is not None else ([*done, t], todo)
+    return done
 
 
 def _of_sums(leaf: Leaf) -> bool:
-    todo = [leaf]
+    seen, todo = {leaf}, [leaf]
     while todo:
         if (made := todo.pop().definition) is not None:
             if any(t.bound for t in made.terms):
                 return True
-            todo += made.leaves()
+            todo += made.leaves() - seen
+            seen |= made.leaves()
     return False
 
 

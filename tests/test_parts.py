@@ -6,6 +6,7 @@ Mistakes in these were seeded (benchmarks/mutants.py) and noticed by no program.
 from __future__ import annotations
 
 import itertools
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,7 +29,7 @@ from lightning_compile.patterns import (
     sizes,
 )
 from lightning_compile.patterns.index import Affine, Index, var
-from lightning_compile.patterns.loop_forms import Form
+from lightning_compile.patterns.loop_forms import Form, NotUnrolled
 from lightning_compile.patterns.match import Match
 from lightning_compile.patterns.normal_form import Leaf, Read, Term, Value
 from lightning_compile.patterns.recognise import recognise
@@ -182,3 +183,13 @@ def test_what_stands_beside_an_attention_has_its_features_and_gradients(own: str
             "a number of all features": Term(2, (Read(Leaf((6,), tensor(6)), (var(i),)),)),
             "values": Term(2, (Read(v, (var(i), var(e))),))}[own]
     assert isinstance(recognise(Value(((i,), (e,)), (attention, term))), Match) == beside
+
+
+@pytest.mark.parametrize(("depth", "given_up"), [(10, False), (200, True)])
+def test_a_step_of_too_many_terms_is_given_up(depth: int, given_up: bool) -> None:
+    i, j, leaf = Index(6), Index(6), Leaf((6,), tensor(6))
+    for _ in range(depth):
+        before, leaf = Read(leaf, (var(i),)), Leaf((6,), tensor(6))
+        leaf.definition = Value(((i,),), (Term(1, (before,)), Term(1, (before.substitute({i: var(j)}),), bound=(j,))))
+    with pytest.raises(NotUnrolled) if given_up else nullcontext():
+        assert len(own_position._opened([Term(1, (Read(leaf, (var(i),)),))])) == depth + 1
