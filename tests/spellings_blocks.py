@@ -75,6 +75,11 @@ def _gated_read_first(q: Tensor, k: Tensor, v: Tensor, f: Tensor, state: Tensor 
     return found
 
 
+@spelling(qkv)
+def blocks_that_read_first_with_mild_numbers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.cat(_read_first(q, k, v, torch.tensor([-0.9, 0.3], dtype=q.dtype)), 2)
+
+
 @spelling(_rates, sites=None)
 def blocks_that_read_first_from_behind(q: Tensor, k: Tensor, v: Tensor, rate: Tensor) -> Tensor:
     return torch.cat(_read_first(*(x.flip(2) for x in (q, k, v)), rate), 2).flip(2)

@@ -135,11 +135,20 @@ def test_nothing_is_divided_by_a_decay_that_has_come_to_zero(name: str, dtype: t
     assert sites == [1] or one.sites is None
 
 
-@pytest.mark.parametrize("name", ["blocks_that_read_first", "blocks_that_read_first_with_numbers"])
+@pytest.mark.parametrize("name", ["blocks_that_read_first", "blocks_that_read_first_with_numbers",
+                                  "blocks_that_read_first_with_mild_numbers"])
 def test_what_is_before_the_own_position_is_of_the_rows_from_the_second_on(name: str) -> None:
     one = SPELLINGS[name]
     (site,) = lightning_compile.explain(one.program, *one.inputs(), options={"when": "always"}).rewritten
     assert site.algebra.startswith("o[i + 1]"), site.algebra
+
+
+@pytest.mark.parametrize("name", ["blocks_with_a_skip_61", "gated_blocks_with_a_skip_61"])
+def test_a_skip_of_blocks_is_put_beside_the_whole_sequence(name: str) -> None:
+    """The shorter block is left by none."""
+    one = SPELLINGS[name]
+    report = lightning_compile.explain(one.program, *one.inputs(), options={"when": "always"})
+    assert [" + (l_v_ * l_d_)[i]" in c.algebra for c in report.rewritten] == [True] and not report.rejected, str(report)
 
 
 def test_a_row_that_reads_the_first_state_otherwise_is_none_of_the_sequence() -> None:
