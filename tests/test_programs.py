@@ -333,6 +333,12 @@ def test_a_wrong_backend_is_found() -> None:
     assert same_results(level, inputs, compile=spoilt(lambda x: x.detach() + 0 * x)).candidates == ()
     with pytest.raises(WrongResult):
         same_results(level, inputs, compile=lambda f, dynamic: (lambda *args: f(*args) + 1e-12 * args[0].sum(), []))
+    # so may results in fp32 of a program that computes in fp64
+    cancelled = Program(Spec(dtype=torch.float32), Spelling(), (("output", "o = ((3 * o.double()) / 3 - o.double()).float()"),))
+    inputs = cancelled.spec.inputs(0)
+    assert same_results(cancelled, inputs, compile=spoilt(lambda x: 0 * x)).candidates == ()
+    with pytest.raises(WrongResult):
+        same_results(cancelled, inputs, compile=spoilt(lambda x: x + 1e-7))
 
 
 def test_strategies_are_public_and_say_what_they_need() -> None:

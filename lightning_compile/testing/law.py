@@ -111,17 +111,23 @@ def _near(inputs: Sequence[Tensor], seed: int, distance: float) -> list[Tensor]:
 
 def _noise(p: Program, inputs: Sequence[Tensor], gradients: bool, eager: Sequence[Tensor]) -> list[float]:
     """How far results of eager mode may be off for their own roundings. In fp64: as far as fp32 results are, in units of
-    these; by their whole size, if they are nothing but roundings (gradients that are 0 as numbers): these are small beside other
-    results, and change altogether where inputs are moved a little. In fp32: the most that they are off for other inputs, a
-    thousandth away, for roundings may happen to cancel."""
+    these. In fp32: the most that they are off for other inputs, a thousandth away, for roundings may happen to cancel. In both by
+    their whole size, if they are nothing but roundings (what is 0 as a number): in fp64 these are small beside other results, and
+    change altogether where inputs are moved a little."""
+    f, exact = p.function(), _as(inputs, torch.float64)
+    truth, moved = (results(f, x, gradients) for x in (exact, _near(exact, 0, MOVED)))
+    sizes = [float(t.abs().max()) if t.numel() else 0.0 for t in truth]
+    nothing = [size < EXACT * max(sizes) and 0.01 < off(m, t) < float("inf")
+               for m, t, size in zip(moved, truth, sizes, strict=True)]
+    return [1.0 if none else noise for none, noise in zip(nothing, _of_roundings(p, inputs, gradients, eager), strict=True)]
+
+
+def _of_roundings(p: Program, inputs: Sequence[Tensor], gradients: bool, eager: Sequence[Tensor]) -> list[float]:
     f = p.function()
     if p.spec.dtype == torch.float64:
         unit = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
         narrow = results(f, _as(inputs, torch.float32), gradients)
-        moved = results(f, _near(inputs, 0, MOVED), gradients)
-        sizes = [float(e.abs().max()) if e.numel() else 0.0 for e in eager]
-        return [1.0 if size < EXACT * max(sizes) and 0.01 < off(m, e) < float("inf") else min(off(n, e) * unit, NOISE)
-                for n, m, e, size in zip(narrow, moved, eager, sizes, strict=True)]
+        return [min(off(n, e) * unit, NOISE) for n, e in zip(narrow, eager, strict=True)]
     worst = [0.0] * len(eager)
     for seed in range(NEARBY):
         near = _near(inputs, seed, 1e-3)
