@@ -334,7 +334,7 @@ def test_a_wrong_backend_is_found() -> None:
     with pytest.raises(WrongResult):
         same_results(level, inputs, compile=lambda f, dynamic: (lambda *args: f(*args) + 1e-12 * args[0].sum(), []))
     # so may results in fp32 of a program that computes in fp64
-    cancelled = Program(Spec(dtype=torch.float32), Spelling(), (("output", "o = ((3 * o.double()) / 3 - o.double()).float()"),))
+    cancelled = Program(Spec(dtype=torch.float32, cast=True), Spelling(), (("output", "o = (3 * o) / 3 - o"),))
     inputs = cancelled.spec.inputs(0)
     assert same_results(cancelled, inputs, compile=spoilt(lambda x: 0 * x)).candidates == ()
     with pytest.raises(WrongResult):
