@@ -24,7 +24,7 @@ from .normal_form import Leaf, Read, Term, Value
 from .pieces import Piece, Pieces
 from .roles import summed
 
-MANY = 64  # terms of one step
+MANY = 64  # terms of one step, looked into
 
 
 def own_position_apart(value: Value, recognised: Callable[[Value], Match | NearMiss | None]) -> Match | None:

@@ -44,7 +44,7 @@ from .loop_reads import added, expression_of, in_order, of_products, order_of, p
 from .loop_roles import PieceRoles, is_sum, summed_alike
 from .match import Match
 from .normal_form import Leaf, Read, Term
-from .own_position import own_steps_apart, reads_a_state, skips_apart
+from .own_position import MANY, own_steps_apart, reads_a_state, skips_apart
 from .pieces import Piece, Pieces, by_digits
 from .step_gates import DEPTHS, positionless
 
@@ -153,7 +153,7 @@ class _Loop:
                 continue
             r = next((r for r in t.reads() if r in summed or not r.function and r.leaf.definition is not None
                       and any(x.bound for x in r.leaf.definition.terms)), None)
-            if r is None or len(done) + len(todo) > 64:
+            if r is None or len(done) + len(todo) > MANY:
                 raise NotUnrolled
             todo += expand(t, r)
         if not done:

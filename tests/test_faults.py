@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -438,6 +439,21 @@ def test_layers_like_the_first_take_nothing_of_the_time(monkeypatch: pytest.Monk
     every, took = examined(1e9, rate=0.1)
     some, _ = examined(took / 4, rate=0.2)                  # other numbers: what is checked once is not checked again
     assert len(every.rewritten) == len(some.rewritten) == 12 and not every.rejected and not some.rejected, str(some)
+
+
+@pytest.mark.parametrize(("seconds", "over"), [(8.0, False), (8.9, False), (9.9, False), (10.1, True)])
+def test_what_is_not_counted_is_so_up_to_nine_limits(seconds: float, over: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In two parts; the limit itself comes behind them."""
+    now = [0.0]
+    monkeypatch.setattr(clock.time, "thread_time", lambda: now[0])
+    monkeypatch.setattr(clock, "EVERY", 1)
+    with clock.limited(1.0):
+        for _ in range(2):
+            with clock.uncounted():
+                now[0] += seconds / 2
+        assert clock.spent() == pytest.approx(max(0.0, seconds - clock.AGAIN))
+        with pytest.raises(clock.OutOfTime) if over else nullcontext():
+            clock.look()
 
 
 def test_of_layers_that_differ_those_before_the_time_is_over_are_rewritten(monkeypatch: pytest.MonkeyPatch) -> None:
