@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from .names import name_of
 from .normal_form import Value
 from .recognise import recognise
 from .records import Key
+from .step_gates import unchanged
 from .step_outputs import between, outputs_of_steps
 from .unrolled import recognise_pieces
 
@@ -73,11 +74,15 @@ def find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node,
     a decay would depend on features, exponentials of positions and features are a part of the feature map; where the roles
     cannot be told, what was made of tensors by moving them is looked at as it is, as are nodes that are `closed`."""
     def again(best: Findings, closed: Collection[fx.Node]) -> Findings:
-        other = _find(gm, fake, constants, islands, frozenset(closed))
+        other = looked_through(frozenset(closed))
         return other if best.attentions() < other.attentions() else best
 
+    def looked_through(closed: frozenset[fx.Node]) -> Findings:
+        with unchanged():
+            return _find(gm, fake, constants, islands, closed)
+
     start = spent()
-    best = _find(gm, fake, constants, islands, closed)
+    best = looked_through(closed)
     if best.stopped is not None:
         return best
     took = spent() - start                                  # and so will another look
@@ -158,12 +163,28 @@ def _find(gm: fx.GraphModule, fake: FakeTensorMode, constants: Callable[[fx.Node
     if not interpreter.switched and stopped is None:
         known = [(c.node, interpreter.table.tensors[c.key.tensor], c.found) for c in found
                  if isinstance(c.found, Match) and c.found.unrolled]
-        for every in outputs_of_steps(interpreter, known):
+        loops, fed_back = outputs_of_steps(interpreter, known)
+        for own in fed_back:
+            found = _told_once(found, own, interpreter)
+        for every in loops:
             families = [family for family in every if not undone(family[2])]
             for number, (nodes, whole, match) in enumerate(families):
                 found.append(Candidate(nodes[0], Key(id(whole), 0), whole.dtype, match, steps=tuple(nodes),
                                        more=number + 1 < len(families)))
     return Findings(tuple(found), interpreter, stopped)
+
+
+def _told_once(found: Sequence[Candidate], nodes: Sequence[fx.Node], interpreter: GraphInterpreter) -> list[Candidate]:
+    """Candidates of which those that are what the steps of a loop read, each by itself or side by side, are one: the loop goes on
+    with what it reads (a delta rule)."""
+    every = set(nodes)
+    if any(isinstance(c.found, Match) and c.node in every for c in found):
+        return list(found)
+    rest = [c for c in found if isinstance(c.found, Match) or c.node not in every and every.isdisjoint(c.node.all_input_nodes)]
+    if any(isinstance(c.found, NearMiss) and c.found.code == "LC115" for c in rest):
+        return rest
+    last = interpreter.env[nodes[-1]]
+    return [*rest, Candidate(nodes[-1], Key(id(last), 0), last.dtype, near_miss("LC115", leaf=nodes[0]))]
 
 
 def repeats(node: fx.Node, islands: Islands | None, fruitful: Collection[int]) -> bool:

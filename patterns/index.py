@@ -194,7 +194,7 @@ class Affine:
         return Affine(self.const * by, {x: c * by for x, c in self.coef.items()})
 
     def substitute(self, mapping: Mapping[Index, Affine]) -> Affine:
-        if not any(x in mapping for x in self.coef):
+        if mapping.keys().isdisjoint(self.coef):
             return self
         const, coef = self.const, dict[Index, Size]()
         for x, c in self.coef.items():

@@ -9,6 +9,7 @@ expression e that stands for [e <= 0]. A factor is a read of a leaf at affine in
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -141,7 +142,8 @@ class Read:
     detached: bool = False
 
     def substitute(self, mapping: Mapping[Index, Affine]) -> Read:
-        return Read(self.leaf, tuple(a.substitute(mapping) for a in self.index), self.function, self.detached)
+        index = tuple([a.substitute(mapping) for a in self.index])
+        return self if all(map(operator.is_, index, self.index)) else Read(self.leaf, index, self.function, self.detached)
 
     def variables(self) -> set[Index]:
         return {x for a in self.index for x in a.coef}
@@ -204,9 +206,9 @@ class Term:
 
     def substitute(self, mapping: Mapping[Index, Affine]) -> Term:
         bound = tuple(x for b in self.bound for x in (mapping[b].coef if b in mapping else (b,)))
-        return replace(self, factors=tuple(f.substitute(mapping) for f in self.factors),
-                       indicators=frozenset(a.substitute(mapping) for a in self.indicators),
-                       exponent=tuple(t.substitute(mapping) for t in self.exponent), bound=bound)
+        return Term(self.coef, tuple([f.substitute(mapping) for f in self.factors]),
+                    frozenset([a.substitute(mapping) for a in self.indicators]),
+                    tuple([t.substitute(mapping) for t in self.exponent]), bound, self.dtype, self.via)
 
     def variables(self) -> set[Index]:
         found = {x for f in self.factors for x in f.variables()}

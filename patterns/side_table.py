@@ -361,13 +361,14 @@ class SideTable(Assembled):
             laid_behind_each_other(pieces, read.leaf)
 
     def of_scores(self, name: str, args: Any) -> str:
-        """The name of a function that is applied to products of two tensors, for reports; else empty."""
+        """The name of a function that is applied to products of two tensors, for reports; else empty. A sum that is a leaf for
+        its many terms is none."""
         for a in tensors_in(args):
             if id(a) in self.values and not self.settled(a):
                 for t in self.values[id(a)].terms:
                     if found := next((leaf.scores for leaf in t.leaves() if leaf.scores), ""):
                         return found
-                    if are_scores(t):
+                    if are_scores(t) and name not in ("add", "sub"):
                         return name.strip("_")
         return ""
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch.fx as fx
 
@@ -22,22 +25,60 @@ _POSITIONS = frozenset({"getitem", "select", "narrow", "index_select", "unbind",
 DEPTHS = (12, 4, 3, 2)
 
 
+class _Kind:
+    """What equal expressions have in common, by identity: a tuple of tuples would be gone through at each comparison."""
+
+    __slots__ = ("__weakref__", "key")
+
+    def __init__(self, key: Any) -> None:
+        self.key = key
+
+
+_kinds: WeakValueDictionary[Any, _Kind] = WeakValueDictionary()
+
+
+class _Known(threading.local):
+    kinds: dict[tuple[fx.Node, int], Any] | None = None
+
+
+_known = _Known()
+
+
+@contextlib.contextmanager
+def unchanged() -> Iterator[None]:
+    """In here no graph changes: a kind that has been found stays it."""
+    before, _known.kinds = _known.kinds, {}
+    try:
+        yield
+    finally:
+        _known.kinds = before
+
+
 def kind(n: fx.Node | None, depth: int) -> Any:
-    """Equal for the same expression at another step: what is computed from what, but for the numbers of positions."""
+    """The same for the same expression at another step: what is computed from what, but for the numbers of positions. None where
+    nothing is known of it."""
+    return _kind(n, depth, {} if _known.kinds is None else _known.kinds)
+
+
+def _kind(n: fx.Node | None, depth: int, known: dict[tuple[fx.Node, int], Any]) -> Any:
     if n is None or depth == 0:
         return None
     if n.op not in ("call_function", "call_method"):
         return n
+    if (n, depth) in known:
+        return known[n, depth]
     numbers = name_of(n) not in _POSITIONS
 
     def encode(x: Any) -> Any:
         if isinstance(x, fx.Node):
-            return kind(x, depth - 1)
+            return _kind(x, depth - 1, known)
         if isinstance(x, (tuple, list)):
             return tuple(map(encode, x))
         return str(x) if numbers and not isinstance(x, slice) else None
 
-    return n.target, encode(n.args), tuple((k, encode(v)) for k, v in sorted(n.kwargs.items()))
+    key = n.target, encode(n.args), tuple((k, encode(v)) for k, v in sorted(n.kwargs.items()))
+    found = known[n, depth] = _kinds.get(key) or _kinds.setdefault(key, _Kind(key))
+    return found
 
 
 def positionless(r: Read, steps: int = 0) -> bool:

@@ -18,8 +18,10 @@ from .clock import OutOfTime
 from .codes import near_miss
 from .functions import foreign, is_random
 from .match import Match, parts_of
-from .normal_form import Leaf, Term
+from .names import name_of
+from .normal_form import Leaf, Read, Term
 from .step_gates import kind
+from .transforms import PRODUCTS
 from .unrolled import recognise_pieces
 
 if TYPE_CHECKING:
@@ -35,14 +37,17 @@ Known = tuple[fx.Node, torch.Tensor, Match]  # an attention, and the node that l
 
 
 def outputs_of_steps(interpreter: GraphInterpreter, known: Iterable[Known]
-                     ) -> list[list[tuple[Sequence[fx.Node], torch.Tensor, Match]]]:
+                     ) -> tuple[list[list[tuple[Sequence[fx.Node], torch.Tensor, Match]]], list[list[fx.Node]]]:
     """Of each loop, in the graph's order, the tensors of steps which side by side are an attention, with the tensor that would
     hold them all: those first that are made of the others. Normalisers are by themselves, in front of all attentions. What
-    belongs to attentions that are `known` is none of theirs."""
+    belongs to attentions that are `known` is none of theirs.
+
+    And those of loops that are none, as they go on with what a step reads of the state (a delta rule)."""
     taken = between(known, interpreter)
     groups: dict[Any, list[fx.Node]] = {}
     contractions: dict[Any, list[fx.Node]] = {}
     zeros: dict[Any, list[fx.Node]] = {}
+    made: dict[fx.Node, Sequence[Term]] = {}
     table, loops = interpreter.table, _Loops()
     for n, t in interpreter.env.items():
         own = isinstance(t, torch.Tensor) and id(t) not in table.viewed and table.node_of.get(id(t)) is n
@@ -56,16 +61,22 @@ def outputs_of_steps(interpreter: GraphInterpreter, known: Iterable[Known]
             if n in taken or not _contractions(value.terms) or id(t) in table.pieces:  # heads of a step, side by side
                 continue
             contractions.setdefault(alike, []).append(n)
+            made[n] = value.terms
             if _reads_a_state(value.terms):
                 loops.join(n, value.terms)
                 groups.setdefault((kind(n, DEPTH), n.target, *alike), []).append(n)
     found: dict[Any, list[tuple[Sequence[fx.Node], torch.Tensor, Match]]] = {}
     normalisers: list[list[tuple[Sequence[fx.Node], torch.Tensor, Match]]] = []
+    fed_back: list[list[fx.Node]] = []
     for (_, target, *of), group in groups.items():
         for loop, nodes in loops.apart(group).items():
+            if _before(nodes[-1], nodes):                   # states, or a loop that goes on with what it reads of them
+                if not _before(nodes[-1], nodes, carried=True):
+                    fed_back.append(nodes)
+                continue
             # a first step has no state before it, or one that is given, and is another expression: a projection may follow it
             parts = _made_of(nodes[0], {n for n in contractions[tuple(of)] if n < nodes[0]})
-            before = [n for n in contractions[tuple(of)] if n < nodes[0] and n not in parts]
+            before = [n for n in contractions[tuple(of)] if n < nodes[0] and n not in parts and loops.reads(loop, made[n])]
             empty = [n for n in zeros.get((target, *of), ()) if n < nodes[0]]  # of a state that nothing was added to
             every = [*([n, *nodes] for n in (*empty[-1:], *before[:-3:-1])), nodes, nodes[1:]]
             matches = ((own, _side_by_side(interpreter, own)) for own in every if len(own) >= FEWEST)
@@ -74,7 +85,7 @@ def outputs_of_steps(interpreter: GraphInterpreter, known: Iterable[Known]
                 normalisers.append([one])
             elif one is not None:
                 found.setdefault(loop, []).insert(0, one)
-    return normalisers + sorted(found.values(), key=lambda families: families[-1][0][0])
+    return normalisers + sorted(found.values(), key=lambda families: families[-1][0][0]), fed_back
 
 
 def between(known: Iterable[Known], interpreter: GraphInterpreter) -> set[fx.Node]:
@@ -89,6 +100,27 @@ def between(known: Iterable[Known], interpreter: GraphInterpreter) -> set[fx.Nod
                 seen.add(n)
                 todo += n.all_input_nodes
     return seen
+
+
+def _before(n: fx.Node, among: Collection[fx.Node], carried: bool = False) -> bool:
+    """Whether a node is made of any of some others; `carried`: without a sum over products of them."""
+    first, seen, todo = min(among), set[fx.Node](), [n]
+    while todo:
+        m = todo.pop()
+        for x in _summands(m) if carried else m.all_input_nodes:
+            if x in among:
+                return True
+            if x not in seen and first < x:
+                seen.add(x)
+                todo.append(x)
+    return False
+
+
+def _summands(n: fx.Node) -> list[fx.Node]:
+    """What a node is made of, but for what it contracts."""
+    if name_of(n) == "baddbmm":
+        return [x for x in n.args[:1] if isinstance(x, fx.Node)]
+    return [] if name_of(n) in (*PRODUCTS, "sum") else n.all_input_nodes
 
 
 def _made_of(n: fx.Node, among: Collection[fx.Node]) -> set[fx.Node]:
@@ -148,8 +180,11 @@ class _Loops:
                 if (d := r.leaf.definition) is not None and r.leaf not in self.looked_into:
                     self.looked_into.add(r.leaf)
                     todo.append((r.leaf, d.terms))
-                read = r.leaf if d is not None else (r.leaf, tuple(str(a.const) for a in r.index if not a.coef))
-                self.parent[self._root(read)] = self._root(x)
+                self.parent[self._root(_name(r))] = self._root(x)
+
+    def reads(self, loop: Any, terms: Sequence[Term]) -> bool:
+        """Whether any tensor of terms is one of a loop."""
+        return any(self._root(_name(r)) is loop for t in terms for r in t.reads())
 
     def apart(self, nodes: Sequence[fx.Node]) -> dict[Any, list[fx.Node]]:
         """The nodes of each loop, in order."""
@@ -157,6 +192,11 @@ class _Loops:
         for n in nodes:
             groups.setdefault(self._root(n), []).append(n)
         return groups
+
+
+def _name(r: Read) -> Any:
+    """Of a state its leaf; of a tensor the leaf and the position."""
+    return r.leaf if r.leaf.definition is not None else (r.leaf, tuple(str(a.const) for a in r.index if not a.coef))
 
 
 def to_be_moved(matches: Sequence[Match], interpreter: GraphInterpreter, nodes: Sequence[fx.Node],

@@ -16,7 +16,7 @@ from .names import name_of
 FEWEST = 4  # steps that are a loop
 _PUSH, _POP = "_increment_nesting", "_decrement_nesting"
 _MODULES = ("torch._functorch", "torch._C._functorch", "torch._C._autograd", "torch.autograd.forward_ad")
-_PRODUCTS = frozenset({"matmul", "einsum", "bmm", "mm", "baddbmm", "tensordot", "inner"})
+PRODUCTS = frozenset({"matmul", "einsum", "bmm", "mm", "baddbmm", "tensordot", "inner"})
 
 
 def regions(gm: fx.GraphModule) -> list[list[fx.Node]]:
@@ -42,7 +42,7 @@ def suspect(region: list[fx.Node], ordering: Collection[str]) -> fx.Node | None:
     for n in region:
         name = name_of(n)
         ordered = ordered or name in ordering
-        if ordered and name in _PRODUCTS:
+        if ordered and name in PRODUCTS:
             last = n
     return last
 
@@ -50,4 +50,4 @@ def suspect(region: list[fx.Node], ordering: Collection[str]) -> fx.Node | None:
 def loops(region: list[fx.Node]) -> bool:
     """Whether a product is computed over and over again."""
     seen = Counter(name_of(n) for n in region)
-    return any(seen[name] >= FEWEST for name in _PRODUCTS)
+    return any(seen[name] >= FEWEST for name in PRODUCTS)

@@ -219,6 +219,27 @@ def values_corrected_by_the_state(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.stack(out, 2)  # here
 
 
+@case("LC115", lambda: [torch.cat(4 * [x], 2) for x in qkv()])
+def a_delta_rule_of_many_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    state, out = torch.zeros(B, H, D, E), []
+    for t in range(q.shape[2]):
+        key = k[:, :, t:t + 1]
+        state = state + key.mT @ (v[:, :, t:t + 1] - key @ state)  # here
+        out.append(q[:, :, t:t + 1] @ state)
+    return torch.cat(out, 2)
+
+
+@case("LC115")
+def a_delta_rule_by_elements(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    state, out = torch.zeros(B, H, D, E), []
+    for t in range(N):
+        state = 0.9 * state
+        old = (k[:, :, t, :, None] * state).sum(-2)
+        state = state + k[:, :, t, :, None] * (v[:, :, t] - old).unsqueeze(-2)
+        out.append((q[:, :, t, :, None] * state).sum(-2))  # here
+    return torch.stack(out, 2)
+
+
 @case("LC204", lambda: (*qkv(), seeded(B, H, N)))
 def gate_of_any_sign(q: Tensor, k: Tensor, v: Tensor, gate: Tensor) -> Tensor:
     state, out = torch.zeros(B, H, D, E), []
