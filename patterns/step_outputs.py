@@ -49,8 +49,11 @@ def outputs_of_steps(interpreter: GraphInterpreter, known: Iterable[Known]
     zeros: dict[Any, list[fx.Node]] = {}
     made: dict[fx.Node, Sequence[Term]] = {}
     table, loops = interpreter.table, _Loops()
+    written = {s: n for s, n in table.mutations if n is not None}  # the last write to each memory
     for n, t in interpreter.env.items():
         own = isinstance(t, torch.Tensor) and id(t) not in table.viewed and table.node_of.get(id(t)) is n
+        if own and (not n.users or n < written.get(t.untyped_storage()._cdata, n)):
+            continue                                        # nobody reads it, or it is written through: not what it was
         if own and n.op.startswith("call") and t.dim() > 0:
             value = table.made_of(t)
             if value is None or value.masked is not None:
