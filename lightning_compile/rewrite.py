@@ -321,13 +321,14 @@ class _Pass:
         if not any(_window(r, set(m.i)) for r in m.q):
             return False
         todo, seen = [c.node], {c.node}
+        alone = max(1, sum(_asks(t, own) for t in m.value.terms))  # what is beside the first row, too
         for _ in range(4):
             todo = [u for n in todo for u in n.users if u not in seen]
             seen.update(todo)
             for u in todo:
                 x = self.interpreter.env.get(u)
                 if isinstance(x, torch.Tensor) and (value := self.table.made_of(x)) is not None:
-                    if sum(_asks(t, own) for t in value.terms) > 1:
+                    if sum(_asks(t, own) for t in value.terms) > alone:
                         self.loop_sums.add(u)
                         return True
         return False

@@ -13,7 +13,7 @@ from . import masks, pointwise
 from .calls import Call, rule
 from .conditions import negation
 from .index import Unknown, product, same, size_of
-from .loop_forms import complement_of
+from .loop_forms import LOGARITHMS, complement_of
 from .normal_form import Numbers, Read, Term, Value, constant
 from .ranges import SIGMOID
 from .sums import enters, precedes
@@ -190,12 +190,13 @@ def _log_of_complement(v: Value) -> Value | None:
 
 
 def _log_of_gate(v: Value) -> Value | None:
-    """The logarithm of a tensor that is positive, read as it is."""
+    """The logarithm of a tensor that is positive, read as it is, or of its reciprocal."""
     (t,) = v.terms
     if len(t.factors) != 1 or replace(t, factors=(), dtype=None, via=frozenset()) != Term() or not v.leaves() or not all(
-            leaf.bounds[0] > 0 for leaf in v.leaves()) or t.reads()[0].function or not _positive(v):
+            leaf.bounds[0] > 0 for leaf in v.leaves()) or not _positive(v) or (r := t.reads()[0]).function not in LOGARITHMS:
         return None
-    return replace(v, terms=(replace(t, factors=(replace(t.reads()[0], function="log"),)),))
+    sign, function = LOGARITHMS[r.function]
+    return replace(v, terms=(replace(t, coef=sign, factors=(replace(r, function=function),)),))
 
 
 def _positive(v: Value) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .algebra import times
+from .algebra import outer, times
 from .divided import opened, undivided
 from .index import Affine, Index, in_order, same, var
 from .loop_forms import LOGARITHMS, NotUnrolled, as_exponent, resolved, substituted, without
@@ -67,8 +67,8 @@ def _side_by_side(pieces: Pieces) -> Value:
 
 
 def _alone(t: Term) -> bool:
-    """Whether a term is the read of a tensor."""
-    return len(t.factors) == 1 and isinstance(t.factors[0], Read) and t == Term(1, t.factors, dtype=t.dtype, via=t.via)
+    """Whether a term is the read of a tensor, or of some that each have all of its variables or numbers of them."""
+    return bool(t.reads()) and not outer(t) and t == Term(t.coef, t.factors, dtype=t.dtype, via=t.via)
 
 
 def _of_parts(lead: Term, made: Sequence[Any]) -> Term:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .algebra import are_pairs, outer, pinned
-from .normal_form import Read, Value
+from .normal_form import Read, Term, Value
 
 
 def has_difference(v: Value) -> bool:
@@ -29,13 +29,18 @@ def started(v: Value) -> bool:
     others = [t for t in terms if t not in sums]
     if not sums or not others:
         return False
-    first, bound = sums[0], set(sums[0].bound)
-    running = any(set(e.coef) & bound and set(e.coef) - bound for e in first.indicators)
+    first = next(filter(_runs, sums), sums[0])
+    running, bound = _runs(first), set(first.bound)
     free = {x for f in first.factors for x in f.variables()} | {x for e in first.indicators for x in e.coef}
     free |= {x for axis in v.axes for x in axis}            # heads that share keys and values have an axis of their own
     return all(not t.bound and (running or t.indicators) and all(
         f.variables() and f.variables() < free - bound for f in t.factors if isinstance(f, Read)) and t.leaves()
         for t in others)
+
+
+def _runs(t: Term) -> bool:
+    """Whether a sum goes up to a position."""
+    return any(set(e.coef) & set(t.bound) and set(e.coef) - set(t.bound) for e in t.indicators)
 
 
 def precedes(state: Value, other: Value) -> bool:
