@@ -197,8 +197,9 @@ class _Pass:
             sources = {x.leaf for r in m.out for x in r.leaf.sources} if m.maximum and c.node in live else set()
             if sources & stabilised and self._site((c,), Site(m), told=False):
                 live = self.edits.live()
-        for every in blocks.values():
-            self._reject(every[-1], near_miss("LC114", blocks=len(every)))
+        for every in ([c for c in own if c.node in live] for own in blocks.values()):
+            if every:                                       # not what is in front of a step that is one call now
+                self._reject(every[-1], near_miss("LC114", blocks=len(every)))
         told: list[cand.Candidate] = []
         steps = {self.edits.replaced[n] for c, _ in outputs for n in c.steps if n in self.edits.replaced}
         pieces = self._pieces()

@@ -51,7 +51,7 @@ def outputs_of_steps(interpreter: GraphInterpreter, known: Iterable[Known]
     table, loops = interpreter.table, _Loops()
     written = {s: n for s, n in table.mutations if n is not None}  # the last write to each memory
     for n, t in interpreter.env.items():
-        own = isinstance(t, torch.Tensor) and id(t) not in table.viewed and table.node_of.get(id(t)) is n
+        own = isinstance(t, torch.Tensor) and table.node_of.get(id(t)) is n
         if own and (not n.users or n < written.get(t.untyped_storage()._cdata, n)):
             continue                                        # nobody reads it, or it is written through: not what it was
         if own and n.op.startswith("call") and t.dim() > 0:
@@ -65,7 +65,7 @@ def outputs_of_steps(interpreter: GraphInterpreter, known: Iterable[Known]
                 continue
             contractions.setdefault(alike, []).append(n)
             made[n] = value.terms
-            if _reads_a_state(value.terms):
+            if id(t) not in table.viewed and _reads_a_state(value.terms):
                 loops.join(n, value.terms)
                 groups.setdefault((kind(n, DEPTH), n.target, *alike), []).append(n)
     found: dict[Any, list[tuple[Sequence[fx.Node], torch.Tensor, Match]]] = {}
