@@ -210,8 +210,8 @@ class Partition:
         return not self.reads[x] & self.reads[y] and self.examples[x].shape == self.examples[y].shape
 
     def _reads_a_state(self, user: fx.Node) -> bool:
-        """Whether a node is a product of tensors, none of them a parameter: a contraction, or what a sum makes one; or a view that
-        goes into one."""
+        """Whether a node is a product of tensors, none of them a parameter: a contraction, or what a sum makes one. Or a view
+        that goes into one."""
         if name_of(user) in VIEWS or name_of(user) == "getattr":
             return any(map(self._reads_a_state, user.users))
         given = [self.examples[x] for x in user.all_input_nodes] + [

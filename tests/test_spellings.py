@@ -30,6 +30,7 @@ import spellings_outputs  # noqa: F401
 import spellings_pieces  # noqa: F401
 import spellings_prefix  # noqa: F401
 import spellings_published  # noqa: F401
+import spellings_rephrased  # noqa: F401
 import spellings_retention  # noqa: F401
 import spellings_shared  # noqa: F401
 import spellings_spaces  # noqa: F401
@@ -42,7 +43,7 @@ import spellings_writes  # noqa: F401
 import spellings_wrong  # noqa: F401
 import torch
 import torch.fx as fx
-from spelling import SPELLINGS, B, H, N, Spelling
+from spelling import SPELLINGS, B, E, H, N, Spelling
 from torch import Tensor
 
 import lightning_compile
@@ -149,6 +150,14 @@ def test_a_skip_of_blocks_is_put_beside_the_whole_sequence(name: str) -> None:
     one = SPELLINGS[name]
     report = lightning_compile.explain(one.program, *one.inputs(), options={"when": "always"})
     assert [" + (l_v_ * l_d_)[i]" in c.algebra for c in report.rewritten] == [True] and not report.rejected, str(report)
+
+
+@pytest.mark.parametrize("name", [n for n in SPELLINGS if n.startswith("gates_of_chunks_in_front_")])
+def test_chunks_in_front_are_one_sequence(name: str) -> None:
+    """Not what each chunk has of its own, which would leave the states between them as they are."""
+    one = SPELLINGS[name]
+    report = lightning_compile.explain(one.program, *one.inputs(), options={"when": "always"})
+    assert [c.shape.endswith(f"[{B}, {H}, {N}, {E}]") for c in report.rewritten] == [True] and not report.rejected, str(report)
 
 
 def test_a_row_that_reads_the_first_state_otherwise_is_none_of_the_sequence() -> None:
