@@ -28,6 +28,19 @@ class Spelling:
     slow: bool = False
 
 
+# What takes seconds, and has a like that is run by default: `pytest -m slow tests/test_spellings.py` runs these.
+SECONDS = frozenset({
+    "ACellThatRotatesByItsNumber", "LayerStepByStep", "LayerThatReadsItsLastOutput", "LayersInEachStep",
+    "LayersOneBehindTheOther",
+    "RetentionOneHeadAfterTheOther", "chunks_left_by_position_times_powers_of_an_exponential", "conditions_between_two_decays",
+    "conditions_leave_the_sum", "conditions_leave_the_sum_of_gates", "conditions_that_turn_the_state_round",
+    "conditions_that_turn_what_is_left_round", "conditions_where_a_gate_vanishes", "gates_of_a_window_computed_twice",
+    "gates_of_a_window_times_another_number", "gates_of_chunks_in_front_times_a_number", "gates_of_chunks_in_front_times_a_rate",
+    "odd_row_of_one_block_in_its_pair", "odd_row_of_one_block_in_its_scores", "odd_row_of_one_block_in_its_state",
+    "outputs_that_are_fed_back", "outputs_written_in_place", "reads_of_states_and_the_last_state", "rows_of_both_parts_scaled",
+    "state_copied_and_added_to_in_one_statement", "states_divided_by_maxima_and_queries_by_an_exponential",
+    "steps_with_gates_of_elu_with_another_alpha", "steps_with_gates_of_numbers_that_wrap",
+    "steps_with_the_maximum_so_far_and_a_step_that_differs", "twelve_chunks_stabilised_in_buffers_that_are_read_back"})
 SPELLINGS: dict[str, Spelling] = {}
 
 
@@ -37,7 +50,7 @@ def spelling(inputs: Inputs, sites: int | None = 1, **more: Any) -> Callable[[An
         name = program.__name__
         assert name not in SPELLINGS
         made = program().double() if isinstance(program, type) else program
-        SPELLINGS[name] = Spelling(made, inputs, sites, **more)
+        SPELLINGS[name] = Spelling(made, inputs, sites, **{**more, "slow": more.get("slow", False) or name in SECONDS})
         return program
     return register
 

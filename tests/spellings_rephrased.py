@@ -126,7 +126,7 @@ def _written(name: str, write: Callable[[Tensor, Tensor], object]) -> None:
 
     def program(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> Tensor:
         a, states, out = torch.sigmoid(f), [q.new_zeros(B, D, E) for _ in range(H)], []
-        for t in range(N // 2):
+        for t in range(N // 4):
             heads = []
             for h in range(H):
                 states[h] = a[:, h, t, None, None] * states[h] + k[:, h, t, :, None] * v[:, h, t, None, :]

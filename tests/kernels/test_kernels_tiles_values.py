@@ -72,7 +72,8 @@ def test_a_weight_of_many_powers_of_two_is_as_exact_as_its_decay() -> None:
     assert float((ours - exact).norm() / exact.norm()) < 2e-7
 
 
-@pytest.mark.parametrize("d", [16, 32, 60, 64, pytest.param(96, marks=pytest.mark.slow), 150])
+@pytest.mark.parametrize("d", [16, 32, 60, 64, pytest.param(96, marks=pytest.mark.slow),
+                               pytest.param(150, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
 def test_tiles_take_any_number_of_features(dtype: torch.dtype, d: int) -> None:
     case = Case(n=70, d=d, e=d, batch=1, dtype=dtype)
@@ -80,7 +81,7 @@ def test_tiles_take_any_number_of_features(dtype: torch.dtype, d: int) -> None:
     assert_as_near_as_eager(linear_attention, case.but(normalizer=True))
 
 
-@pytest.mark.parametrize("d", [150, 250])
+@pytest.mark.parametrize("d", [150, pytest.param(250, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("decay", ["none", "head", "step"])
 def test_states_that_stay_in_registers(decay: str, d: int) -> None:
     """Products with them are transposed, and 256 features read values twice."""
@@ -96,7 +97,8 @@ def test_keys_and_values_may_have_different_widths(d: int, e: int) -> None:
     assert_as_near_as_eager(linear_attention, case.but(decay="step", normalizer=True))
 
 
-@pytest.mark.parametrize("decay, normalizer, initial", [("none", True, False), ("head", False, True), ("step", False, True)])
+@pytest.mark.parametrize("decay, normalizer, initial", [
+    ("none", True, False), pytest.param("head", False, True, marks=pytest.mark.slow), ("step", False, True)])
 def test_what_is_compiled_ahead_is_what_is_launched(
     decay: str, normalizer: bool, initial: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,7 +28,8 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("case", [
     Case(n=70, d=72, e=24, batch=1, decay="step", initial=True, final=True),
     Case(n=70, d=40, e=80, batch=1, heads=(1, 2, 4), decay="head", initial=True, final=True, reverse=True),
-    Case(n=130, d=24, e=72, batch=1, heads=(4, 2, 1), decay="step", normalizer=True, lengthwise=True),
+    pytest.param(Case(n=130, d=24, e=72, batch=1, heads=(4, 2, 1), decay="step", normalizer=True, lengthwise=True),
+                 marks=pytest.mark.slow),
     Case(n=70, d=72, e=72, batch=1, normalizer=True, strict=True),
     Case(n=70, d=72, e=40, batch=1, decay="step", dtype=torch.float16, normalizer=True, lengthwise=True),
     Case(n=70, d=40, e=40, batch=1, dtype=torch.float64, decay="step", initial=True),
@@ -76,7 +77,7 @@ def test_a_part_whose_kernels_fail_runs_in_chunks(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("case", [
     Case(n=2500, d=64, e=16, batch=1, heads=(1, 1, 1), normalizer=True),
-    Case(n=2500, d=16, e=64, batch=1, heads=(1, 1, 1), decay="step", initial=True),
+    pytest.param(Case(n=2500, d=16, e=64, batch=1, heads=(1, 1, 1), decay="step", initial=True), marks=pytest.mark.slow),
     Case(n=130, d=64, e=64, batch=1, decay="head"),
 ], ids=str)  # fmt: skip
 def test_what_is_compiled_ahead_is_what_is_launched(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
