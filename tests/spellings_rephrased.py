@@ -10,7 +10,7 @@ from spelling import B, D, E, H, N, gated, qkv, random, spelling, with_state
 from torch import Tensor
 
 C = 4  # positions of a chunk
-Product = Callable[[Tensor, Tensor], Tensor]
+OfTwo = Callable[[Tensor, Tensor], Tensor]
 
 
 def by_batches(a: Tensor, b: Tensor) -> Tensor:
@@ -24,10 +24,10 @@ def turned(a: Tensor, b: Tensor) -> Tensor:
 
 
 # --------------------------------------------------- chunks in front of all axes, and gates that are made of them there
-def _in_front(name: str, gates: Callable[[Tensor, Tensor], Tensor]) -> None:
+def _in_front(name: str, gates: OfTwo, values: OfTwo | None = None) -> None:
     """Positions lie on two axes of a gate that is no axis of theirs apart: chunks, and positions within them."""
     def program(q: Tensor, k: Tensor, v: Tensor, f: Tensor, rate: Tensor) -> Tensor:
-        q, k, v = map(chunks, (q, k, v))
+        q, k, v = map(chunks, (q, k, v if values is None else values(v, f)))
         g = gates(f, rate).cumsum(-1)
         own = (q @ k.mT * (g[..., :, None] - g[..., None, :]).exp().tril()) @ v
         state, found = q.new_zeros(B, H, D, E), []
@@ -46,12 +46,12 @@ def chunks(x: Tensor) -> Tensor:
 
 _in_front("made_before_the_chunks", lambda f, rate: chunks(-F.softplus(-f)))
 _in_front("made_of_the_chunks", lambda f, rate: F.logsigmoid(chunks(f)))
-_in_front("times_a_rate", lambda f, rate: chunks(F.softplus(f) * -rate.exp()[:, None]))
+_in_front("times_a_rate", lambda f, rate: chunks(F.softplus(f) * -rate.exp()[:, None]), lambda v, f: v * F.softplus(f)[..., None])
 _in_front("times_a_number", lambda f, rate: chunks(F.logsigmoid(f) / 16))
 
 
 # ---------------------------------------- a state that is given, where one axis holds all heads, and is read through views
-def _flat(name: str, product: Product) -> None:
+def _flat(name: str, product: OfTwo) -> None:
     def program(q: Tensor, k: Tensor, v: Tensor, state: Tensor) -> Tensor:
         q, k, v, state = (x.flatten(0, 1) for x in (q, k, v, state))
         found = []
@@ -79,7 +79,7 @@ def a_state_less_what_is_left_of_running_sums(q: Tensor, k: Tensor, v: Tensor, s
 
 
 # ----------------------------------------------------------------- blocks that go on with what they have read, said otherwise
-def _go_on(name: str, product: Product) -> None:
+def _go_on(name: str, product: OfTwo) -> None:
     """The first block's output is a view, later ones are sums of two."""
     def program(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         state, found = None, []

@@ -160,6 +160,15 @@ def test_chunks_in_front_are_one_sequence(name: str) -> None:
     assert [c.shape.endswith(f"[{B}, {H}, {N}, {E}]") for c in report.rewritten] == [True] and not report.rejected, str(report)
 
 
+@pytest.mark.parametrize("name", [
+    "rows_of_one_part_scaled", "reads_of_states_padded_behind", "rwkv5_in_chunks_with_a_bonus_of_each_place"])
+def test_states_that_a_loop_carries_are_no_delta_rule(name: str) -> None:
+    """Each state is made of the one before it, and not of what is read of that."""
+    one = SPELLINGS[name]
+    report = lightning_compile.explain(one.program, *one.inputs(), options={"when": "always"})
+    assert report.rejected and "LC115" not in {c.code for c in report.rejected}, str(report)
+
+
 def test_a_row_that_reads_the_first_state_otherwise_is_none_of_the_sequence() -> None:
     """Without the check, which would notice, too."""
     one = SPELLINGS["blocks_of_which_the_first_row_reads_twice_as_much"]
