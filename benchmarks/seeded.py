@@ -380,7 +380,7 @@ MUTANTS = [
          ("not n.users or n < written.get", "n < written.get"),
          ("n < written.get(t.untyped_storage()._cdata, n))", "False)"),
          ("if not _before(nodes[-1], nodes, carried=True):", "if True:")),
-    *_of("patterns/loop_match.py", "pass", ("tuple(sorted(a for number, a in g.at", "tuple(list(a for number, a in g.at")),
+    *_of("patterns/weights.py", "pass", ("tuple(sorted(axis for n, axis in self.at", "tuple(list(axis for n, axis in self.at")),
     *_of("patterns/sums.py", "pass", ("next(filter(_runs, sums), sums[0])", "sums[0]")),
     *_of("patterns/scans.py", "pass", ("bool(t.reads()) and not outer(t) and", "len(t.factors) == 1 and t.coef == 1 and")),
     *_of("patterns/rules_arithmetic.py", "pass", ("replace(t, coef=sign, factors=", "replace(t, coef=1, factors=")),

@@ -354,8 +354,7 @@ def _match(pieces: Pieces, frame: Frame, operands: _Operands, where: Sequenced, 
     def at(r: Read, axes: tuple[int, ...]) -> Read:
         return Slot(0, r, axes).placed(j, low[0])
 
-    moved = tuple(replace(g, reads=tuple(
-        at(r, tuple(sorted(a for number, a in g.at if number == n))) for n, r in enumerate(g.reads))) for g in decay)
+    moved = tuple(replace(g, reads=tuple(at(r, g.axes(n)) for n, r in enumerate(g.reads))) for g in decay)
     q, k, v, out = operands.q, operands.k, operands.v, operands.out
     if where.ahead:                                         # what the first row has no tensor for
         mine = [s for s in out if s.moves and not s.read.variables() & set(frame.e)]

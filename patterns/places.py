@@ -126,7 +126,7 @@ class Places:
     def decay(self, g: Density) -> tuple[Read, ...]:
         result = []
         for number, r in enumerate(g.reads):
-            axes = sorted(a for n, a in g.at if n == number)
+            axes = g.axes(number)
             result.append(moved(r, axes, self.j, self.low[0]) if axes else r)
         return tuple(result)
 

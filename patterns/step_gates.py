@@ -28,10 +28,7 @@ DEPTHS = (12, 4, 3, 2)
 class _Kind:
     """What equal expressions have in common, by identity: a tuple of tuples would be gone through at each comparison."""
 
-    __slots__ = ("__weakref__", "key")
-
-    def __init__(self, key: Any) -> None:
-        self.key = key
+    __slots__ = ("__weakref__",)
 
 
 _kinds: WeakValueDictionary[Any, _Kind] = WeakValueDictionary()
@@ -77,7 +74,7 @@ def _kind(n: fx.Node | None, depth: int, known: dict[tuple[fx.Node, int], Any]) 
         return str(x) if numbers and not isinstance(x, slice) else None
 
     key = n.target, encode(n.args), tuple((k, encode(v)) for k, v in sorted(n.kwargs.items()))
-    found = known[n, depth] = _kinds.get(key) or _kinds.setdefault(key, _Kind(key))
+    found = known[n, depth] = _kinds.get(key) or _kinds.setdefault(key, _Kind())
     return found
 
 

@@ -40,6 +40,10 @@ class Density:
     summed: bool = False
     late: bool = False
 
+    def axes(self, number: int) -> tuple[int, ...]:
+        """The axes of a read along which positions go, outermost first."""
+        return tuple(sorted(axis for n, axis in self.at if n == number))
+
 
 @dataclass(frozen=True)
 class Weights:

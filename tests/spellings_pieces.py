@@ -112,9 +112,8 @@ def two_parts_of_retention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return own + torch.stack(found, 2)
 
 
-@spelling(gated)
-def chunks_in_front_of_the_batch(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
-    q, k, v, g = (torch.stack(x.split(L, 2)) for x in (q, k, v, F.logsigmoid(g)))
+def in_front(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
+    """Of operands that have chunks in front of all other axes."""
     g = g.cumsum(-1)
     own = (q @ k.mT * (g[..., :, None] - g[..., None, :]).exp().tril()) @ v
     state, found = q.new_zeros(B, H, D, E), []
@@ -122,6 +121,11 @@ def chunks_in_front_of_the_batch(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> 
         found.append((x * s.exp()[..., None]) @ state)
         state = state * s[..., -1, None, None].exp() + (y * (s[..., -1:] - s).exp()[..., None]).mT @ z
     return torch.cat(list(own + torch.stack(found)), 2)
+
+
+@spelling(gated)
+def chunks_in_front_of_the_batch(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
+    return in_front(*(torch.stack(x.split(L, 2)) for x in (q, k, v, F.logsigmoid(g))))
 
 
 @spelling(gated)

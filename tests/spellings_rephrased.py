@@ -6,35 +6,20 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from rephrasing import by_batches, by_transposes
 from spelling import B, D, E, H, N, gated, qkv, random, spelling, with_state
+from spellings_pieces import in_front
 from torch import Tensor
 
 C = 4  # positions of a chunk
 OfTwo = Callable[[Tensor, Tensor], Tensor]
 
 
-def by_batches(a: Tensor, b: Tensor) -> Tensor:
-    """The product of matrices, with one axis for all of them."""
-    found = torch.bmm(a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:]))
-    return found.view(*a.shape[:-2], a.shape[-2], b.shape[-1])
-
-
-def turned(a: Tensor, b: Tensor) -> Tensor:
-    return (b.mT @ a.mT).mT
-
-
 # --------------------------------------------------- chunks in front of all axes, and gates that are made of them there
 def _in_front(name: str, gates: OfTwo, values: OfTwo | None = None) -> None:
     """Positions lie on two axes of a gate that is no axis of theirs apart: chunks, and positions within them."""
     def program(q: Tensor, k: Tensor, v: Tensor, f: Tensor, rate: Tensor) -> Tensor:
-        q, k, v = map(chunks, (q, k, v if values is None else values(v, f)))
-        g = gates(f, rate).cumsum(-1)
-        own = (q @ k.mT * (g[..., :, None] - g[..., None, :]).exp().tril()) @ v
-        state, found = q.new_zeros(B, H, D, E), []
-        for x, y, z, s in zip(q, k, v, g):
-            found.append((x * s.exp()[..., None]) @ state)
-            state = state * s[..., -1, None, None].exp() + (y * (s[..., -1:] - s).exp()[..., None]).mT @ z
-        return torch.cat(list(own + torch.stack(found)), 2)
+        return in_front(*map(chunks, (q, k, v if values is None else values(v, f))), gates(f, rate))
 
     program.__name__ = f"gates_of_chunks_in_front_{name}"
     spelling(lambda: [*gated(), random(H)])(program)
@@ -66,7 +51,7 @@ def _flat(name: str, product: OfTwo) -> None:
 
 
 _flat("by_batches", by_batches)
-_flat("turned", turned)
+_flat("turned", by_transposes)
 
 
 @spelling(with_state)
@@ -96,7 +81,7 @@ def _go_on(name: str, product: OfTwo) -> None:
 
 
 _go_on("by_batches", by_batches)
-_go_on("turned", turned)
+_go_on("turned", by_transposes)
 
 
 @spelling(lambda: [*qkv(), random(H)])
@@ -105,7 +90,7 @@ def strict_powers_and_the_own_position_turned(q: Tensor, k: Tensor, v: Tensor, w
     i = torch.arange(N, dtype=q.dtype)
     a = torch.sigmoid(w)[:, None, None]
     weights = torch.where(i[:, None] > i, a ** (i[:, None] - i - 1).clamp(min=0), 0) + 0.5 * torch.eye(N, dtype=q.dtype)
-    return turned(turned(q, k.mT) * weights, v)
+    return by_transposes(by_transposes(q, k.mT) * weights, v)
 
 
 @spelling(gated)
